@@ -1,0 +1,337 @@
+"""DiffSeg on a CPU: from attention maps to labels, with NumPy and OpenCV.
+
+Paper: "Diffuse, Attend, and Segment" (Tian et al., CVPR 2024), sections 3.2 to 3.4. Step 1, the aggregation,
+lives in `runtime.aggregate`; here are step 2, the iterative merge, and step 3, the non-maximum suppression.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from runtime.aggregate import (
+    Weights,
+    aggregate_attention,
+    aggregate_frame,
+    check_pyramid,
+    check_weights,
+    resolution_ratios,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = [
+    "MergeConfig",
+    "aggregate_attention",
+    "merge_attention",
+    "renumber",
+    "segment_attention",
+    "suppress",
+]
+
+SMALLEST_PROBABILITY = 1e-12  # what a logarithm sees in place of 0
+KMEANS_ITERATIONS = 10
+ROWS_AT_ONCE = 256  # 4 MB of maps at 64×64: they stay in cache between the logarithm and the products
+
+
+@dataclass(frozen=True, slots=True)
+class MergeConfig:
+    """Parameters of the merge; the defaults are the paper's for COCO-Stuff.
+
+    Attributes:
+        thresholds: KL threshold τ of every iteration; their number is the number of iterations.
+        grid: anchors per axis, from 2 to the shorter side of the finest resolution.
+        weights: of the resolutions in the aggregation: "proportional" to the side (the authors' code),
+            "per-tensor" (the paper's text), or one number per resolution, finest first.
+        refine: "kmeans" replaces the proposals by the cluster means of K-means on the maps, seeded by them.
+
+    Raises:
+        ValueError: if a value is out of range.
+    """
+
+    thresholds: tuple[float, ...] = (1.1, 1.1, 1.1)
+    grid: int = 16
+    weights: Weights = "proportional"
+    refine: Literal["none", "kmeans"] = "none"
+
+    def __post_init__(self) -> None:
+        try:
+            thresholds = tuple(float(threshold) for threshold in self.thresholds)
+        except (TypeError, ValueError):
+            thresholds = ()
+        if not thresholds or not all(np.isfinite(threshold) and threshold > 0 for threshold in thresholds):
+            raise ValueError(
+                "thresholds: expected one finite number above 0 per iteration and at least one, found "
+                f"{self.thresholds!r}; give for example (1.1, 1.1, 1.1)"
+            )
+        if isinstance(self.grid, bool) or not isinstance(self.grid, (int, np.integer)) or self.grid < 2:
+            raise ValueError(
+                f"grid: expected a whole number of anchors per axis, at least 2, found {self.grid!r}; "
+                "give for example 16"
+            )
+        if self.refine not in ("none", "kmeans"):
+            raise ValueError(
+                f"refine: expected 'none' or 'kmeans', found {self.refine!r}; choose one of them"
+            )
+        object.__setattr__(self, "thresholds", thresholds)
+        object.__setattr__(self, "grid", int(self.grid))
+        object.__setattr__(self, "weights", check_weights(self.weights))
+
+
+def segment_attention(
+    pyramid: Sequence[Any],
+    config: MergeConfig | None = None,
+    *,
+    size: tuple[int, int],
+    grids: Sequence[Sequence[int]] | None = None,
+    layers: Sequence[int] | None = None,
+    device: str = "cpu",
+) -> NDArray[np.int32]:
+    """DiffSeg from attention maps to labels (paper, sections 3.2 to 3.4).
+
+    Args:
+        pyramid: float arrays [n, n] or [B, n, n], one per resolution, finest first, as for
+            `aggregate_attention`.
+        config: parameters of the merge; None = the defaults.
+        size: (H, W) of the labels.
+        grids: (h, w) of every resolution. Default: square.
+        layers: number of layers averaged in every resolution; only weights "per-tensor" need it.
+        device: "cpu".
+
+    Returns:
+        int32 [H, W] or [B, H, W]: index of the proposal of every pixel. Gaps are possible: see `renumber`.
+
+    Raises:
+        ValueError: if an argument is wrong or the maps are not probabilities; the text says what to do.
+    """
+    _check_device(device)
+    config = config or MergeConfig()
+    maps, shapes = check_pyramid(pyramid, grids)
+    ratios = resolution_ratios(config.weights, shapes, layers)
+    anchor_queries(shapes[0], config.grid)
+    height, width = _check_size(size)
+    n = maps[0].shape[-1]
+    aggregated = np.empty(
+        (n, n), np.float32
+    )  # one frame at a time: a batch needs no more memory than a frame
+    frames = [maps] if maps[0].ndim == 2 else [[level[b] for level in maps] for b in range(len(maps[0]))]
+    labels = np.empty((len(frames), height, width), np.int32)
+    for frame, target in zip(frames, labels, strict=True):
+        aggregate_frame(frame, shapes, ratios, aggregated)
+        target[...] = suppress(merge_attention(aggregated, config, shapes[0]), shapes[0], (height, width))
+    return labels[0] if maps[0].ndim == 2 else labels
+
+
+def anchor_queries(grid_shape: tuple[int, int], grid: int) -> NDArray[np.intp]:
+    """Row numbers of the grid × grid anchors, row-major (paper, section 3.3, "sampling grid").
+
+    Raises:
+        ValueError: if the grid does not fit the shorter side.
+    """
+    if not 2 <= grid <= min(grid_shape):
+        raise ValueError(
+            f"grid: expected 2 to {min(grid_shape)} anchors per axis, the shorter side of the finest "
+            f"resolution {grid_shape[0]}x{grid_shape[1]}, found {grid}; "
+            "lower the grid or use an engine of larger input"
+        )
+
+    def axis(side: int) -> NDArray[np.intp]:
+        step = (side - 1) // (grid - 1)
+        return (side - 1 - step * (grid - 1)) // 2 + step * np.arange(grid)
+
+    return (axis(grid_shape[0])[:, None] * grid_shape[1] + axis(grid_shape[1])).ravel()
+
+
+def merge_attention(
+    aggregated: NDArray[Any], config: MergeConfig, grid_shape: tuple[int, int]
+) -> NDArray[np.float32]:
+    """Merge similar maps into proposals (paper, section 3.3, "Iterative Attention Merging").
+
+    Args:
+        aggregated: float [n, n], rows sum to 1; float32 is used without a copy.
+        config: thresholds, grid and refinement; the weights play no part here.
+        grid_shape: (h, w) with h·w = n.
+
+    Returns:
+        float32 [P, n]: the proposals in the order in which they arise, 1 ≤ P ≤ grid².
+
+    Raises:
+        ValueError: if shapes do not fit or the maps have a NaN or an infinity.
+    """
+    maps = np.asarray(aggregated)
+    h, w = grid_shape
+    if maps.ndim != 2 or maps.shape != (h * w, h * w):
+        raise ValueError(
+            f"aggregated: expected [{h * w}, {h * w}] for the grid {h}x{w}, found {list(maps.shape)}; "
+            "pass one frame and its (h, w)"
+        )
+    maps = maps.astype(np.float32, copy=False)
+    anchors = anchor_queries((h, w), config.grid)
+    proposals = _merge_around_anchors(maps, anchors, config.thresholds[0])
+    for threshold in config.thresholds[1:]:
+        proposals = _merge_proposals(proposals, threshold)
+    return _kmeans(maps, proposals) if config.refine == "kmeans" else proposals
+
+
+def _merge_around_anchors(
+    maps: NDArray[np.float32], anchors: NDArray[np.intp], threshold: float
+) -> NDArray[np.float32]:
+    """Iteration 0: every anchor becomes the mean of all maps nearer to it than the threshold."""
+    n = len(maps)
+    centres = maps[anchors]
+    centre_logs = _scaled_log(centres, np.empty_like(centres))
+    centre_entropy = np.einsum("ij,ij->i", centres, centre_logs)
+    members = np.empty((len(anchors), n), np.float32)
+    logs = np.empty((min(ROWS_AT_ONCE, n), n), np.float32)
+    for start in range(0, n, ROWS_AT_ONCE):
+        rows = maps[start : start + ROWS_AT_ONCE]
+        row_logs = _scaled_log(rows, logs[: len(rows)])
+        entropy = np.einsum("ij,ij->i", rows, row_logs)
+        if not np.isfinite(entropy).all():
+            raise ValueError(
+                "aggregated: expected finite maps, found a NaN or an infinity; pass what aggregate_attention returns"
+            )
+        # D = ½[h(a) + h(b) − a·log b − log a·b]: two matrix products, never anchors × maps × pixels.
+        cross = centres @ row_logs.T
+        cross += centre_logs @ rows.T
+        np.less(
+            centre_entropy[:, None] + entropy - cross,
+            2 * threshold,
+            out=members[:, start : start + len(rows)],
+        )
+    members[np.arange(len(anchors)), anchors] = 1  # D(a, a) is 0, but its products may round
+    sums = members @ maps
+    sums /= members.sum(axis=1, keepdims=True)
+    return sums
+
+
+def _merge_proposals(proposals: NDArray[np.float32], threshold: float) -> NDArray[np.float32]:
+    """Iteration t ≥ 1: in order, each proposal not yet claimed takes the mean of all that are near it."""
+    logs = _scaled_log(proposals, np.empty_like(proposals))
+    cross = proposals @ logs.T
+    entropy = np.diagonal(cross)
+    near = entropy[:, None] + entropy - cross - cross.T < 2 * threshold
+    np.fill_diagonal(near, True)
+    claimed = np.zeros(len(proposals), bool)
+    keep = []
+    for index, members in enumerate(near):
+        if not claimed[index]:
+            keep.append(index)
+            claimed |= members
+    members = near[keep].astype(np.float32)
+    sums = members @ proposals
+    sums /= members.sum(axis=1, keepdims=True)
+    return sums
+
+
+def _scaled_log(maps: NDArray[np.float32], out: NDArray[np.float32]) -> NDArray[np.float32]:
+    """log(n·maps): the factor n leaves D as it is, and centres the logarithms, so that products do not cancel."""
+    n = maps.shape[1]
+    np.multiply(maps, np.float32(n), out=out)
+    np.maximum(out, np.float32(n * SMALLEST_PROBABILITY), out=out)
+    return np.log(out, out=out)
+
+
+def _kmeans(maps: NDArray[np.float32], centres: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Lloyd's K-means on the maps from the given centres; a centre without a nearest map stays as it is."""
+    centres = centres.copy()
+    nearest: NDArray[np.intp] | None = None
+    for _ in range(KMEANS_ITERATIONS):
+        # |map − centre|² without |map|², which is the same for all centres.
+        distances = maps @ centres.T
+        distances *= -2
+        distances += np.einsum("ij,ij->i", centres, centres)
+        assigned = distances.argmin(axis=1)
+        if nearest is not None and np.array_equal(assigned, nearest):
+            break
+        nearest = assigned
+        members = (assigned == np.arange(len(centres))[:, None]).astype(np.float32)
+        counts = members.sum(axis=1)
+        filled = counts > 0
+        centres[filled] = members[filled] @ maps / counts[filled, None]
+    return centres
+
+
+def suppress(
+    proposals: NDArray[Any], grid_shape: tuple[int, int], size: tuple[int, int]
+) -> NDArray[np.int32]:
+    """Label every pixel with its strongest proposal (paper, section 3.4, "Non-Maximum Suppression").
+
+    Args:
+        proposals: float [P, n].
+        grid_shape: (h, w) with h·w = n.
+        size: (H, W) of the labels; proposals are interpolated bilinearly, with half-pixel centres.
+
+    Returns:
+        int32 [H, W]: index of the largest proposal, the first one on a tie.
+
+    Raises:
+        ValueError: if shapes do not fit.
+    """
+    import cv2
+
+    h, w = grid_shape
+    height, width = _check_size(size)
+    if proposals.ndim != 2 or len(proposals) < 1 or proposals.shape[1] != h * w:
+        raise ValueError(
+            f"proposals: expected [P, {h * w}] with P ≥ 1 for the grid {h}x{w}, found "
+            f"{list(proposals.shape)}; pass the proposals of merge_attention and the same (h, w)"
+        )
+    maps = np.asarray(proposals, np.float32).reshape(-1, h, w)
+    labels = np.zeros((height, width), np.int32)
+    best = cv2.resize(maps[0], (width, height), interpolation=cv2.INTER_LINEAR).reshape(height, width)
+    # A running maximum: only one interpolated proposal exists at a time.
+    for index in range(1, len(maps)):
+        current = cv2.resize(maps[index], (width, height), interpolation=cv2.INTER_LINEAR).reshape(
+            height, width
+        )
+        np.copyto(labels, index, where=current > best)
+        np.maximum(best, current, out=best)
+    return labels
+
+
+def renumber(labels: NDArray[Any]) -> tuple[NDArray[np.int32], int]:
+    """Number labels without gaps, keeping their order.
+
+    Args:
+        labels: integers, any shape, not negative.
+
+    Returns:
+        int32 of the same shape with values 0 … count − 1, and count.
+
+    Raises:
+        ValueError: if labels are not integers or are negative.
+    """
+    labels = np.asarray(labels)
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"labels: expected integers, found {labels.dtype}; pass the labels of segment_attention"
+        )
+    if labels.size and labels.min() < 0:
+        raise ValueError(
+            f"labels: expected numbers from 0, found {labels.min()}; leave out pixels without a label"
+        )
+    if not labels.size:
+        return labels.astype(np.int32), 0
+    present = np.bincount(labels.ravel()) > 0
+    numbers = np.cumsum(present, dtype=np.int32) - 1
+    return numbers[labels], int(present.sum())
+
+
+def _check_device(device: str) -> None:
+    if device != "cpu":
+        raise ValueError(
+            f"device: expected 'cpu', the only merge core built so far, found {device!r}; use device='cpu'"
+        )
+
+
+def _check_size(size: Sequence[int]) -> tuple[int, int]:
+    if len(size) != 2 or any(int(side) != side or side < 1 for side in size):
+        raise ValueError(
+            f"size: expected (H, W), whole numbers from 1, found {size!r}; pass the frame's size"
+        )
+    return int(size[0]), int(size[1])
