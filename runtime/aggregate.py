@@ -40,9 +40,7 @@ def check_weights(weights: Any) -> Weights:
     return values
 
 
-def resolution_ratios(
-    weights: Any, grids: Sequence[Grid], layers: Sequence[int] | None = None
-) -> list[float]:
+def resolution_ratios(weights: Any, grids: Sequence[Grid], layers: Sequence[int] | None = None) -> list[float]:
     """R_r of every resolution, summing to 1 (paper, equation 4).
 
     Args:
@@ -93,9 +91,7 @@ def check_pyramid(
         )
     maps = [np.asarray(level) for level in pyramid]
     if not maps:
-        raise ValueError(
-            "pyramid: expected at least one resolution, found none; pass a list of attention maps"
-        )
+        raise ValueError("pyramid: expected at least one resolution, found none; pass a list of attention maps")
     for index, level in enumerate(maps):
         if level.ndim not in (2, 3) or level.shape[-1] != level.shape[-2] or level.size == 0:
             raise ValueError(
@@ -104,8 +100,7 @@ def check_pyramid(
             )
         if level.dtype not in (np.float16, np.float32, np.float64):
             raise ValueError(
-                f"pyramid[{index}]: expected float16, float32 or float64, found {level.dtype}; "
-                "convert it first"
+                f"pyramid[{index}]: expected float16, float32 or float64, found {level.dtype}; convert it first"
             )
         if level.shape[:-2] != maps[0].shape[:-2]:
             raise ValueError(
@@ -238,9 +233,7 @@ class _Level:
             down, across = interpolation(self.h, self.finest[0]), interpolation(self.w, self.finest[1])
             rows = self.maps[y * self.w : (y + 1) * self.w].astype(np.float32)
             # Normalising after the interpolation is the same as weighting each pixel by its share in it.
-            rows *= (self.ratio / _row_sums(rows, np.outer(down.sum(0), across.sum(0)).ravel(), self.index))[
-                :, None
-            ]
+            rows *= (self.ratio / _row_sums(rows, np.outer(down.sum(0), across.sum(0)).ravel(), self.index))[:, None]
             wide = rows.reshape(-1, self.w) @ across.T
             full = np.matmul(down, wide.reshape(self.w, self.h, self.finest[1]))
             self._line, self._interpolated = y, full.reshape(self.w, -1)
@@ -274,9 +267,7 @@ def _row_sums(rows: NDArray[np.float32], shares: NDArray[np.float32], index: int
     lowest = rows.min()
     if not (np.isfinite(sums).all() and sums.min() > 0 and lowest >= 0):
         finite = np.isfinite(rows).all()
-        found = (
-            "a NaN or an infinity" if not finite else "a negative value" if lowest < 0 else "a row of zeros"
-        )
+        found = "a NaN or an infinity" if not finite else "a negative value" if lowest < 0 else "a row of zeros"
         raise ValueError(
             f"pyramid[{index}]: expected rows of probabilities, finite, not negative and not all 0, found "
             f"{found}; check the engine's precision (float16 overflows where float32 or bfloat16 does not)"

@@ -74,9 +74,7 @@ class MergeConfig:
                 "give for example 16"
             )
         if self.refine not in ("none", "kmeans"):
-            raise ValueError(
-                f"refine: expected 'none' or 'kmeans', found {self.refine!r}; choose one of them"
-            )
+            raise ValueError(f"refine: expected 'none' or 'kmeans', found {self.refine!r}; choose one of them")
         object.__setattr__(self, "thresholds", thresholds)
         object.__setattr__(self, "grid", int(self.grid))
         object.__setattr__(self, "weights", check_weights(self.weights))
@@ -115,9 +113,7 @@ def segment_attention(
     anchor_queries(shapes[0], config.grid)
     height, width = _check_size(size)
     n = maps[0].shape[-1]
-    aggregated = np.empty(
-        (n, n), np.float32
-    )  # one frame at a time: a batch needs no more memory than a frame
+    aggregated = np.empty((n, n), np.float32)  # one frame at a time: a batch needs no more memory than a frame
     frames = [maps] if maps[0].ndim == 2 else [[level[b] for level in maps] for b in range(len(maps[0]))]
     labels = np.empty((len(frames), height, width), np.int32)
     for frame, target in zip(frames, labels, strict=True):
@@ -146,9 +142,7 @@ def anchor_queries(grid_shape: tuple[int, int], grid: int) -> NDArray[np.intp]:
     return (axis(grid_shape[0])[:, None] * grid_shape[1] + axis(grid_shape[1])).ravel()
 
 
-def merge_attention(
-    aggregated: NDArray[Any], config: MergeConfig, grid_shape: tuple[int, int]
-) -> NDArray[np.float32]:
+def merge_attention(aggregated: NDArray[Any], config: MergeConfig, grid_shape: tuple[int, int]) -> NDArray[np.float32]:
     """Merge similar maps into proposals (paper, section 3.3, "Iterative Attention Merging").
 
     Args:
@@ -256,9 +250,7 @@ def _kmeans(maps: NDArray[np.float32], centres: NDArray[np.float32]) -> NDArray[
     return centres
 
 
-def suppress(
-    proposals: NDArray[Any], grid_shape: tuple[int, int], size: tuple[int, int]
-) -> NDArray[np.int32]:
+def suppress(proposals: NDArray[Any], grid_shape: tuple[int, int], size: tuple[int, int]) -> NDArray[np.int32]:
     """Label every pixel with its strongest proposal (paper, section 3.4, "Non-Maximum Suppression").
 
     Args:
@@ -286,9 +278,7 @@ def suppress(
     best = cv2.resize(maps[0], (width, height), interpolation=cv2.INTER_LINEAR).reshape(height, width)
     # A running maximum: only one interpolated proposal exists at a time.
     for index in range(1, len(maps)):
-        current = cv2.resize(maps[index], (width, height), interpolation=cv2.INTER_LINEAR).reshape(
-            height, width
-        )
+        current = cv2.resize(maps[index], (width, height), interpolation=cv2.INTER_LINEAR).reshape(height, width)
         np.copyto(labels, index, where=current > best)
         np.maximum(best, current, out=best)
     return labels
@@ -308,13 +298,9 @@ def renumber(labels: NDArray[Any]) -> tuple[NDArray[np.int32], int]:
     """
     labels = np.asarray(labels)
     if not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(
-            f"labels: expected integers, found {labels.dtype}; pass the labels of segment_attention"
-        )
+        raise ValueError(f"labels: expected integers, found {labels.dtype}; pass the labels of segment_attention")
     if labels.size and labels.min() < 0:
-        raise ValueError(
-            f"labels: expected numbers from 0, found {labels.min()}; leave out pixels without a label"
-        )
+        raise ValueError(f"labels: expected numbers from 0, found {labels.min()}; leave out pixels without a label")
     if not labels.size:
         return labels.astype(np.int32), 0
     present = np.bincount(labels.ravel()) > 0
@@ -331,7 +317,5 @@ def _check_device(device: str) -> None:
 
 def _check_size(size: Sequence[int]) -> tuple[int, int]:
     if len(size) != 2 or any(int(side) != side or side < 1 for side in size):
-        raise ValueError(
-            f"size: expected (H, W), whole numbers from 1, found {size!r}; pass the frame's size"
-        )
+        raise ValueError(f"size: expected (H, W), whole numbers from 1, found {size!r}; pass the frame's size")
     return int(size[0]), int(size[1])

@@ -1,0 +1,1 @@
+"""Export stage: a Stable Diffusion pipeline's VAE encoder and U-Net, traced into an engine file."""

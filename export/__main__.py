@@ -1,0 +1,99 @@
+"""Command line: `python -m export MODEL --output engines/NAME` writes an engine file and checks it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from runtime.errors import DiffSegError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from export.check import OutputCheck
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+USAGE_ERROR = 2
+
+
+@app.command()
+def main(
+    model: Annotated[str, typer.Argument(help="Diffusers folder, or id on the model hub (owner/name).")],
+    output: Annotated[Path, typer.Option(help="Engine to write: engines/NAME gives engines/NAME.onnx.")],
+    size: Annotated[
+        str | None, typer.Option(metavar="HxW", help="Frame size in pixels; the model's own if left out.")
+    ] = None,
+    batch: Annotated[str, typer.Option(metavar="N|dynamic", help="Frames per call.")] = "1",
+    timestep: Annotated[int, typer.Option(help="Diffusion timestep of the one U-Net pass.")] = 300,
+    prompt: Annotated[str, typer.Option(help="Text prompt, baked in.")] = "",
+    threshold: Annotated[
+        str, typer.Option(metavar="T,T,...", help="Default KL thresholds, one per iteration.")
+    ] = "1.1,1.1,1.1",
+    revision: Annotated[str | None, typer.Option(help="Revision on the model hub.")] = None,
+    compact: Annotated[bool, typer.Option("--compact", help="Store weights as float16: half the file.")] = False,
+) -> None:
+    """Export a Stable Diffusion pipeline's VAE encoder and U-Net to an ONNX engine with its attention exposed.
+
+    The file is checked against PyTorch before it takes its place. Exit status: 0 done, 1 failed, 2 bad usage.
+    """
+    try:
+        request = _parse(size, batch, timestep, threshold)
+        if output.is_dir():
+            raise DiffSegError(f"--output {output} is a folder; expected a name in it, such as {output}/NAME")
+    except DiffSegError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(USAGE_ERROR) from None
+    from export.engine import export_engine
+
+    path = output if output.suffix == ".onnx" else output.with_name(output.name + ".onnx")
+    try:
+        checks = export_engine(model, path, prompt=prompt, revision=revision, compact=compact, **request)
+    except DiffSegError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    report(checks)
+    print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB) and {path}.json", file=sys.stderr)
+
+
+def _parse(size: str | None, batch: str, timestep: int, threshold: str) -> dict[str, Any]:
+    """The options as `export_engine` takes them. Raises DiffSegError on the first that is out of range."""
+    try:
+        thresholds = tuple(float(word) for word in threshold.split(","))
+    except ValueError:
+        thresholds = ()
+    if not thresholds or not all(0 < t < float("inf") for t in thresholds):
+        raise DiffSegError(f"--threshold: expected numbers above 0 with commas between them, found {threshold!r}")
+    sides = (size or "").lower().split("x")
+    if size is not None and not (len(sides) <= 2 and all(side.isdecimal() and int(side) > 0 for side in sides)):
+        raise DiffSegError(f"--size: expected HxW in pixels such as 512x768, or one number, found {size!r}")
+    if batch != "dynamic" and not (batch.isdecimal() and int(batch) > 0):
+        raise DiffSegError(f"--batch: expected a number above 0 or 'dynamic', found {batch!r}")
+    if not 0 <= timestep < 1000:
+        raise DiffSegError(f"--timestep: expected 0 to 999, found {timestep}")
+    return {
+        "size": None if size is None else (int(sides[0]), int(sides[-1])),
+        "batch": None if batch == "dynamic" else int(batch),
+        "timestep": timestep,
+        "thresholds": thresholds,
+    }
+
+
+def report(checks: Sequence[OutputCheck]) -> None:
+    """A table of the comparison with PyTorch, on stderr."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="engine against PyTorch", box=None, pad_edge=False)
+    for column in ("output", "worst", "mean", "row KL", "bound", "row sum", ""):
+        table.add_column(column, justify="left" if column == "output" else "right", no_wrap=True)
+    for check in checks:
+        figures = (check.worst, check.mean, check.divergence, check.bound, check.row_sum)
+        table.add_row(check.output, *(f"{f:.1e}" for f in figures), "ok" if check.passed else "FAILED")
+    Console(stderr=True).print(table)
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m export")

@@ -1,0 +1,109 @@
+"""Attention layers rewritten for export: self-attention that shows its map, cross-attention on a constant prompt."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from diffusers.models.attention_processor import Attention
+
+
+class MapCollector:
+    """Receives the self-attention maps during one forward pass, in order of execution.
+
+    A plain object: torch.export refuses a module whose own dict or list attributes change while it is traced.
+    """
+
+    def __init__(self) -> None:
+        self._maps: dict[int, list[Tensor]] = {}
+        self.layers: dict[int, int] = {}
+
+    def add(self, probabilities: Tensor) -> None:
+        """Keep the mean over heads of `probabilities` [B, heads, n, n] as float32 [B, n, n]."""
+        self._maps.setdefault(probabilities.shape[-1], []).append(probabilities.mean(dim=1, dtype=torch.float32))
+
+    def take(self) -> dict[int, list[Tensor]]:
+        """Hand over the maps by token count n and forget them; `layers` keeps how many each n had."""
+        maps, self._maps = self._maps, {}
+        self.layers = {n: len(layers) for n, layers in maps.items()}
+        return maps
+
+
+def _split_heads(x: Tensor, heads: int) -> Tensor:
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention on an already scaled query: context [B, heads, n, d] and float32 probabilities [B, heads, n, m].
+
+    The logits are of the layers' own type (scaling the query first keeps float16 from overflowing); the softmax
+    is always float32 (DESIGN: precision).
+    """
+    probabilities = (query @ key.transpose(-1, -2)).float().softmax(dim=-1)
+    return probabilities.to(value.dtype) @ value, probabilities
+
+
+class ExposedSelfAttention(nn.Module):
+    """`Attention` of diffusers (self-attention, no mask, no norms of its own) that hands its map to a collector."""
+
+    def __init__(self, attention: "Attention", collector: MapCollector) -> None:
+        super().__init__()
+        self.heads: int = attention.heads
+        self.to_q, self.to_k, self.to_v = attention.to_q, attention.to_k, attention.to_v
+        self.to_out = attention.to_out[0]
+        self.collector = collector
+        # The scale lives in the query's weights: one pass over n × d less per layer, and small float16 logits.
+        scale_linear(self.to_q, attention.scale)
+
+    def forward(self, hidden_states: Tensor, **_: Any) -> Tensor:
+        """hidden_states [B, n, C] → [B, n, C]."""
+        query, key, value = (
+            _split_heads(linear(hidden_states), self.heads) for linear in (self.to_q, self.to_k, self.to_v)
+        )
+        context, probabilities = attend(query, key, value)
+        self.collector.add(probabilities)
+        return self.to_out(context.transpose(1, 2).flatten(2))
+
+
+class PromptCrossAttention(nn.Module):
+    """Cross-attention of diffusers whose keys and values, of a fixed prompt, are constants of the graph."""
+
+    key: Tensor
+    value: Tensor
+
+    def __init__(self, attention: "Attention", prompt: Tensor) -> None:
+        super().__init__()
+        self.heads: int = attention.heads
+        self.to_q, self.to_out = attention.to_q, attention.to_out[0]
+        with torch.no_grad():
+            prompt = prompt.to(attention.to_k.weight.dtype)
+            self.register_buffer("key", _split_heads(attention.to_k(prompt), self.heads).clone())
+            self.register_buffer("value", _split_heads(attention.to_v(prompt), self.heads).clone())
+        scale_linear(self.to_q, attention.scale)
+
+    def forward(self, hidden_states: Tensor, **_: Any) -> Tensor:
+        """hidden_states [B, n, C] → [B, n, C]."""
+        query = _split_heads(self.to_q(hidden_states), self.heads)
+        context, _probabilities = attend(query, self.key, self.value)
+        return self.to_out(context.transpose(1, 2).flatten(2))
+
+
+def scale_linear(linear: nn.Linear, scale: float) -> None:
+    """Multiply a linear layer's output by `scale`, in place, through its weights."""
+    with torch.no_grad():
+        linear.weight.mul_(scale)
+        if linear.bias is not None:
+            linear.bias.mul_(scale)
+
+
+def is_plain(attention: "Attention") -> bool:
+    """Whether the rewritten layers compute what this one does: no norms, masks, residual or added keys of its own."""
+    return (
+        all(
+            getattr(attention, name, None) is None
+            for name in ("group_norm", "spatial_norm", "norm_q", "norm_k", "norm_cross", "add_k_proj")
+        )
+        and not attention.residual_connection
+        and attention.rescale_output_factor == 1.0
+    )

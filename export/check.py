@@ -1,0 +1,99 @@
+"""Holding an engine to PyTorch: the same frame through both, every output compared."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from runtime.errors import DiffSegError
+from runtime.sidecar import EngineSpec
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+# Mean KL divergence (nats) between an engine's rows and PyTorch's, by precision of the arithmetic or of the stored
+# weights, whichever is less exact. Measured ones are ten to a hundred times smaller; a wrong timestep, prompt,
+# scale or block exceeds them by far more.
+BOUNDS = {"fp32": 1e-6, "fp16": 1e-3, "bf16": 2e-2}
+ROW_SUM_BOUND = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class OutputCheck:
+    """One output against PyTorch: worst and mean absolute error, mean KL of rows, worst row sum error."""
+
+    output: str
+    worst: float
+    mean: float
+    divergence: float
+    row_sum: float
+    finite: bool
+    bound: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the output is finite, its rows sum to 1 and its divergence is within the bound."""
+        return self.finite and self.row_sum <= ROW_SUM_BOUND and self.divergence <= self.bound
+
+
+def random_frame(height: int, width: int, seed: int = 0) -> "NDArray[np.uint8]":
+    """A frame with structure at every scale, uint8 [height, width, 3]: noise of octaves from 4 pixels to the whole."""
+    import cv2
+
+    rng = np.random.default_rng(seed)
+    frame = np.zeros((height, width, 3), np.float32)
+    for octave in range(1, 7):
+        noise = rng.normal(size=(2**octave, 2**octave, 3)).astype(np.float32)
+        frame += cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC) * 0.75**octave
+    return np.clip(127 + 70 * frame, 0, 255).astype(np.uint8)
+
+
+def compare(spec: EngineSpec, found: Sequence["NDArray"], expected: Sequence["NDArray"]) -> list[OutputCheck]:
+    """Compare pyramids level by level. Raises DiffSegError when their shapes differ."""
+    shapes = ([m.shape for m in found], [m.shape for m in expected])
+    if shapes[0] != shapes[1]:
+        raise DiffSegError(f"the engine gives maps of shapes {shapes[0]}, PyTorch {shapes[1]}; export it again")
+    bound = max(BOUNDS[spec.precision], BOUNDS[spec.storage])
+    return [
+        _compare_output(level.output, ours, theirs, bound)
+        for level, ours, theirs in zip(spec.levels, found, expected, strict=True)
+    ]
+
+
+def _compare_output(name: str, found: "NDArray", expected: "NDArray", bound: float) -> OutputCheck:
+    finite = bool(np.isfinite(found).all())
+    difference = np.abs(found.astype(np.float32) - expected)
+    # Row by row in double precision: a mean of 1e-6 is below what float32 logarithms resolve.
+    divergence = 0.0
+    for ours, theirs in zip(found.reshape(-1, found.shape[-1]), expected.reshape(-1, found.shape[-1]), strict=True):
+        p, q = np.maximum(theirs.astype(np.float64), 1e-12), np.maximum(ours.astype(np.float64), 1e-12)
+        divergence += float(p @ np.log(p / q)) + float(q.sum() - p.sum())
+    return OutputCheck(
+        name,
+        float(difference.max()),
+        float(difference.mean()),
+        divergence / (found.size / found.shape[-1]),
+        float(np.abs(found.sum(-1, dtype=np.float64) - 1).max()),
+        finite,
+        bound,
+    )
+
+
+def check_engine(path: Path, model: str) -> list[OutputCheck]:
+    """Run a random frame through the engine and through an untouched `model`, and compare every output.
+
+    Timestep, prompt and size are the engine's own. PyTorch goes first and is freed before the engine is loaded, so
+    the two never share the memory. Raises DiffSegError when either cannot be loaded.
+    """
+    from export.eager import eager_pyramid
+    from export.pipeline import load_pipeline
+    from runtime.engine import open_engine
+
+    spec = open_engine(path, "cpu").spec
+    frames = np.stack([random_frame(spec.height, spec.width, seed) for seed in range(spec.batch or 1)])
+    pipeline = load_pipeline(model, spec.prompt, revision=spec.revision)
+    expected = eager_pyramid(pipeline, frames, spec.timestep)
+    del pipeline
+    return compare(spec, open_engine(path, "cpu").infer(frames), expected)

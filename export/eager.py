@@ -1,0 +1,65 @@
+"""The pyramid as PyTorch computes it on an untouched diffusers pipeline: the yardstick for every engine."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from export.attention import MapCollector
+
+if TYPE_CHECKING:
+    import numpy as np
+    from diffusers.models.attention_processor import Attention
+    from numpy.typing import NDArray
+
+    from export.pipeline import Pipeline
+
+
+class _RecordingProcessor:
+    """diffusers' own attention arithmetic (`get_attention_scores`), with the probabilities kept."""
+
+    def __init__(self, collector: MapCollector) -> None:
+        self.collector = collector
+
+    def __call__(
+        self,
+        attention: "Attention",
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        **_: object,
+    ) -> Tensor:
+        query = attention.head_to_batch_dim(attention.to_q(hidden_states))
+        key = attention.head_to_batch_dim(attention.to_k(hidden_states))
+        value = attention.head_to_batch_dim(attention.to_v(hidden_states))
+        scores = attention.get_attention_scores(query, key, attention_mask)
+        self.collector.add(scores.unflatten(0, (-1, attention.heads)))
+        context = attention.batch_to_head_dim(scores @ value)
+        return attention.to_out[1](attention.to_out[0](context))
+
+
+def eager_pyramid(pipeline: "Pipeline", frame: "NDArray[np.uint8]", timestep: int) -> list["NDArray[np.float32]"]:
+    """Attention maps of frames uint8 [B, H, W, 3] BGR by diffusers itself, finest first: float32 [B, n, n] each.
+
+    Only the self-attention processors are set (they record); timestep and prompt go the ordinary way. The pipeline
+    must not have been rewritten by `export.network.FrameToPyramid`.
+    """
+    collector = MapCollector()
+    processors = pipeline.unet.attn_processors
+    pipeline.unet.set_attn_processor(
+        {
+            name: _RecordingProcessor(collector) if ".attn1." in name else processor
+            for name, processor in processors.items()
+        }
+    )
+    # The tensor is made from a copy with positive strides, which torch asks for.
+    rgb = torch.from_numpy(frame[..., ::-1].copy()).permute(0, 3, 1, 2)
+    image = rgb.to(pipeline.unet.dtype) / 127.5 - 1
+    with torch.no_grad():
+        encoded = pipeline.vae.encode(image)
+        latent = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
+        prompt = pipeline.prompt_embedding.expand(len(frame), -1, -1)
+        pipeline.unet(latent * pipeline.vae.config.scaling_factor, timestep, encoder_hidden_states=prompt)
+    pipeline.unet.set_attn_processor(processors)
+    maps = collector.take()
+    return [torch.stack(maps[n]).mean(dim=0).numpy() for n in sorted(maps, reverse=True)]

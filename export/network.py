@@ -1,0 +1,108 @@
+"""Frame → pyramid as one torch module: VAE encoder, one U-Net pass, self-attention maps averaged per resolution."""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from export.attention import ExposedSelfAttention, MapCollector, PromptCrossAttention, is_plain
+from runtime.errors import DiffSegError
+from runtime.sidecar import Level
+
+if TYPE_CHECKING:
+    from export.pipeline import Pipeline
+
+
+class _NoTimeEmbedding(nn.Module):
+    """Stands where the time embedding was, once its effect lives in the convolutions' biases."""
+
+    def forward(self, *_: object) -> None:
+        return None
+
+
+class FrameToPyramid(nn.Module):
+    """DiffSeg's network (paper section 3.2): uint8 frames [B, H, W, 3] BGR → attention maps, finest first.
+
+    Each map is float32 [B, n, n], mean over heads and over the layers of its resolution; rows sum to 1.
+    Takes the pipeline's modules over and rewrites them in place: do not use the pipeline afterwards.
+    """
+
+    def __init__(self, pipeline: "Pipeline", timestep: int) -> None:
+        super().__init__()
+        self.collector = MapCollector()
+        self.latent_scaling = float(pipeline.vae.config.scaling_factor)
+        self.latent_channels = int(pipeline.unet.config.in_channels)
+        self.dtype: torch.dtype = pipeline.unet.dtype
+        self.encoder: nn.Module = pipeline.vae.encoder
+        self.quant_conv: nn.Module | None = getattr(pipeline.vae, "quant_conv", None)
+        self.unet: nn.Module = pipeline.unet
+        with torch.no_grad():
+            fold_timestep(self.unet, timestep, pipeline.prompt_embedding)
+        expose_attention(self.unet, pipeline.prompt_embedding, self.collector)
+
+    def forward(self, frame: Tensor) -> tuple[Tensor, ...]:
+        """frame: uint8 [B, H, W, 3] BGR → one float32 [B, n, n] per resolution, finest first."""
+        # Cast first: TensorRT accepts uint8 only at the graph's edge.
+        image = frame.float().flip(-1).permute(0, 3, 1, 2) / 127.5 - 1.0
+        latent = self.encoder(image.to(self.dtype))
+        if self.quant_conv is not None:
+            latent = self.quant_conv(latent)
+        # An AutoencoderKL gives mean and log-variance: the mean is the latent, and no noise is added (DESIGN).
+        latent = latent[:, : self.latent_channels] * self.latent_scaling
+        self.unet(latent, 0, encoder_hidden_states=None)
+        maps = self.collector.take()
+        # A sum, not a stack: at 64×64 every copy of a map is 64 MB.
+        return tuple(sum(maps[n][1:], maps[n][0]) / len(maps[n]) for n in sorted(maps, reverse=True))
+
+
+def fold_timestep(unet: Any, timestep: int, prompt: Tensor) -> None:
+    """Make the timestep a constant: each residual block's time projection becomes part of a convolution's bias."""
+    embedding = unet.time_embedding(unet.get_time_embed(sample=prompt, timestep=torch.tensor(timestep)))
+    if unet.time_embed_act is not None:
+        embedding = unet.time_embed_act(embedding)
+    for name, block in unet.named_modules():
+        if getattr(block, "time_emb_proj", None) is None:
+            continue
+        if block.time_embedding_norm != "default":
+            raise DiffSegError(
+                f"residual block {name} conditions on time by '{block.time_embedding_norm}'; "
+                "supported: 'default' (Stable Diffusion 1.x and 2.x)"
+            )
+        activated = embedding if block.skip_time_act else block.nonlinearity(embedding)
+        shift = block.time_emb_proj(activated)[0]
+        block.conv1.bias = nn.Parameter(block.conv1.bias + shift, requires_grad=False)
+        block.time_emb_proj = None
+    unet.time_embedding, unet.time_embed_act = _NoTimeEmbedding(), None
+
+
+def expose_attention(unet: Any, prompt: Tensor, collector: MapCollector) -> None:
+    """Replace every transformer block's attentions; self-attention maps go to `collector` as the U-Net runs."""
+    for name, block in list(unet.named_modules()):
+        if not hasattr(block, "attn1"):
+            continue
+        for attention in (block.attn1, block.attn2):
+            if attention is not None and not is_plain(attention):
+                raise DiffSegError(
+                    f"attention layer in {name} has norms or residuals of its own; supported: the plain attention "
+                    "of Stable Diffusion 1.x and 2.x"
+                )
+        block.attn1 = ExposedSelfAttention(block.attn1, collector)
+        if block.attn2 is not None:
+            block.attn2 = PromptCrossAttention(block.attn2, prompt)
+
+
+def pyramid_levels(network: FrameToPyramid, height: int, width: int) -> tuple[Level, ...]:
+    """Grids and layer counts, finest first, of the pyramid that `network` gives for a [height, width] frame.
+
+    Runs the network on meta tensors, which costs neither time nor memory. A grid has the frame's proportions, so
+    h = √(n · height / width).
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        network(torch.zeros(1, height, width, 3, dtype=torch.uint8))
+    return tuple(
+        Level(h := round(math.sqrt(n * height / width)), n // h, layers)
+        for n, layers in sorted(network.collector.layers.items(), reverse=True)
+    )

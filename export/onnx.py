@@ -1,0 +1,99 @@
+"""Network → ONNX file: tracing, clean-up, metadata."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runtime.sidecar import METADATA_KEY, EngineSpec, sidecar_path, write_atomically
+
+if TYPE_CHECKING:
+    import onnx_ir
+    from torch import nn
+
+OPSET = {"fp32": 21, "fp16": 21, "bf16": 22}  # 22 is the first opset whose Conv takes bfloat16
+
+
+def write_onnx(network: "nn.Module", spec: EngineSpec, path: Path) -> None:
+    """Trace `network` for the frames that `spec` describes and write `path` with its metadata and sidecar.
+
+    Weights above 1.5 GB go to `<path>.data`. Where the spec says so, float32 weights are stored as float16, which
+    halves the file; the arithmetic stays float32. Tracing runs on shapes only: it needs no more memory than weights.
+    """
+    import onnx_ir
+
+    program = _trace(network, spec)
+    model = program.model
+    _clean(model)
+    if spec.storage == "fp16" and spec.precision == "fp32":
+        _store_as_float16(model)
+    model.producer_name, model.producer_version = "diffseg", spec.producer.get("diffseg", "")
+    model.metadata_props[METADATA_KEY] = spec.to_json()
+    model.doc_string = None
+    large = sum(value.const_value.nbytes for value in model.graph.initializers.values()) > 1.5e9
+    onnx_ir.save(model, path, external_data=f"{path.name}.data" if large else None)
+    write_atomically(sidecar_path(path), spec.to_json().encode())
+
+
+def _trace(network: "nn.Module", spec: EngineSpec) -> Any:
+    import contextlib
+    import io
+    import warnings
+
+    import torch
+
+    dynamic = spec.batch is None
+    # A dynamic batch is traced with 2: torch.export takes 1 for a constant.
+    frame = torch.zeros(2 if dynamic else spec.batch or 1, spec.height, spec.width, 3, dtype=torch.uint8)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            network,
+            (frame,),
+            dynamo=True,
+            opset_version=OPSET[spec.precision],
+            input_names=["frame"],
+            output_names=[level.output for level in spec.levels],
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},) if dynamic else None,
+            verbose=False,
+        )
+    assert program is not None
+    return program
+
+
+def _clean(model: "onnx_ir.Model") -> None:
+    """Drop the tracer's notes (half of a small file) and weights stored twice."""
+    from onnx_ir.passes import common
+
+    common.DeduplicateInitializersPass()(model)
+    common.RemoveUnusedNodesPass()(model)
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+    for value in model.graph.initializers.values():
+        value.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        value.metadata_props.clear()
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+
+
+def _store_as_float16(model: "onnx_ir.Model") -> None:
+    """Keep every large float32 initialiser as float16 followed by a Cast, which inference libraries fold at load."""
+    import numpy as np
+    import onnx_ir
+
+    for value in list(model.graph.initializers.values()):
+        tensor = value.const_value
+        if tensor is None or tensor.dtype != onnx_ir.DataType.FLOAT or tensor.size < 1024:
+            continue
+        half = onnx_ir.Value(
+            name=f"{value.name}_fp16",
+            shape=value.shape,
+            type=onnx_ir.TensorType(onnx_ir.DataType.FLOAT16),
+            const_value=onnx_ir.Tensor(tensor.numpy().astype(np.float16), name=f"{value.name}_fp16"),
+        )
+        cast = onnx_ir.node("Cast", [half], {"to": onnx_ir.DataType.FLOAT.value})
+        model.graph.insert_before(model.graph[0], cast)
+        cast.outputs[0].shape, cast.outputs[0].dtype = value.shape, onnx_ir.DataType.FLOAT
+        value.replace_all_uses_with(cast.outputs[0])
+        del model.graph.initializers[str(value.name)]
+        model.graph.register_initializer(half)

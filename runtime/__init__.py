@@ -1,0 +1,21 @@
+"""DiffSeg's lean runtime: frames in, labels out. NumPy, OpenCV and one inference library; never PyTorch."""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["DiffSegError", "Result", "Segmenter", "__version__"]
+
+if TYPE_CHECKING:
+    from runtime.errors import DiffSegError
+    from runtime.segmenter import Result, Segmenter
+
+_HOME = {"Segmenter": "runtime.segmenter", "Result": "runtime.segmenter", "DiffSegError": "runtime.errors"}
+
+
+def __getattr__(name: str) -> Any:
+    # Lazy, so that `import runtime` and `--help` cost no NumPy, OpenCV or inference library.
+    if name not in _HOME:
+        raise AttributeError(f"module 'runtime' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOME[name]), name)

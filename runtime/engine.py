@@ -1,0 +1,115 @@
+"""Engines: files that map frames to attention or labels. A registry says which backend runs which file."""
+
+import importlib
+import importlib.util
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runtime.errors import DiffSegError
+from runtime.sidecar import EngineSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+
+EMBEDDED = Path(__file__).resolve().parent.parent / "engines" / "tiny.onnx"
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """How to get at a backend without importing it: module, class, what it needs, and which files it runs."""
+
+    name: str
+    suffix: str
+    module: str
+    cls: str
+    package: str
+    extras: tuple[str, ...]
+
+
+BACKENDS = (
+    Backend(
+        "onnxruntime",
+        ".onnx",
+        "runtime.backends.onnxruntime",
+        "OnnxRuntimeEngine",
+        "onnxruntime",
+        ("cpu", "gpu"),
+    ),
+)
+
+
+class Engine(ABC):
+    """A loaded engine. Backends implement `_infer` and `clone`; everything else is here."""
+
+    spec: EngineSpec
+    device: str
+
+    def infer(self, frames: "np.ndarray") -> list["np.ndarray"]:
+        """Run frames uint8 [B, H, W, 3] BGR, of the engine's own size, through the network.
+
+        Returns the head's outputs in the order of the spec: for `attention` one float [B, n, n] per level, finest
+        first. Raises DiffSegError when the frames have another shape or type, or the library fails.
+        """
+        spec = self.spec
+        expected = (spec.batch or len(frames), spec.height, spec.width, 3)
+        if frames.dtype != "uint8" or frames.shape != expected:
+            batch = "B" if spec.batch is None else str(spec.batch)
+            raise DiffSegError(
+                f"the engine takes frames uint8 [{batch}, {spec.height}, {spec.width}, 3], found {frames.dtype} "
+                f"{list(frames.shape)}; resize the frame first, or let runtime.Segmenter do it"
+            )
+        return self._infer(frames)
+
+    @abstractmethod
+    def _infer(self, frames: "np.ndarray") -> list["np.ndarray"]: ...
+
+    @abstractmethod
+    def clone(self) -> "Engine":
+        """A second engine on the same weights, for use from another thread."""
+
+
+def open_engine(path: str | Path | None = None, device: str = "auto", backend: str | None = None) -> Engine:
+    """Open an engine file; None opens the embedded default. `device`: auto, cpu, cuda or cuda:N.
+
+    Raises DiffSegError, before anything heavy is imported, when the file is missing, no backend runs its kind, or
+    the backend's package is not installed.
+    """
+    path = EMBEDDED if path is None else Path(path).expanduser()
+    check_device(device)
+    chosen = _choose(path, backend)
+    if not path.is_file():
+        raise DiffSegError(
+            f"no engine {path}; export one with 'python -m export MODEL --output {path.with_suffix('')}'"
+        )
+    if importlib.util.find_spec(chosen.package) is None:
+        extras = " or ".join(f"pip install 'diffseg[{extra}]'" for extra in chosen.extras)
+        raise DiffSegError(f"{path.name} needs the package {chosen.package}, which is not installed; {extras}")
+    cls = getattr(importlib.import_module(chosen.module), chosen.cls)
+    return cls(path, device)
+
+
+def check_device(device: str) -> None:
+    """Raise DiffSegError unless `device` is auto, cpu, cuda or cuda:N."""
+    name, _, index = device.partition(":")
+    if device not in ("auto", "cpu", "cuda") and not (name == "cuda" and index.isdecimal()):
+        raise DiffSegError(f"unknown device {device!r}; expected auto, cpu, cuda or cuda:N")
+
+
+def _choose(path: Path, name: str | None) -> Backend:
+    runs = [backend for backend in BACKENDS if backend.suffix == path.suffix.lower()]
+    if not runs:
+        raise DiffSegError(
+            f"cannot run {path.name}: expected an engine that ends in {_names(b.suffix for b in BACKENDS)}; "
+            "make one with 'python -m export MODEL --output engines/NAME'"
+        )
+    for backend in runs:
+        if name in (None, backend.name):
+            return backend
+    raise DiffSegError(f"no backend {name!r} for {path.suffix} engines; expected {_names(b.name for b in runs)}")
+
+
+def _names(words: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(words))

@@ -1,0 +1,191 @@
+"""Frames in, labels out: the engine, the merge core and the way back to the frame's own size."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+
+from runtime.engine import open_engine
+from runtime.errors import DiffSegError
+from runtime.merge import MergeConfig, aggregate_attention, merge_attention, renumber, suppress
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from runtime.engine import Engine
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One segment of a result. `area`: pixels; `box`: x, y, width, height in pixels."""
+
+    index: int
+    area: int
+    box: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a Segmenter makes of one frame.
+
+    Attributes:
+        labels: int32 [H, W], the segment of every pixel of the frame, numbered 0 … count−1 without gaps.
+        count: number of segments.
+        milliseconds: wall time of each stage: resize, network, merge, labels, total.
+        proposals: on request, float32 [count, h, w]: the merged attention map of each segment; sums to 1.
+        attention: on request, float32 [h·w, h·w]: the aggregated attention; row i is where token i looks.
+    """
+
+    labels: NDArray[np.int32]
+    count: int
+    milliseconds: dict[str, float]
+    proposals: NDArray[np.float32] | None = field(default=None, repr=False)
+    attention: NDArray[np.float32] | None = field(default=None, repr=False)
+
+    def mask(self, index: int) -> NDArray[np.bool_]:
+        """bool [H, W]: the pixels of segment `index`. Raises IndexError beyond the last segment."""
+        if not 0 <= index < self.count:
+            raise IndexError(f"expected a segment from 0 to {self.count - 1}, found {index}")
+        return self.labels == index
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """Area and box of every segment, in index order."""
+        width = self.labels.shape[1]
+        order = np.argsort(self.labels, axis=None, kind="stable")
+        areas = np.bincount(self.labels.ravel(), minlength=self.count)
+        segments, start = [], 0
+        for index, area in enumerate(areas.tolist()):
+            rows, columns = np.divmod(order[start : start + area], width)
+            x, y = int(columns.min()), int(rows[0])
+            box = (x, y, int(columns.max()) - x + 1, int(rows[-1]) - y + 1)
+            segments.append(Segment(index, area, box))
+            start += area
+        return tuple(segments)
+
+
+class Segmenter:
+    """DiffSeg on frames. Safe to use from one thread; `clone()` shares the weights with another."""
+
+    def __init__(self, engine: Engine, config: MergeConfig | None = None) -> None:
+        """Take an open engine. `config` None: the defaults the engine was exported with.
+
+        Raises DiffSegError when the grid of anchors does not fit the engine's finest attention.
+        """
+        spec = engine.spec
+        self.engine = engine
+        self.config = config or MergeConfig(thresholds=spec.thresholds, grid=default_grid(engine))
+        finest = spec.levels[0]
+        side = min(finest.height, finest.width)
+        if self.config.grid > side:
+            raise DiffSegError(
+                f"grid {self.config.grid} does not fit: this engine's finest attention is {finest.height}x"
+                f"{finest.width}; expected a grid from 2 to {side}"
+            )
+
+    @classmethod
+    def open(
+        cls,
+        engine: str | Path | None = None,
+        device: str = "auto",
+        *,
+        backend: str | None = None,
+        thresholds: float | tuple[float, ...] | None = None,
+        iterations: int | None = None,
+        grid: int | None = None,
+        **merge: Any,
+    ) -> Segmenter:
+        """Open an engine file (None: the embedded default) on a device: auto, cpu, cuda or cuda:N.
+
+        `thresholds`: one KL threshold for every iteration or one each; `iterations`: how many; `grid`: anchors per
+        axis; `merge`: the other fields of MergeConfig (weights, refine). What is left out comes from the engine's sidecar.
+        Raises DiffSegError when the engine cannot be opened or an option is out of range.
+        """
+        opened = open_engine(engine, device, backend)
+        if iterations is not None and iterations < 1:
+            raise DiffSegError(f"iterations: expected at least 1, found {iterations}")
+        taus = opened.spec.thresholds
+        if isinstance(thresholds, (int, float)):
+            taus = (float(thresholds),) * (iterations or len(taus))
+        elif thresholds is not None:
+            taus = tuple(thresholds)
+            if iterations not in (None, len(taus)):
+                raise DiffSegError(
+                    f"expected one threshold, or one for each of {iterations} iterations, found {len(taus)}"
+                )
+        elif iterations is not None:
+            # More iterations than exported thresholds: the last one goes on.
+            taus = (taus + taus[-1:] * iterations)[:iterations]
+        grid = default_grid(opened) if grid is None else grid
+        try:
+            config = MergeConfig(thresholds=taus, grid=grid, **merge)
+        except (TypeError, ValueError) as error:
+            raise DiffSegError(str(error)) from None
+        return cls(opened, config)
+
+    def __call__(self, frame: NDArray[np.uint8], *, details: bool = False) -> Result:
+        """Segment one frame, uint8 [H, W, 3] BGR of any size; `details` adds proposals and aggregated attention.
+
+        Raises DiffSegError when the frame has another shape or type.
+        """
+        if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+            found = f"{frame.dtype} {list(frame.shape)}" if isinstance(frame, np.ndarray) else type(frame).__name__
+            raise DiffSegError(f"expected a frame uint8 [H, W, 3] BGR, found {found}; read it with cv2.imread")
+        if 0 in frame.shape:
+            raise DiffSegError(f"expected a frame of at least one pixel, found {list(frame.shape)}")
+        spec = self.engine.spec
+        grids = [(level.height, level.width) for level in spec.levels]
+        times = [time.perf_counter()]
+        resized = resize_frame(frame, spec.height, spec.width)
+        times.append(time.perf_counter())
+        # A fixed batch is filled with the one frame there is.
+        pyramid = self.engine.infer(np.repeat(resized[None], spec.batch or 1, axis=0))
+        times.append(time.perf_counter())
+        layers = [level.layers for level in spec.levels]
+        attention = aggregate_attention(
+            [maps[0] for maps in pyramid], grids=grids, layers=layers, weights=self.config.weights
+        )
+        proposals = merge_attention(attention, self.config, grids[0])
+        raw = suppress(proposals, grids[0], (spec.height, spec.width))
+        times.append(time.perf_counter())
+        fitted = cv2.resize(raw, frame.shape[1::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+        labels, count = renumber(fitted)
+        times.append(time.perf_counter())
+        stages = np.diff(times) * 1e3
+        milliseconds = {
+            name: round(float(ms), 3) for name, ms in zip(("resize", "network", "merge", "labels"), stages, strict=True)
+        }
+        milliseconds["total"] = round((times[-1] - times[0]) * 1e3, 3)
+        if not details:
+            return Result(labels, count, milliseconds)
+        kept = proposals[np.unique(fitted)].reshape(count, *grids[0])
+        return Result(labels, count, milliseconds, kept, attention)
+
+    def clone(self) -> Segmenter:
+        """A Segmenter for another thread, on the same weights."""
+        return Segmenter(self.engine.clone(), self.config)
+
+
+def default_grid(engine: Engine) -> int:
+    """The exported default, or less where the finest attention is smaller than it."""
+    finest = engine.spec.levels[0]
+    return min(engine.spec.grid, finest.height, finest.width)
+
+
+def resize_frame(frame: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """Resize to [height, width, 3]: INTER_AREA where an axis shrinks, INTER_LINEAR where it grows (DESIGN).
+
+    OpenCV's INTER_AREA does not average when one of the axes grows, so the two go one after the other.
+    """
+    resized: NDArray[Any] = frame
+    smaller = (min(width, frame.shape[1]), min(height, frame.shape[0]))
+    if smaller != frame.shape[1::-1]:
+        resized = cv2.resize(resized, smaller, interpolation=cv2.INTER_AREA)
+    if smaller != (width, height):
+        resized = cv2.resize(resized, (width, height), interpolation=cv2.INTER_LINEAR)
+    return resized

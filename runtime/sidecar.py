@@ -1,0 +1,138 @@
+"""What an engine says of itself: the same fields in the ONNX metadata and in `<engine>.json`."""
+
+import json
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+from runtime.errors import DiffSegError
+
+SCHEMA = 1
+METADATA_KEY = "diffseg"
+HEADS = ("attention", "labels")
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One resolution of the pyramid: an attention map over `height` × `width` tokens, mean of `layers` layers."""
+
+    height: int
+    width: int
+    layers: int
+
+    @property
+    def output(self) -> str:
+        """Name of the engine's output that carries this level."""
+        return f"attention_{self.height}x{self.width}"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """Everything the runtime must know of an engine before it runs it (DESIGN: engine contract).
+
+    `height`, `width`: pixels of the frame the graph takes. `batch`: frames per call, None when dynamic.
+    `levels`: the pyramid, finest first. `precision`: of the arithmetic, fp32, fp16 or
+    bf16; `storage`: of the weights in the file. `thresholds` and `grid`: the model's defaults for the merge.
+    """
+
+    source: str
+    revision: str | None
+    head: str
+    height: int
+    width: int
+    batch: int | None
+    levels: tuple[Level, ...]
+    timestep: int
+    prompt: str
+    precision: str
+    storage: str
+    latent_scaling: float
+    thresholds: tuple[float, ...]
+    grid: int = 16
+    producer: Mapping[str, str] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+    def to_json(self) -> str:
+        """The sidecar's text; `from_json` is its inverse."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: str) -> "EngineSpec":
+        """Read a sidecar's or a metadata entry's text; `where` names it in errors.
+
+        Raises DiffSegError if it is not JSON, of another schema version, or lacks or mistypes a field.
+        """
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise DiffSegError(
+                f"{where} is not JSON ({error}); export the engine again with 'python -m export'"
+            ) from None
+        schema = data.get("schema") if isinstance(data, dict) else None
+        if schema != SCHEMA:
+            raise DiffSegError(
+                f"{where} has schema version {schema!r}, this runtime reads {SCHEMA}; export the engine again "
+                "with the 'python -m export' of this version"
+            )
+        known = {f.name for f in fields(cls)}
+        try:
+            data["levels"] = tuple(
+                Level(int(lv["height"]), int(lv["width"]), int(lv["layers"])) for lv in data["levels"]
+            )
+            data["thresholds"] = tuple(float(t) for t in data["thresholds"])
+            spec = cls(**{k: v for k, v in data.items() if k in known})
+            sizes = (spec.height, spec.width, spec.timestep, spec.grid, spec.batch or 1)
+            if spec.head not in HEADS or not spec.levels or not all(isinstance(s, int) for s in sizes):
+                raise ValueError(f"head {spec.head!r}, {len(spec.levels)} levels, sizes {sizes}")
+        except (KeyError, TypeError, ValueError) as error:
+            raise DiffSegError(
+                f"{where} lacks or mistypes a field ({error}); export the engine again with 'python -m export'"
+            ) from None
+        return spec
+
+
+def sidecar_path(engine: Path) -> Path:
+    """`tiny.onnx` → `tiny.onnx.json`."""
+    return engine.with_name(engine.name + ".json")
+
+
+def check_sidecar(engine: Path, spec: EngineSpec) -> None:
+    """Compare an ONNX engine's sidecar, where there is one, with the metadata inside the file.
+
+    Raises DiffSegError naming the first field that differs, what each says, and how to mend it.
+    """
+    path = sidecar_path(engine)
+    if not path.exists():
+        return
+    beside = EngineSpec.from_json(read_text(path), str(path))
+    for f in fields(EngineSpec):
+        inside, found = getattr(spec, f.name), getattr(beside, f.name)
+        if inside != found:
+            raise DiffSegError(
+                f"{path} does not belong to {engine.name}: field '{f.name}' is {found!r} there and {inside!r} in "
+                "the engine; delete the sidecar (the engine carries the same fields) or export the engine again"
+            )
+
+
+def read_text(path: Path) -> str:
+    """The file's UTF-8 text. Raises DiffSegError if it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DiffSegError(f"cannot read {path}: {error}") from None
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write under a temporary name in the same folder and move into place: a whole file or none.
+
+    Raises OSError when the folder cannot be written or the disk is full.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{uuid.uuid4().hex}.part")
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
