@@ -74,7 +74,7 @@ def _write(
     from export.onnx import write_onnx
     from export.pipeline import load_pipeline
 
-    pipeline = load_pipeline(model, prompt, revision=revision)
+    pipeline = load_pipeline(model, prompt, storage="fp16" if compact else "fp32", revision=revision)
     height, width = size or (pipeline.native_size, pipeline.native_size)
     if height % pipeline.stride or width % pipeline.stride:
         raise DiffSegError(

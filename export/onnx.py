@@ -77,7 +77,7 @@ def _clean(model: "onnx_ir.Model") -> None:
 
 
 def _store_as_float16(model: "onnx_ir.Model") -> None:
-    """Keep every large float32 initialiser as float16 followed by a Cast, which inference libraries fold at load."""
+    """Keep float32 initialisers that float16 holds exactly as that, followed by a Cast, which is folded at load."""
     import numpy as np
     import onnx_ir
 
@@ -85,11 +85,14 @@ def _store_as_float16(model: "onnx_ir.Model") -> None:
         tensor = value.const_value
         if tensor is None or tensor.dtype != onnx_ir.DataType.FLOAT or tensor.size < 1024:
             continue
+        exact, rounded = tensor.numpy(), tensor.numpy().astype(np.float16)
+        if not np.array_equal(exact, rounded):
+            continue
         half = onnx_ir.Value(
             name=f"{value.name}_fp16",
             shape=value.shape,
             type=onnx_ir.TensorType(onnx_ir.DataType.FLOAT16),
-            const_value=onnx_ir.Tensor(tensor.numpy().astype(np.float16), name=f"{value.name}_fp16"),
+            const_value=onnx_ir.Tensor(rounded, name=f"{value.name}_fp16"),
         )
         cast = onnx_ir.node("Cast", [half], {"to": onnx_ir.DataType.FLOAT.value})
         model.graph.insert_before(model.graph[0], cast)

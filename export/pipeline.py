@@ -44,8 +44,12 @@ class Pipeline:
         return side * self.stride // 2 ** (len(self.unet.config.down_block_types) - 1)
 
 
-def load_pipeline(model: str, prompt: str = "", precision: str = "fp32", revision: str | None = None) -> Pipeline:
+def load_pipeline(
+    model: str, prompt: str = "", precision: str = "fp32", storage: str = "fp32", revision: str | None = None
+) -> Pipeline:
     """Load `model`, a diffusers folder or hub id, in the target precision.
+
+    `storage` "fp16" rounds the weights to what float16 can hold, so that a compact engine loses nothing later.
 
     Raises DiffSegError when there is no such model, it is incomplete, or its family is not supported (found out
     before any weight is loaded).
@@ -69,6 +73,9 @@ def load_pipeline(model: str, prompt: str = "", precision: str = "fp32", revisio
     vae.decoder = None
     for module in (unet, vae):
         module.eval().requires_grad_(False)
+        if storage == "fp16":
+            for parameter in module.parameters():
+                parameter.copy_(parameter.half())
     return Pipeline(unet, vae, embedding.to(dtype), Path(source).name if Path(source).is_dir() else model, revision)
 
 

@@ -93,7 +93,7 @@ def _place(found: dict[Path, Path]) -> list[Source]:
     common = Path(os.path.commonpath(parents)) if len({p.anchor for p in parents}) == 1 else None
     targets = {path: path.relative_to(root).with_suffix("") for path, root in found.items()}
     for name in (
-        lambda path: found[path] and path.relative_to(found[path]),
+        lambda path: path.relative_to(found[path]),
         lambda path: path.relative_to(common) if common else path.relative_to(path.anchor),
     ):
         uses = Counter(str(target).casefold() for target in targets.values())

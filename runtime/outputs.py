@@ -36,7 +36,7 @@ def palette(count: int) -> "NDArray[np.uint8]":
 
 def borders(labels: "NDArray[np.int32]", thickness: int = 1) -> "NDArray[np.bool_]":
     """bool [H, W]: pixels whose right or lower neighbour has another label, widened to `thickness` pixels."""
-    edges: "NDArray[Any]" = np.zeros(labels.shape, np.uint8)
+    edges: Any = np.zeros(labels.shape, np.uint8)
     edges[:, :-1] |= labels[:, :-1] != labels[:, 1:]
     edges[:-1] |= labels[:-1] != labels[1:]
     if thickness > 1:
@@ -55,7 +55,7 @@ def draw_overlay(frame: "NDArray[np.uint8]", result: "Result", opacity: float = 
 
 def label_image(frame: "NDArray[np.uint8]", result: "Result") -> "NDArray[np.uint8] | NDArray[np.uint16]":
     """Single-channel label picture [H, W], 0-based: uint8 up to 256 segments, uint16 above."""
-    return result.labels.astype(np.uint8 if result.count <= 256 else np.uint16)
+    return result.labels.astype(np.uint8) if result.count <= 256 else result.labels.astype(np.uint16)
 
 
 Draw = Callable[["NDArray[np.uint8]", "Result"], "NDArray[np.uint8] | NDArray[np.uint16]"]

@@ -103,7 +103,7 @@ class Segmenter:
         """Open an engine file (None: the embedded default) on a device: auto, cpu, cuda or cuda:N.
 
         `thresholds`: one KL threshold for every iteration or one each; `iterations`: how many; `grid`: anchors per
-        axis; `merge`: the other fields of MergeConfig (weights, refine). What is left out comes from the engine's sidecar.
+        axis; `merge`: the other fields of MergeConfig. What is left out comes from the engine's sidecar.
         Raises DiffSegError when the engine cannot be opened or an option is out of range.
         """
         opened = open_engine(engine, device, backend)
