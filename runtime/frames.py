@@ -38,13 +38,14 @@ def find_sources(inputs: Sequence[str]) -> tuple[list[Source], list[str]]:
     they are never inputs. The folder structure below an input is kept; names that would collide keep their suffix,
     and where that is not enough their parent folders.
     """
-    found: dict[Path, Path] = {}  # real path → the input's folder, against which its outputs are placed
+    found: dict[Path, tuple[Path, Path]] = {}  # absolute path → as given, and below the input's folder
     failures: list[str] = []
     for text in inputs:
         paths, root, problem = _expand(text)
         failures += [problem] if problem else []
         for path in paths:
-            found.setdefault(Path(os.path.abspath(path)), Path(os.path.abspath(root)))  # noqa: PTH100 - keeps links
+            absolute = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links
+            found.setdefault(absolute, (path, absolute.relative_to(os.path.abspath(root))))  # noqa: PTH100
     return _place(found), failures
 
 
@@ -87,20 +88,19 @@ def _known() -> str:
     return " ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
 
 
-def _place(found: dict[Path, Path]) -> list[Source]:
+def _place(found: dict[Path, tuple[Path, Path]]) -> list[Source]:
     """Choose every source's target so that no two share one (ignoring case, as some file systems do)."""
-    parents = {path.parent for path in found}
-    common = Path(os.path.commonpath(parents)) if len({p.anchor for p in parents}) == 1 else None
-    targets = {path: path.relative_to(root).with_suffix("") for path, root in found.items()}
-    for name in (
-        lambda path: path.relative_to(found[path]),
-        lambda path: path.relative_to(common) if common else path.relative_to(path.anchor),
-    ):
+    anchors = {path.anchor for path in found}
+    common = os.path.commonpath([path.parent for path in found]) if len(anchors) == 1 else None
+    targets = {path: below.with_suffix("") for path, (_, below) in found.items()}
+    with_suffix = {path: below for path, (_, below) in found.items()}
+    with_parents = {path: path.relative_to(common or path.anchor) for path in found}
+    for longer in (with_suffix, with_parents):
         uses = Counter(str(target).casefold() for target in targets.values())
         targets = {
-            path: target if uses[str(target).casefold()] == 1 else name(path) for path, target in targets.items()
+            path: target if uses[str(target).casefold()] == 1 else longer[path] for path, target in targets.items()
         }
-    return [Source(path, target) for path, target in targets.items()]
+    return [Source(given, targets[path]) for path, (given, _) in found.items()]
 
 
 def is_own_output(path: Path) -> bool:

@@ -101,7 +101,7 @@ def _run(segmenter: Segmenter, sources: list[Source], output: Path, kinds: list[
     from runtime.outputs import output_path
 
     console = Console(stderr=True)
-    taken = {source.path for source in sources}
+    taken = {source.path.resolve() for source in sources}
     failed = 0
     quiet = len(sources) < 2 or not console.is_terminal
     # stdout is for JSON alone: rich would otherwise send what is printed there to the bar's own stream.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
+from runtime.aggregate import resolution_ratios
 from runtime.engine import open_engine
 from runtime.errors import DiffSegError
 from runtime.merge import MergeConfig, aggregate_attention, merge_attention, renumber, suppress
@@ -75,11 +76,17 @@ class Segmenter:
     def __init__(self, engine: Engine, config: MergeConfig | None = None) -> None:
         """Take an open engine. `config` None: the defaults the engine was exported with.
 
-        Raises DiffSegError when the grid of anchors does not fit the engine's finest attention.
+        Raises DiffSegError when the grid of anchors or the weights do not fit the engine's attention.
         """
         spec = engine.spec
         self.engine = engine
         self.config = config or MergeConfig(thresholds=spec.thresholds, grid=default_grid(engine))
+        self._grids = [(level.height, level.width) for level in spec.levels]
+        self._layers = [level.layers for level in spec.levels]
+        try:
+            resolution_ratios(self.config.weights, self._grids, self._layers)
+        except ValueError as error:
+            raise DiffSegError(str(error)) from None
         finest = spec.levels[0]
         side = min(finest.height, finest.width)
         if self.config.grid > side:
@@ -139,19 +146,17 @@ class Segmenter:
         if 0 in frame.shape:
             raise DiffSegError(f"expected a frame of at least one pixel, found {list(frame.shape)}")
         spec = self.engine.spec
-        grids = [(level.height, level.width) for level in spec.levels]
         times = [time.perf_counter()]
         resized = resize_frame(frame, spec.height, spec.width)
         times.append(time.perf_counter())
         # A fixed batch is filled with the one frame there is.
         pyramid = self.engine.infer(np.repeat(resized[None], spec.batch or 1, axis=0))
         times.append(time.perf_counter())
-        layers = [level.layers for level in spec.levels]
         attention = aggregate_attention(
-            [maps[0] for maps in pyramid], grids=grids, layers=layers, weights=self.config.weights
+            [maps[0] for maps in pyramid], grids=self._grids, layers=self._layers, weights=self.config.weights
         )
-        proposals = merge_attention(attention, self.config, grids[0])
-        raw = suppress(proposals, grids[0], (spec.height, spec.width))
+        proposals = merge_attention(attention, self.config, self._grids[0])
+        raw = suppress(proposals, self._grids[0], (spec.height, spec.width))
         times.append(time.perf_counter())
         fitted = cv2.resize(raw, frame.shape[1::-1], interpolation=cv2.INTER_NEAREST_EXACT)
         labels, count = renumber(fitted)
@@ -163,7 +168,7 @@ class Segmenter:
         milliseconds["total"] = round((times[-1] - times[0]) * 1e3, 3)
         if not details:
             return Result(labels, count, milliseconds)
-        kept = proposals[np.unique(fitted)].reshape(count, *grids[0])
+        kept = proposals[np.unique(fitted)].reshape(count, *self._grids[0])
         return Result(labels, count, milliseconds, kept, attention)
 
     def clone(self) -> Segmenter:
