@@ -35,7 +35,8 @@ __all__ = [
 
 SMALLEST_PROBABILITY = 1e-12  # what a logarithm sees in place of 0
 KMEANS_ITERATIONS = 10
-ROWS_AT_ONCE = 256  # 4 MB of maps at 64×64: they stay in cache between the logarithm and the products
+TILE = 8  # queries per axis that share one matrix product: 64 maps and their logarithms, which stay in cache
+SCREENING_MARGIN = 1e-4  # far above what float32 may round in D
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,42 +166,91 @@ def merge_attention(aggregated: NDArray[Any], config: MergeConfig, grid_shape: t
         )
     maps = maps.astype(np.float32, copy=False)
     anchors = anchor_queries((h, w), config.grid)
-    proposals = _merge_around_anchors(maps, anchors, config.thresholds[0])
+    proposals = _merge_around_anchors(maps, anchors, config.thresholds[0], (h, w))
     for threshold in config.thresholds[1:]:
         proposals = _merge_proposals(proposals, threshold)
     return _kmeans(maps, proposals) if config.refine == "kmeans" else proposals
 
 
 def _merge_around_anchors(
-    maps: NDArray[np.float32], anchors: NDArray[np.intp], threshold: float
+    maps: NDArray[np.float32], anchors: NDArray[np.intp], threshold: float, grid_shape: tuple[int, int]
 ) -> NDArray[np.float32]:
-    """Iteration 0: every anchor becomes the mean of all maps nearer to it than the threshold."""
+    """Iteration 0: every anchor becomes the mean of all maps nearer to it than the threshold.
+
+    D = ½[h(a) + h(b) − a·log b − log a·b] is one matrix product of the pairs (a, log a) and (log b, b), taken for
+    a tile of neighbouring queries and those anchors that may be near one of them.
+    """
     n = len(maps)
-    centres = maps[anchors]
-    centre_logs = _scaled_log(centres, np.empty_like(centres))
-    centre_entropy = np.einsum("ij,ij->i", centres, centre_logs)
-    members = np.empty((len(anchors), n), np.float32)
-    logs = np.empty((min(ROWS_AT_ONCE, n), n), np.float32)
-    for start in range(0, n, ROWS_AT_ONCE):
-        rows = maps[start : start + ROWS_AT_ONCE]
-        row_logs = _scaled_log(rows, logs[: len(rows)])
-        entropy = np.einsum("ij,ij->i", rows, row_logs)
-        if not np.isfinite(entropy).all():
-            raise ValueError(
-                "aggregated: expected finite maps, found a NaN or an infinity; pass what aggregate_attention returns"
-            )
-        # D = ½[h(a) + h(b) − a·log b − log a·b]: two matrix products, never anchors × maps × pixels.
-        cross = centres @ row_logs.T
-        cross += centre_logs @ rows.T
-        np.less(
-            centre_entropy[:, None] + entropy - cross,
-            2 * threshold,
-            out=members[:, start : start + len(rows)],
-        )
-    members[np.arange(len(anchors)), anchors] = 1  # D(a, a) is 0, but its products may round
-    sums = members @ maps
-    sums /= members.sum(axis=1, keepdims=True)
+    own = np.zeros((len(anchors), n), bool)
+    own[np.arange(len(anchors)), anchors] = True  # D(a, a) is 0, but its products may round
+    candidates = (_candidates(maps, anchors, threshold, grid_shape) | own).reshape(-1, *grid_shape)
+    own = own.reshape(candidates.shape)
+    centres = np.empty((len(anchors), 2, n), np.float32)
+    centres[:, 0] = maps[anchors]
+    _scaled_log(centres[:, 0], centres[:, 1])
+    centre_entropy = np.einsum("ij,ij->i", centres[:, 0], centres[:, 1])
+    sums = np.zeros((len(anchors), n), np.float32)
+    counts = np.zeros(len(anchors), np.float32)
+    # Buffers that are used again: fresh ones of this size would cost more than the arithmetic on them.
+    tile_buffer = np.empty((TILE * TILE, 2, n), np.float32)
+    active_buffer, sums_buffer = np.empty_like(centres), np.empty_like(sums)
+    for y in range(0, grid_shape[0], TILE):
+        for x in range(0, grid_shape[1], TILE):
+            tile = np.s_[:, y : y + TILE, x : x + TILE]
+            near = candidates[tile].reshape(len(anchors), -1)
+            active = np.flatnonzero(near.any(axis=1))
+            if not len(active):
+                continue
+            rows = tile_buffer[: near.shape[1]]
+            logs, probabilities = rows[:, 0], rows[:, 1]
+            block = maps.reshape(*grid_shape, n)[tile[1:]]
+            probabilities.reshape(block.shape)[...] = block
+            _scaled_log(probabilities, logs)
+            entropy = np.einsum("ij,ij->i", probabilities, logs)
+            left = np.take(centres, active, axis=0, out=active_buffer[: len(active)], mode="clip")
+            cross = left.reshape(len(active), -1) @ rows.reshape(len(rows), -1).T
+            member = centre_entropy[active, None] + entropy - cross < 2 * threshold
+            member |= own[tile].reshape(near.shape)[active]
+            members = member.astype(np.float32)
+            counts[active] += members.sum(axis=1)
+            sums[active] += np.matmul(members, probabilities, out=sums_buffer[: len(active)])
+    sums /= counts[:, None]
     return sums
+
+
+def _candidates(
+    maps: NDArray[np.float32], anchors: NDArray[np.intp], threshold: float, grid_shape: tuple[int, int]
+) -> NDArray[np.bool_]:
+    """Which maps may be nearer to an anchor than the threshold, bool [anchors, n]: no member is ever left out.
+
+    D never grows when pixels are summed into blocks (the data-processing inequality), and with a sixteenth of the
+    pixels it costs a sixteenth: what is too far there needs no exact divergence.
+    """
+    import cv2
+
+    h, w = grid_shape
+    down, across = _blocks(h), _blocks(w)
+    coarse = np.empty((len(maps), down * across), np.float32)
+    for start in range(0, len(maps), w):
+        rows = maps[start : start + w]
+        area = cv2.resize(rows.reshape(-1, w), (across, len(rows) * down), interpolation=cv2.INTER_AREA)
+        coarse[start : start + w] = area.reshape(len(rows), -1)
+    if not np.isfinite(coarse).all():
+        raise ValueError(
+            "aggregated: expected finite maps, found a NaN or an infinity; pass the result of aggregate_attention"
+        )
+    # The smallest probability is added, where the exact logarithm takes a maximum: so the inequality holds at 0.
+    coarse += np.float32(SMALLEST_PROBABILITY)
+    coarse *= h * w / coarse.shape[1]
+    logs = _scaled_log(coarse, np.empty_like(coarse))
+    entropy = np.einsum("ij,ij->i", coarse, logs)
+    cross = np.hstack((coarse[anchors], logs[anchors])) @ np.hstack((logs, coarse)).T
+    return entropy[anchors, None] + entropy - cross < 2 * threshold + SCREENING_MARGIN
+
+
+def _blocks(side: int) -> int:
+    """Into how many equal parts an axis is divided for the screening: the most that divide it, at most 16."""
+    return next(parts for parts in range(min(side, 16), 0, -1) if side % parts == 0)
 
 
 def _merge_proposals(proposals: NDArray[np.float32], threshold: float) -> NDArray[np.float32]:
@@ -223,7 +273,7 @@ def _merge_proposals(proposals: NDArray[np.float32], threshold: float) -> NDArra
 
 
 def _scaled_log(maps: NDArray[np.float32], out: NDArray[np.float32]) -> NDArray[np.float32]:
-    """log(n·maps): the factor n leaves D as it is, and centres the logarithms, so that products do not cancel."""
+    """log(n·maps): the factor n leaves D as it is, and centres the logarithms: products do not cancel."""
     n = maps.shape[1]
     np.multiply(maps, np.float32(n), out=out)
     np.maximum(out, np.float32(n * SMALLEST_PROBABILITY), out=out)
