@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import typer.core
 
 from runtime.errors import DiffSegError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from export.check import OutputCheck
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 USAGE_ERROR = 2
 
 
-@app.command()
-def main(
+class _ExportUnlessNamed(typer.core.TyperGroup):
+    """`python -m export MODEL ...` without a subcommand's name exports."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, args if args and args[0] in self.commands else ["model", *args])
+
+
+app = typer.Typer(cls=_ExportUnlessNamed, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+@app.command("model", epilog="Other commands: check ENGINE MODEL, each with its own --help.")
+def export_model(
     model: Annotated[str, typer.Argument(help="Diffusers folder, or id on the model hub (owner/name).")],
     output: Annotated[Path, typer.Option(help="Engine to write: engines/NAME gives engines/NAME.onnx.")],
     size: Annotated[
@@ -46,16 +57,37 @@ def main(
     except DiffSegError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(USAGE_ERROR) from None
-    from export.engine import export_engine
-
     path = output if output.suffix == ".onnx" else output.with_name(output.name + ".onnx")
-    try:
+    with one_line_errors():
+        from export.engine import export_engine
+
         checks = export_engine(model, path, prompt=prompt, revision=revision, compact=compact, **request)
+    report(checks)
+    print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB) and {path}.json", file=sys.stderr)
+
+
+@app.command()
+def check(
+    engine: Annotated[Path, typer.Argument(help="Engine file, .onnx.")],
+    model: Annotated[str, typer.Argument(help="The model it was exported from: folder or hub id.")],
+) -> None:
+    """Hold an engine to PyTorch on a random frame. Exit status: 0 within bounds, 1 out of bounds, 2 bad usage."""
+    with one_line_errors():
+        from export.check import check_engine
+
+        checks = check_engine(engine, model)
+    report(checks)
+    raise typer.Exit(0 if all(c.passed for c in checks) else 1)
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn a DiffSegError into one line on stderr and exit status 1."""
+    try:
+        yield
     except DiffSegError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         raise typer.Exit(1) from None
-    report(checks)
-    print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB) and {path}.json", file=sys.stderr)
 
 
 def _parse(size: str | None, batch: str, timestep: int, threshold: str) -> dict[str, Any]:
