@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from export.check import OutputCheck
 
 USAGE_ERROR = 2
+PRECISIONS = ("fp32", "fp16", "bf16")
+BLOCKS = ("down", "mid", "up")
 
 
 class _ExportUnlessNamed(typer.core.TyperGroup):
@@ -38,6 +40,8 @@ def export_model(
         str | None, typer.Option(metavar="HxW", help="Frame size in pixels; the model's own if left out.")
     ] = None,
     batch: Annotated[str, typer.Option(metavar="N|dynamic", help="Frames per call.")] = "1",
+    precision: Annotated[str, typer.Option(metavar="fp32|fp16|bf16", help="Of the arithmetic.")] = "fp32",
+    attention: Annotated[str, typer.Option(help="U-Net blocks whose maps are used.")] = "down,mid,up",
     timestep: Annotated[int, typer.Option(help="Diffusion timestep of the one U-Net pass.")] = 300,
     prompt: Annotated[str, typer.Option(help="Text prompt, baked in.")] = "",
     threshold: Annotated[
@@ -51,7 +55,11 @@ def export_model(
     The file is checked against PyTorch before it takes its place. Exit status: 0 done, 1 failed, 2 bad usage.
     """
     try:
-        request = _parse(size, batch, timestep, threshold)
+        request = _parse(size, batch, timestep, threshold, attention)
+        if precision not in PRECISIONS:
+            raise DiffSegError(f"--precision: expected {', '.join(PRECISIONS)}, found {precision!r}")
+        if compact and precision != "fp32":
+            raise DiffSegError(f"--compact goes with --precision fp32; {precision} weights are as small already")
         if output.is_dir():
             raise DiffSegError(f"--output {output} is a folder; expected a name in it, such as {output}/NAME")
     except DiffSegError as error:
@@ -59,10 +67,16 @@ def export_model(
         raise typer.Exit(USAGE_ERROR) from None
     path = output if output.suffix == ".onnx" else output.with_name(output.name + ".onnx")
     with one_line_errors():
-        from export.engine import export_engine
+        from export.engine import ExportRequest, export_engine
 
-        checks = export_engine(model, path, prompt=prompt, revision=revision, compact=compact, **request)
-    report(checks)
+        done = export_engine(
+            ExportRequest(
+                model=model, prompt=prompt, revision=revision, precision=precision, compact=compact, **request
+            ),
+            path,
+        )
+    report(done.checks)
+    print(done.stages, file=sys.stderr)
     print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB) and {path}.json", file=sys.stderr)
 
 
@@ -90,7 +104,7 @@ def one_line_errors() -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
-def _parse(size: str | None, batch: str, timestep: int, threshold: str) -> dict[str, Any]:
+def _parse(size: str | None, batch: str, timestep: int, threshold: str, attention: str) -> dict[str, Any]:
     """The options as `export_engine` takes them. Raises DiffSegError on the first that is out of range."""
     try:
         thresholds = tuple(float(word) for word in threshold.split(","))
@@ -105,7 +119,11 @@ def _parse(size: str | None, batch: str, timestep: int, threshold: str) -> dict[
         raise DiffSegError(f"--batch: expected a number above 0 or 'dynamic', found {batch!r}")
     if not 0 <= timestep < 1000:
         raise DiffSegError(f"--timestep: expected 0 to 999, found {timestep}")
+    blocks = tuple(word.strip() for word in attention.split(","))
+    if not set(blocks) <= set(BLOCKS):
+        raise DiffSegError(f"--attention: expected some of {','.join(BLOCKS)}, found {attention!r}")
     return {
+        "blocks": tuple(block for block in BLOCKS if block in blocks),
         "size": None if size is None else (int(sides[0]), int(sides[-1])),
         "batch": None if batch == "dynamic" else int(batch),
         "timestep": timestep,

@@ -1,5 +1,6 @@
 """Attention layers rewritten for export: self-attention that shows its map, cross-attention on a constant prompt."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,19 +10,28 @@ if TYPE_CHECKING:
     from diffusers.models.attention_processor import Attention
 
 
+BLOCKS = ("down", "mid", "up")  # of a U-Net, in order of execution
+
+
 class MapCollector:
     """Receives the self-attention maps during one forward pass, in order of execution.
 
     A plain object: torch.export refuses a module whose own dict or list attributes change while it is traced.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, blocks: Sequence[str] = BLOCKS) -> None:
+        """`blocks`: the parts of the U-Net whose maps are wanted; what only others need drops out of the graph."""
+        self.blocks = tuple(blocks)
         self._maps: dict[int, list[Tensor]] = {}
         self.layers: dict[int, int] = {}
 
     def add(self, probabilities: Tensor) -> None:
         """Keep the mean over heads of `probabilities` [B, heads, n, n] as float32 [B, n, n]."""
         self._maps.setdefault(probabilities.shape[-1], []).append(probabilities.mean(dim=1, dtype=torch.float32))
+
+    def wants(self, layer: str) -> bool:
+        """Whether the maps of a layer, by its name in the U-Net, are to be kept."""
+        return layer.split("_")[0] in self.blocks
 
     def take(self) -> dict[int, list[Tensor]]:
         """Hand over the maps by token count n and forget them; `layers` keeps how many each n had."""
@@ -45,9 +55,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class ExposedSelfAttention(nn.Module):
-    """`Attention` of diffusers (self-attention, no mask, no norms of its own) that hands its map to a collector."""
+    """`Attention` of diffusers (self-attention, no mask, no norms) that hands its map to a collector, if there is one."""
 
-    def __init__(self, attention: "Attention", collector: MapCollector) -> None:
+    def __init__(self, attention: "Attention", collector: MapCollector | None) -> None:
         super().__init__()
         self.heads: int = attention.heads
         self.to_q, self.to_k, self.to_v = attention.to_q, attention.to_k, attention.to_v
@@ -62,7 +72,8 @@ class ExposedSelfAttention(nn.Module):
             _split_heads(linear(hidden_states), self.heads) for linear in (self.to_q, self.to_k, self.to_v)
         )
         context, probabilities = attend(query, key, value)
-        self.collector.add(probabilities)
+        if self.collector is not None:
+            self.collector.add(probabilities)
         return self.to_out(context.transpose(1, 2).flatten(2))
 
 

@@ -1,11 +1,12 @@
 """The pyramid as PyTorch computes it on an untouched diffusers pipeline: the yardstick for every engine."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from export.attention import MapCollector
+from export.attention import BLOCKS, MapCollector
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,17 +39,19 @@ class _RecordingProcessor:
         return attention.to_out[1](attention.to_out[0](context))
 
 
-def eager_pyramid(pipeline: "Pipeline", frame: "NDArray[np.uint8]", timestep: int) -> list["NDArray[np.float32]"]:
+def eager_pyramid(
+    pipeline: "Pipeline", frame: "NDArray[np.uint8]", timestep: int, blocks: Sequence[str] = BLOCKS
+) -> list["NDArray[np.float32]"]:
     """Attention maps of frames uint8 [B, H, W, 3] BGR by diffusers itself, finest first: float32 [B, n, n] each.
 
     Only the self-attention processors are set (they record); timestep and prompt go the ordinary way. The pipeline
     must not have been rewritten by `export.network.FrameToPyramid`.
     """
-    collector = MapCollector()
+    collector = MapCollector(blocks)
     processors = pipeline.unet.attn_processors
     pipeline.unet.set_attn_processor(
         {
-            name: _RecordingProcessor(collector) if ".attn1." in name else processor
+            name: _RecordingProcessor(collector) if ".attn1." in name and collector.wants(name) else processor
             for name, processor in processors.items()
         }
     )

@@ -2,33 +2,60 @@
 
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
+from export.attention import BLOCKS
 from export.check import OutputCheck, check_engine
+from export.progress import Stages
 from runtime.errors import DiffSegError
 from runtime.sidecar import EngineSpec
 
 
-def export_engine(
-    model: str,
-    path: Path,
-    *,
-    size: tuple[int, int] | None = None,
-    batch: int | None = 1,
-    timestep: int = 300,
-    prompt: str = "",
-    thresholds: tuple[float, ...] = (1.1, 1.1, 1.1),
-    revision: str | None = None,
-    compact: bool = False,
-) -> list[OutputCheck]:
-    """Export `model` (diffusers folder or hub id) to the attention engine `path` and check it against PyTorch.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportRequest:
+    """What to export and how. `model`: diffusers folder or hub id.
 
-    `size`: (height, width) of the frame, the model's own if None. `batch`: None for dynamic. Nothing is left at
-    `path` unless the check passes; an engine that was there before stays until then.
+    `size`: (height, width) of the frame, the model's own if None. `batch`: None for dynamic. `blocks`: of down, mid
+    and up, those whose maps are wanted. `precision`: of the arithmetic; `compact` keeps float32 arithmetic but
+    stores the weights as float16. `thresholds`: the engine's default for the merge.
+    """
+
+    model: str
+    revision: str | None = None
+    size: tuple[int, int] | None = None
+    batch: int | None = 1
+    precision: str = "fp32"
+    compact: bool = False
+    blocks: tuple[str, ...] = BLOCKS
+    timestep: int = 300
+    prompt: str = ""
+    thresholds: tuple[float, ...] = (1.1, 1.1, 1.1)
+
+    @property
+    def storage(self) -> str:
+        """Precision of the weights in the file."""
+        return "fp16" if self.compact else self.precision
+
+
+@dataclass(frozen=True, slots=True)
+class ExportReport:
+    """What an export did: the engine's description, the comparison with PyTorch, and the stages' cost."""
+
+    spec: EngineSpec
+    checks: list[OutputCheck]
+    stages: Stages
+
+
+def export_engine(request: ExportRequest, path: Path, *, check: bool = True) -> ExportReport:
+    """Export `request` to the engine `path` and check it against PyTorch.
+
+    Nothing is left at `path` unless the check passes; an engine that was there before stays until then.
 
     Raises DiffSegError when the model cannot be loaded, the size does not fit, the disk is full, or the engine
     does not reproduce PyTorch.
     """
+    stages = Stages()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         workplace = tempfile.TemporaryDirectory(prefix=f".{path.stem}.", suffix=".part", dir=path.parent)
@@ -37,10 +64,13 @@ def export_engine(
     with workplace as folder:
         part = Path(folder) / path.name
         try:
-            _write(model, part, size, batch, timestep, prompt, thresholds, revision, compact)
+            spec = _write(request, part, stages)
         except OSError as error:
             raise DiffSegError(f"cannot write {path}: {error.strerror or error}; free some space") from None
-        checks = check_engine(part, model)
+        checks = []
+        if check:
+            with stages("check"):
+                checks = check_engine(part, request.model)
         failed = [check for check in checks if not check.passed]
         if failed:
             worst = max(failed, key=lambda check: check.divergence)
@@ -52,58 +82,60 @@ def export_engine(
         # The engine last: where it is, what belongs to it is there too.
         for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name):
             shutil.move(file, path.parent / file.name)
-    return checks
+    return ExportReport(spec, checks, stages)
 
 
-def _write(
-    model: str,
-    path: Path,
-    size: tuple[int, int] | None,
-    batch: int | None,
-    timestep: int,
-    prompt: str,
-    thresholds: tuple[float, ...],
-    revision: str | None,
-    compact: bool,
-) -> None:
-    import diffusers
-    import torch
+def _write(request: ExportRequest, path: Path, stages: Stages) -> EngineSpec:
+    """Load, rewrite, trace and write; the pipeline is freed on return."""
+    with stages("load"):
+        import diffusers
+        import torch
 
-    import runtime
-    from export.network import FrameToPyramid, pyramid_levels
-    from export.onnx import write_onnx
-    from export.pipeline import load_pipeline
+        import runtime
+        from export.network import FrameToPyramid, pyramid_levels
+        from export.onnx import write_onnx
+        from export.pipeline import load_pipeline
 
-    pipeline = load_pipeline(model, prompt, storage="fp16" if compact else "fp32", revision=revision)
-    height, width = size or (pipeline.native_size, pipeline.native_size)
+        pipeline = load_pipeline(
+            request.model, request.prompt, request.precision, storage=request.storage, revision=request.revision
+        )
+    height, width = request.size or (pipeline.native_size, pipeline.native_size)
     if height % pipeline.stride or width % pipeline.stride:
         raise DiffSegError(
             f"size {height}x{width} does not fit: this model takes multiples of {pipeline.stride}; for example "
             f"{_nearest(height, pipeline.stride)}x{_nearest(width, pipeline.stride)}"
         )
-    source = pipeline.source
-    network = FrameToPyramid(pipeline, timestep).eval()
+    with stages("fold"):
+        network = FrameToPyramid(pipeline, request.timestep, request.blocks).eval()
+        levels = pyramid_levels(network, height, width)
+    if not levels:
+        raise DiffSegError(
+            f"no self-attention in the blocks {', '.join(request.blocks)} of this model; expected some of "
+            f"{', '.join(BLOCKS)}"
+        )
     spec = EngineSpec(
-        source=source,
-        revision=revision,
+        source=pipeline.source,
+        revision=request.revision,
         head="attention",
         height=height,
         width=width,
-        batch=batch,
-        levels=pyramid_levels(network, height, width),
-        timestep=timestep,
-        prompt=prompt,
-        precision="fp32",
-        storage="fp16" if compact else "fp32",
+        batch=request.batch,
+        levels=levels,
+        timestep=request.timestep,
+        prompt=request.prompt,
+        precision=request.precision,
+        storage=request.storage,
         latent_scaling=network.latent_scaling,
-        thresholds=thresholds,
+        blocks=request.blocks,
+        thresholds=request.thresholds,
         producer={
             "diffseg": runtime.__version__,
             "torch": torch.__version__,
             "diffusers": diffusers.__version__,
         },
     )
-    write_onnx(network, spec, path)
+    write_onnx(network, spec, path, stages)
+    return spec
 
 
 def _nearest(side: int, stride: int) -> int:

@@ -1,12 +1,13 @@
 """Frame → pyramid as one torch module: VAE encoder, one U-Net pass, self-attention maps averaged per resolution."""
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from export.attention import ExposedSelfAttention, MapCollector, PromptCrossAttention, is_plain
+from export.attention import BLOCKS, ExposedSelfAttention, MapCollector, PromptCrossAttention, is_plain
 from runtime.errors import DiffSegError
 from runtime.sidecar import Level
 
@@ -28,9 +29,10 @@ class FrameToPyramid(nn.Module):
     Takes the pipeline's modules over and rewrites them in place: do not use the pipeline afterwards.
     """
 
-    def __init__(self, pipeline: "Pipeline", timestep: int) -> None:
+    def __init__(self, pipeline: "Pipeline", timestep: int, blocks: Sequence[str] = BLOCKS) -> None:
+        """`blocks`: of down, mid and up, those whose maps are wanted."""
         super().__init__()
-        self.collector = MapCollector()
+        self.collector = MapCollector(blocks)
         self.latent_scaling = float(pipeline.vae.config.scaling_factor)
         self.latent_channels = int(pipeline.unet.config.in_channels)
         self.dtype: torch.dtype = pipeline.unet.dtype
@@ -87,7 +89,7 @@ def expose_attention(unet: Any, prompt: Tensor, collector: MapCollector) -> None
                     f"attention layer in {name} has norms or residuals of its own; supported: the plain attention "
                     "of Stable Diffusion 1.x and 2.x"
                 )
-        block.attn1 = ExposedSelfAttention(block.attn1, collector)
+        block.attn1 = ExposedSelfAttention(block.attn1, collector if collector.wants(name) else None)
         if block.attn2 is not None:
             block.attn2 = PromptCrossAttention(block.attn2, prompt)
 

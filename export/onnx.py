@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from export.progress import Stages
 from runtime.sidecar import METADATA_KEY, EngineSpec, sidecar_path, write_atomically
 
 if TYPE_CHECKING:
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 OPSET = {"fp32": 21, "fp16": 21, "bf16": 22}  # 22 is the first opset whose Conv takes bfloat16
 
 
-def write_onnx(network: "nn.Module", spec: EngineSpec, path: Path) -> None:
+def write_onnx(network: "nn.Module", spec: EngineSpec, path: Path, stages: Stages) -> None:
     """Trace `network` for the frames that `spec` describes and write `path` with its metadata and sidecar.
 
     Weights above 1.5 GB go to `<path>.data`. Where the spec says so, float32 weights are stored as float16, which
@@ -20,7 +21,8 @@ def write_onnx(network: "nn.Module", spec: EngineSpec, path: Path) -> None:
     """
     import onnx_ir
 
-    program = _trace(network, spec)
+    with stages("trace"):
+        program = _trace(network, spec)
     model = program.model
     _clean(model)
     if spec.storage == "fp16" and spec.precision == "fp32":
@@ -29,7 +31,8 @@ def write_onnx(network: "nn.Module", spec: EngineSpec, path: Path) -> None:
     model.metadata_props[METADATA_KEY] = spec.to_json()
     model.doc_string = None
     large = sum(value.const_value.nbytes for value in model.graph.initializers.values()) > 1.5e9
-    onnx_ir.save(model, path, external_data=f"{path.name}.data" if large else None)
+    with stages("write"):
+        onnx_ir.save(model, path, external_data=f"{path.name}.data" if large else None)
     write_atomically(sidecar_path(path), spec.to_json().encode())
 
 

@@ -49,7 +49,7 @@ def load_pipeline(
 ) -> Pipeline:
     """Load `model`, a diffusers folder or hub id, in the target precision.
 
-    `storage` "fp16" rounds the weights to what float16 can hold, so that a compact engine loses nothing later.
+    `storage` rounds the weights to what that precision can hold: what a compact engine stores is then exact.
 
     Raises DiffSegError when there is no such model, it is incomplete, or its family is not supported (found out
     before any weight is loaded).
@@ -73,9 +73,9 @@ def load_pipeline(
     vae.decoder = None
     for module in (unet, vae):
         module.eval().requires_grad_(False)
-        if storage == "fp16":
+        if storage != precision:
             for parameter in module.parameters():
-                parameter.copy_(parameter.half())
+                parameter.copy_(parameter.to(getattr(torch, PRECISIONS[storage])))
     return Pipeline(unet, vae, embedding.to(dtype), Path(source).name if Path(source).is_dir() else model, revision)
 
 

@@ -48,6 +48,7 @@ class EngineSpec:
     precision: str
     storage: str
     latent_scaling: float
+    blocks: tuple[str, ...]
     thresholds: tuple[float, ...]
     grid: int = 16
     producer: Mapping[str, str] = field(default_factory=dict)
@@ -80,6 +81,7 @@ class EngineSpec:
             data["levels"] = tuple(
                 Level(int(lv["height"]), int(lv["width"]), int(lv["layers"])) for lv in data["levels"]
             )
+            data["blocks"] = tuple(str(block) for block in data["blocks"])
             data["thresholds"] = tuple(float(t) for t in data["thresholds"])
             spec = cls(**{k: v for k, v in data.items() if k in known})
             sizes = (spec.height, spec.width, spec.timestep, spec.grid, spec.batch or 1)

@@ -18,8 +18,8 @@ def small_pipeline(tmp_path_factory):
 @pytest.fixture(scope="session")
 def small_engine(small_pipeline, tmp_path_factory):
     """The attention engine of `small_pipeline` for frames of 128×192, dynamic batch."""
-    from export.engine import export_engine
+    from export.engine import ExportRequest, export_engine
 
     path = tmp_path_factory.mktemp("engines") / "small.onnx"
-    export_engine(str(small_pipeline), path, size=(128, 192), batch=None, thresholds=(0.3, 0.2))
+    export_engine(ExportRequest(model=str(small_pipeline), size=(128, 192), batch=None, thresholds=(0.3, 0.2)), path)
     return path

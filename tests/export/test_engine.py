@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from export.__main__ import app
 from export.check import OutputCheck, check_engine, random_frame
-from export.engine import export_engine
+from export.engine import ExportRequest, export_engine
 from runtime.engine import open_engine
 from runtime.errors import DiffSegError
 from runtime.sidecar import METADATA_KEY, sidecar_path
@@ -88,7 +88,7 @@ def test_an_engine_that_fails_its_check_is_not_left(small_pipeline, tmp_path, mo
     bad = OutputCheck("attention_16x16", 1.0, 1.0, 1.0, 0.0, True, 1e-6)
     monkeypatch.setattr("export.engine.check_engine", lambda path, model: [bad])
     with pytest.raises(DiffSegError, match=r"does not reproduce PyTorch: attention_16x16.*no engine was left"):
-        export_engine(str(small_pipeline), tmp_path / "bad.onnx", size=(64, 64))
+        export_engine(ExportRequest(model=str(small_pipeline), size=(64, 64)), tmp_path / "bad.onnx")
     assert list(tmp_path.iterdir()) == []
 
 

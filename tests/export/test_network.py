@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from export.attention import BLOCKS
 from export.check import BOUNDS, compare, random_frame
 from export.eager import eager_pyramid
 from export.network import FrameToPyramid, pyramid_levels
@@ -15,7 +16,7 @@ FRAMES = np.stack([random_frame(128, 192, seed) for seed in (0, 1)])
 
 
 def spec_of(levels):
-    return EngineSpec("x", None, "attention", 128, 192, None, levels, 300, "", "fp32", "fp32", 1.0, (1.1,))
+    return EngineSpec("x", None, "attention", 128, 192, None, levels, 300, "", "fp32", "fp32", 1.0, BLOCKS, (1.1,))
 
 
 def rewritten(model, timestep=300, prompt="", change=lambda pipeline: None):

@@ -1,0 +1,47 @@
+"""Stages of a long job: shown while they run, on a terminal's stderr alone, and kept for the report."""
+
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A finished stage: its wall time in seconds and the process's peak memory so far in bytes."""
+
+    name: str
+    seconds: float
+    peak_memory: int
+
+
+class Stages:
+    """Times named stages: `with stages("trace"): ...`."""
+
+    def __init__(self) -> None:
+        self.done: list[Stage] = []
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        from rich.console import Console
+
+        console = Console(stderr=True)
+        start = time.perf_counter()
+        if console.is_terminal:
+            with console.status(f"{name} …  ({self})" if self.done else f"{name} …"):
+                yield
+        else:
+            yield
+        self.done.append(Stage(name, time.perf_counter() - start, peak_memory()))
+
+    def __str__(self) -> str:
+        parts = [f"{stage.name} {stage.seconds:.1f} s" for stage in self.done]
+        return f"{', '.join(parts)}; peak memory {self.done[-1].peak_memory / 1e9:.1f} GB" if parts else ""
+
+
+def peak_memory() -> int:
+    """Peak resident memory of this process in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
