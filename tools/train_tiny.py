@@ -40,9 +40,12 @@ class Recipe:
 DEFAULT = Recipe()
 
 
-def train_autoencoder(recipe: Recipe, photos: list[NDArray[np.uint8]], work: Path, progress: Any) -> Any:
-    """Reconstruction by L1 and L2 from slightly noised latents, which are held at mean 0 and deviation 1.
+def train_autoencoder(
+    recipe: Recipe, photos: list[NDArray[np.uint8]], work: Path, start: Path | None, progress: Any
+) -> Any:
+    """Reconstruction from slightly noised latents, which are held at mean 0 and deviation 1.
 
+    ``start`` is the folder of an autoencoder to go on from; None begins with nothing.
     Returns the frozen ``AutoencoderKL`` in evaluation mode; its scaling factor is 1 / deviation.
     """
     import torch
@@ -54,13 +57,15 @@ def train_autoencoder(recipe: Recipe, photos: list[NDArray[np.uint8]], work: Pat
     torch.manual_seed(recipe.seed)
     rng = np.random.default_rng([recipe.seed, 1])
     scenes = tiny_data.draw_scenes(recipe.scenes[1], tiny_data.SIDES["scenes"][1], 1_000_000, work)
-    vae = tiny_model.build_autoencoder(recipe.size).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(vae.parameters(), 2e-3, betas=(0.9, 0.99), weight_decay=1e-3)
+    vae = AutoencoderKL.from_pretrained(start) if start else tiny_model.build_autoencoder(recipe.size)
+    vae = vae.train().to(memory_format=torch.channels_last)
+    highest = 1e-3 if start else 2e-3
+    optimizer = torch.optim.AdamW(vae.parameters(), highest, betas=(0.9, 0.99), weight_decay=1e-3)
     steps = recipe.autoencoder_steps
     task = progress.add_task("autoencoder", total=steps)
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * _schedule(step, steps, 50)
+            group["lr"] = highest * _schedule(step, steps, 50)
         # Larger crops at the end: the group norms then see what they will see in use.
         side, batch = (64, 16) if step < 0.75 * steps else (128, 4)
         pictures = tiny_data.normalise(tiny_data.crops(rng, photos, scenes, side, batch))
@@ -70,8 +75,7 @@ def train_autoencoder(recipe: Recipe, photos: list[NDArray[np.uint8]], work: Pat
             output = vae.decode(mean + 0.1 * torch.randn_like(mean)).sample.float()
         mean = mean.float()
         spread = mean.std((0, 2, 3)).sub(1).square().mean() + mean.mean((0, 2, 3)).square().mean()
-        error = output - pictures
-        loss = error.abs().mean() + error.square().mean() + 0.02 * spread
+        loss = reconstruction_loss(output - pictures) + 0.02 * spread
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
@@ -87,6 +91,18 @@ def train_autoencoder(recipe: Recipe, photos: list[NDArray[np.uint8]], work: Pat
     vae.save_pretrained(work / "vae.new")
     os.replace(work / "vae.new", folder)
     return vae
+
+
+def reconstruction_loss(error: Any) -> Any:
+    """L1 and L2 of the error, float32 [B, 3, H, W], and L1 of its means over 8×8 pixels and of their chroma.
+
+    Without the means fine textures take all of the latent, and colours, which tell regions apart, are lost.
+    """
+    from torch.nn.functional import avg_pool2d
+
+    means = avg_pool2d(error, 8)
+    chroma = means[:, (0, 2)] - means[:, 1:2]
+    return error.abs().mean() + error.square().mean() + 2 * means.abs().mean() + 2 * chroma.abs().mean()
 
 
 def encode_all(
@@ -254,6 +270,7 @@ def main(
     minutes: Annotated[float | None, typer.Option(help="Stop the U-Net stage after this time.")] = None,
     steps: Annotated[int, typer.Option(help="U-Net steps of the whole schedule.")] = DEFAULT.steps,
     autoencoder_steps: Annotated[int, typer.Option()] = DEFAULT.autoencoder_steps,
+    autoencoder: Annotated[Path | None, typer.Option(help="Go on from this folder's autoencoder.")] = None,
     scenes: Annotated[tuple[int, int], typer.Option(help="Scenes at 256 and at 160 pixels.")] = DEFAULT.scenes,
     batch: Annotated[int, typer.Option(help="Pictures a step, in 16×16 latents.")] = DEFAULT.batch,
     rate: Annotated[float, typer.Option(help="Highest learning rate.")] = DEFAULT.rate,
@@ -275,7 +292,7 @@ def main(
     _log(work, stage="start", recipe=str(recipe))
     pictures = tiny_data.load_photos(photos)
     with Progress(console=Console(stderr=True)) as progress:
-        vae = train_autoencoder(recipe, pictures, work, progress)
+        vae = train_autoencoder(recipe, pictures, work, autoencoder, progress)
         latents = encode_all(recipe, vae, pictures, work, progress)
         train_unet(recipe, vae, latents, output, minutes, snapshot_every, progress)
 
