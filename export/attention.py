@@ -55,7 +55,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class ExposedSelfAttention(nn.Module):
-    """`Attention` of diffusers (self-attention, no mask, no norms) that hands its map to a collector, if there is one."""
+    """diffusers' `Attention` (self-attention, no mask, no norms) that hands its map to a collector, if there is one."""
 
     def __init__(self, attention: "Attention", collector: MapCollector | None) -> None:
         super().__init__()

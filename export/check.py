@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from runtime.errors import DiffSegError
-from runtime.sidecar import EngineSpec
+from runtime.sidecar import EngineSpec, read_text, sidecar_path
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -89,9 +89,15 @@ def check_engine(path: Path, model: str) -> list[OutputCheck]:
     from export.pipeline import load_pipeline
     from runtime.engine import open_engine
 
-    spec = open_engine(path, "cpu").spec
+    sidecar = sidecar_path(path)
+    if sidecar.exists():
+        spec = EngineSpec.from_json(read_text(sidecar), str(sidecar))
+    else:
+        spec = open_engine(path, "cpu").spec
+    # ONNX Runtime has no bfloat16 on the CPU.
+    backend = "openvino" if spec.precision == "bf16" else None
     frames = np.stack([random_frame(spec.height, spec.width, seed) for seed in range(spec.batch or 1)])
     pipeline = load_pipeline(model, spec.prompt, storage=spec.storage, revision=spec.revision)
     expected = eager_pyramid(pipeline, frames, spec.timestep, spec.blocks)
     del pipeline
-    return compare(spec, open_engine(path, "cpu").infer(frames), expected)
+    return compare(spec, open_engine(path, "cpu", backend).infer(frames), expected)

@@ -38,6 +38,7 @@ BACKENDS = (
         "onnxruntime",
         ("cpu", "gpu"),
     ),
+    Backend("openvino", ".onnx", "runtime.backends.openvino", "OpenVinoEngine", "openvino", ("openvino",)),
 )
 
 

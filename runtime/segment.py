@@ -41,6 +41,7 @@ def main(
     ] = "proportional",
     refine: Annotated[str, typer.Option(help="none or kmeans.")] = "none",
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda[:N]", help="Where to run.")] = "auto",
+    backend: Annotated[str | None, typer.Option(help="onnxruntime or openvino.")] = None,
     save: Annotated[
         str, typer.Option(help="What to write, with commas: overlay, labels, segments (colours alone).")
     ] = "overlay,labels",
@@ -64,6 +65,7 @@ def main(
         segmenter = Segmenter.open(
             engine,
             device,
+            backend=backend,
             thresholds=_numbers(threshold, "--threshold"),
             iterations=iterations,
             refine=refine,

@@ -2,7 +2,7 @@
 
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -115,6 +115,26 @@ def check_sidecar(engine: Path, spec: EngineSpec) -> None:
                 f"{path} does not belong to {engine.name}: field '{f.name}' is {found!r} there and {inside!r} in "
                 "the engine; delete the sidecar (the engine carries the same fields) or export the engine again"
             )
+
+
+def read_spec(path: Path, metadata: str | None, outputs: Sequence[str]) -> EngineSpec:
+    """The description inside an ONNX engine, held to its sidecar and to the graph's outputs.
+
+    Raises DiffSegError when the file is no engine, or the three do not agree.
+    """
+    if metadata is None:
+        raise DiffSegError(
+            f"{path} is an ONNX model but no engine: expected the metadata entry '{METADATA_KEY}' that "
+            "'python -m export' writes; export a model with it"
+        )
+    spec = EngineSpec.from_json(metadata, f"the metadata of {path}")
+    check_sidecar(path, spec)
+    expected = [level.output for level in spec.levels]
+    if spec.head == "attention" and list(outputs) != expected:
+        raise DiffSegError(
+            f"{path} has outputs {list(outputs)}, its metadata names {expected}; export the engine again"
+        )
+    return spec
 
 
 def read_text(path: Path) -> str:

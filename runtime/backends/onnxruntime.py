@@ -8,7 +8,7 @@ import onnxruntime as ort
 
 from runtime.engine import Engine
 from runtime.errors import DiffSegError
-from runtime.sidecar import METADATA_KEY, EngineSpec, check_sidecar
+from runtime.sidecar import METADATA_KEY, read_spec
 
 
 class OnnxRuntimeEngine(Engine):
@@ -37,19 +37,8 @@ class OnnxRuntimeEngine(Engine):
                 f"{', '.join(self.session.get_providers())}; check the driver, CUDA and cuDNN, or use --device cpu"
             )
         text = self.session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
-        if text is None:
-            raise DiffSegError(
-                f"{path} is an ONNX model but no engine: expected the metadata entry '{METADATA_KEY}' that "
-                "'python -m export' writes; export a model with it"
-            )
-        self.spec = EngineSpec.from_json(text, f"the metadata of {path}")
-        check_sidecar(path, self.spec)
         self._outputs = [output.name for output in self.session.get_outputs()]
-        if self.spec.head == "attention" and self._outputs != [level.output for level in self.spec.levels]:
-            raise DiffSegError(
-                f"{path} has outputs {self._outputs}, its metadata names "
-                f"{[level.output for level in self.spec.levels]}; export the engine again"
-            )
+        self.spec = read_spec(path, text, self._outputs)
 
     def _infer(self, frames: np.ndarray) -> list[np.ndarray]:
         try:

@@ -91,7 +91,7 @@ def test_options_change_the_result(result):
         ({"device": "tpu"}, "expected auto, cpu, cuda or cuda:N"),
         ({"device": "cuda:x"}, "expected auto, cpu, cuda or cuda:N"),
         ({"device": "cuda"}, "diffseg\\[gpu\\]"),
-        ({"backend": "tflite"}, "expected onnxruntime"),
+        ({"backend": "tflite"}, "expected onnxruntime, openvino"),
     ],
 )
 def test_bad_options(options, message):
