@@ -1,7 +1,8 @@
 """DiffSeg on a CPU: from attention maps to labels, with NumPy and OpenCV.
 
 Paper: "Diffuse, Attend, and Segment" (Tian et al., CVPR 2024), sections 3.2 to 3.4. Step 1, the aggregation,
-lives in `runtime.aggregate`; here are step 2, the iterative merge, and step 3, the non-maximum suppression.
+lives in `runtime.aggregate`, step 3, the non-maximum suppression, in `runtime.suppression`; here are step 2, the
+iterative merge, and the whole.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from runtime.aggregate import (
     check_weights,
     resolution_ratios,
 )
+from runtime.suppression import check_size, renumber, suppress
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -35,7 +37,7 @@ __all__ = [
 
 SMALLEST_PROBABILITY = 1e-12  # what a logarithm sees in place of 0
 KMEANS_ITERATIONS = 10
-TILE = 8  # queries per axis that share one matrix product: 64 maps and their logarithms, which stay in cache
+TILE, LARGE_TILE = 8, 16  # queries per axis that share a matrix product; small ones leave more anchors out
 SCREENING_MARGIN = 1e-4  # far above what float32 may round in D
 
 
@@ -112,7 +114,7 @@ def segment_attention(
     maps, shapes = check_pyramid(pyramid, grids)
     ratios = resolution_ratios(config.weights, shapes, layers)
     anchor_queries(shapes[0], config.grid)
-    height, width = _check_size(size)
+    height, width = check_size(size)
     n = maps[0].shape[-1]
     aggregated = np.empty((n, n), np.float32)  # one frame at a time: a batch needs no more memory than a frame
     frames = [maps] if maps[0].ndim == 2 else [[level[b] for level in maps] for b in range(len(maps[0]))]
@@ -185,6 +187,7 @@ def _merge_around_anchors(
     own[np.arange(len(anchors)), anchors] = True  # D(a, a) is 0, but its products may round
     candidates = (_candidates(maps, anchors, threshold, grid_shape) | own).reshape(-1, *grid_shape)
     own = own.reshape(candidates.shape)
+    side = TILE if candidates.mean() < 0.5 else LARGE_TILE
     centres = np.empty((len(anchors), 2, n), np.float32)
     centres[:, 0] = maps[anchors]
     _scaled_log(centres[:, 0], centres[:, 1])
@@ -192,11 +195,11 @@ def _merge_around_anchors(
     sums = np.zeros((len(anchors), n), np.float32)
     counts = np.zeros(len(anchors), np.float32)
     # Buffers that are used again: fresh ones of this size would cost more than the arithmetic on them.
-    tile_buffer = np.empty((TILE * TILE, 2, n), np.float32)
+    tile_buffer = np.empty((side * side, 2, n), np.float32)
     active_buffer, sums_buffer = np.empty_like(centres), np.empty_like(sums)
-    for y in range(0, grid_shape[0], TILE):
-        for x in range(0, grid_shape[1], TILE):
-            tile = np.s_[:, y : y + TILE, x : x + TILE]
+    for y in range(0, grid_shape[0], side):
+        for x in range(0, grid_shape[1], side):
+            tile = np.s_[:, y : y + side, x : x + side]
             near = candidates[tile].reshape(len(anchors), -1)
             active = np.flatnonzero(near.any(axis=1))
             if not len(active):
@@ -207,7 +210,9 @@ def _merge_around_anchors(
             probabilities.reshape(block.shape)[...] = block
             _scaled_log(probabilities, logs)
             entropy = np.einsum("ij,ij->i", probabilities, logs)
-            left = np.take(centres, active, axis=0, out=active_buffer[: len(active)], mode="clip")
+            left = centres
+            if len(active) < len(anchors):
+                left = np.take(centres, active, axis=0, out=active_buffer[: len(active)], mode="clip")
             cross = left.reshape(len(active), -1) @ rows.reshape(len(rows), -1).T
             member = centre_entropy[active, None] + entropy - cross < 2 * threshold
             member |= own[tile].reshape(near.shape)[active]
@@ -300,72 +305,8 @@ def _kmeans(maps: NDArray[np.float32], centres: NDArray[np.float32]) -> NDArray[
     return centres
 
 
-def suppress(proposals: NDArray[Any], grid_shape: tuple[int, int], size: tuple[int, int]) -> NDArray[np.int32]:
-    """Label every pixel with its strongest proposal (paper, section 3.4, "Non-Maximum Suppression").
-
-    Args:
-        proposals: float [P, n].
-        grid_shape: (h, w) with h·w = n.
-        size: (H, W) of the labels; proposals are interpolated bilinearly, with half-pixel centres.
-
-    Returns:
-        int32 [H, W]: index of the largest proposal, the first one on a tie.
-
-    Raises:
-        ValueError: if shapes do not fit.
-    """
-    import cv2
-
-    h, w = grid_shape
-    height, width = _check_size(size)
-    if proposals.ndim != 2 or len(proposals) < 1 or proposals.shape[1] != h * w:
-        raise ValueError(
-            f"proposals: expected [P, {h * w}] with P ≥ 1 for the grid {h}x{w}, found "
-            f"{list(proposals.shape)}; pass the proposals of merge_attention and the same (h, w)"
-        )
-    maps = np.asarray(proposals, np.float32).reshape(-1, h, w)
-    labels = np.zeros((height, width), np.int32)
-    best = cv2.resize(maps[0], (width, height), interpolation=cv2.INTER_LINEAR).reshape(height, width)
-    # A running maximum: only one interpolated proposal exists at a time.
-    for index in range(1, len(maps)):
-        current = cv2.resize(maps[index], (width, height), interpolation=cv2.INTER_LINEAR).reshape(height, width)
-        np.copyto(labels, index, where=current > best)
-        np.maximum(best, current, out=best)
-    return labels
-
-
-def renumber(labels: NDArray[Any]) -> tuple[NDArray[np.int32], int]:
-    """Number labels without gaps, keeping their order.
-
-    Args:
-        labels: integers, any shape, not negative.
-
-    Returns:
-        int32 of the same shape with values 0 … count − 1, and count.
-
-    Raises:
-        ValueError: if labels are not integers or are negative.
-    """
-    labels = np.asarray(labels)
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"labels: expected integers, found {labels.dtype}; pass the labels of segment_attention")
-    if labels.size and labels.min() < 0:
-        raise ValueError(f"labels: expected numbers from 0, found {labels.min()}; leave out pixels without a label")
-    if not labels.size:
-        return labels.astype(np.int32), 0
-    present = np.bincount(labels.ravel()) > 0
-    numbers = np.cumsum(present, dtype=np.int32) - 1
-    return numbers[labels], int(present.sum())
-
-
 def _check_device(device: str) -> None:
     if device != "cpu":
         raise ValueError(
             f"device: expected 'cpu', the only merge core built so far, found {device!r}; use device='cpu'"
         )
-
-
-def _check_size(size: Sequence[int]) -> tuple[int, int]:
-    if len(size) != 2 or any(int(side) != side or side < 1 for side in size):
-        raise ValueError(f"size: expected (H, W), whole numbers from 1, found {size!r}; pass the frame's size")
-    return int(size[0]), int(size[1])
