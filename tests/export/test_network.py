@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from export.attention import BLOCKS
-from export.check import BOUNDS, compare, random_frame
+from export.check import BOUND, compare, random_frame
 from export.eager import eager_pyramid
 from export.network import FrameToPyramid, pyramid_levels
 from export.pipeline import load_pipeline
@@ -77,7 +77,7 @@ def wrong_scaling(pipeline):
 def test_a_mistake_exceeds_the_bound_a_hundredfold(small_pipeline, expected, spec, mistake):
     checks = compare(spec, rewritten(small_pipeline, **mistake), expected)
     assert not all(check.passed for check in checks)
-    assert max(check.divergence for check in checks) > 100 * BOUNDS["fp32"]
+    assert max(check.divergence for check in checks) > 100 * BOUND
 
 
 def test_prompt_is_baked_in(small_pipeline, spec):
