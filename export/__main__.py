@@ -76,8 +76,9 @@ def export_model(
             path,
         )
     report(done.checks)
-    print(done.stages, file=sys.stderr)
-    print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB) and {path}.json", file=sys.stderr)
+    print(f"{done.stages}\nnetwork: {done.before}\nengine:  {done.after}", file=sys.stderr)
+    size_on_disk = sum(file.stat().st_size for file in (path, path.with_name(path.name + ".data")) if file.exists())
+    print(f"wrote {path} ({size_on_disk / 1e6:.1f} MB) and {path}.json", file=sys.stderr)
 
 
 @app.command()

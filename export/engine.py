@@ -7,6 +7,7 @@ from pathlib import Path
 
 from export.attention import BLOCKS
 from export.check import OutputCheck, check_engine
+from export.count import Cost, network_cost
 from export.progress import Stages
 from runtime.errors import DiffSegError
 from runtime.sidecar import EngineSpec
@@ -40,11 +41,14 @@ class ExportRequest:
 
 @dataclass(frozen=True, slots=True)
 class ExportReport:
-    """What an export did: the engine's description, the comparison with PyTorch, and the stages' cost."""
+    """What an export did: the engine's description, the comparison with PyTorch, the stages' time, and the
+    network's cost before (U-Net and VAE encoder) and after."""
 
     spec: EngineSpec
     checks: list[OutputCheck]
     stages: Stages
+    before: Cost
+    after: Cost
 
 
 def export_engine(request: ExportRequest, path: Path, *, check: bool = True) -> ExportReport:
@@ -64,7 +68,7 @@ def export_engine(request: ExportRequest, path: Path, *, check: bool = True) -> 
     with workplace as folder:
         part = Path(folder) / path.name
         try:
-            spec = _write(request, part, stages)
+            spec, before, after = _write(request, part, stages)
         except OSError as error:
             raise DiffSegError(f"cannot write {path}: {error.strerror or error}; free some space") from None
         checks = []
@@ -82,10 +86,10 @@ def export_engine(request: ExportRequest, path: Path, *, check: bool = True) -> 
         # The engine last: where it is, what belongs to it is there too.
         for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name):
             shutil.move(file, path.parent / file.name)
-    return ExportReport(spec, checks, stages)
+    return ExportReport(spec, checks, stages, before, after)
 
 
-def _write(request: ExportRequest, path: Path, stages: Stages) -> EngineSpec:
+def _write(request: ExportRequest, path: Path, stages: Stages) -> tuple[EngineSpec, Cost, Cost]:
     """Load, rewrite, trace and write; the pipeline is freed on return."""
     with stages("load"):
         import diffusers
@@ -105,6 +109,7 @@ def _write(request: ExportRequest, path: Path, stages: Stages) -> EngineSpec:
             f"size {height}x{width} does not fit: this model takes multiples of {pipeline.stride}; for example "
             f"{_nearest(height, pipeline.stride)}x{_nearest(width, pipeline.stride)}"
         )
+    parameters = sum(p.numel() for module in (pipeline.unet, pipeline.vae) for p in module.parameters())
     with stages("fold"):
         network = FrameToPyramid(pipeline, request.timestep, request.blocks).eval()
         levels = pyramid_levels(network, height, width)
@@ -134,8 +139,8 @@ def _write(request: ExportRequest, path: Path, stages: Stages) -> EngineSpec:
             "diffusers": diffusers.__version__,
         },
     )
-    write_onnx(network, spec, path, stages)
-    return spec
+    before = Cost(parameters, network_cost(network, height, width).flops)
+    return spec, before, write_onnx(network, spec, path, stages)
 
 
 def _nearest(side: int, stride: int) -> int:

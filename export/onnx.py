@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from export.count import Cost, graph_cost
 from export.progress import Stages
 from runtime.sidecar import METADATA_KEY, EngineSpec, sidecar_path, write_atomically
 
@@ -13,11 +14,12 @@ if TYPE_CHECKING:
 OPSET = {"fp32": 21, "fp16": 21, "bf16": 22}  # 22 is the first opset whose Conv takes bfloat16
 
 
-def write_onnx(network: "nn.Module", spec: EngineSpec, path: Path, stages: Stages) -> None:
+def write_onnx(network: "nn.Module", spec: EngineSpec, path: Path, stages: Stages) -> Cost:
     """Trace `network` for the frames that `spec` describes and write `path` with its metadata and sidecar.
 
     Weights above 1.5 GB go to `<path>.data`. Where the spec says so, float32 weights are stored as float16, which
     halves the file; the arithmetic stays float32. Tracing runs on shapes only: it needs no more memory than weights.
+    Returns what the graph costs.
     """
     import onnx_ir
 
@@ -34,6 +36,7 @@ def write_onnx(network: "nn.Module", spec: EngineSpec, path: Path, stages: Stage
     with stages("write"):
         onnx_ir.save(model, path, external_data=f"{path.name}.data" if large else None)
     write_atomically(sidecar_path(path), spec.to_json().encode())
+    return graph_cost(model)
 
 
 def _trace(network: "nn.Module", spec: EngineSpec) -> Any:

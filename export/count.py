@@ -1,0 +1,59 @@
+"""What a network costs: parameters and floating-point operations, before export and in the exported graph."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import onnx_ir
+    from torch import nn
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """`parameters`: numbers stored. `flops`: operations of convolutions and matrix products for one frame, a
+    multiplication and an addition counted as two."""
+
+    parameters: int
+    flops: int
+
+    def __str__(self) -> str:
+        return f"{self.parameters / 1e6:.1f} M parameters, {self.flops / 1e9:.1f} GFLOP a frame"
+
+
+def network_cost(network: "nn.Module", height: int, width: int) -> Cost:
+    """Cost of a torch network on one frame uint8 [1, height, width, 3], run on shapes alone."""
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, height, width, 3, dtype=torch.uint8))
+    return Cost(sum(p.numel() for p in network.parameters()), counter.get_total_flops())
+
+
+def graph_cost(model: "onnx_ir.Model") -> Cost:
+    """Cost of an ONNX graph with known shapes; a dynamic batch counts as one frame."""
+    parameters = sum(value.const_value.size for value in model.graph.initializers.values() if value.const_value)
+    flops = 0
+    for node in model.graph:
+        if node.op_type in ("MatMul", "Gemm"):
+            inner = _shape(node.inputs[0])[-1]
+        elif node.op_type == "Conv":
+            inner = _size(_shape(node.inputs[1])[1:])
+        else:
+            continue
+        flops += 2 * inner * _size(_shape(node.outputs[0]))
+    return Cost(parameters, flops)
+
+
+def _shape(value: "onnx_ir.Value | None") -> list[int]:
+    if value is None or value.shape is None:
+        return []
+    return [dim if isinstance(dim, int) else 1 for dim in value.shape]
+
+
+def _size(shape: list[int]) -> int:
+    size = 1
+    for dim in shape:
+        size *= dim
+    return size
