@@ -204,6 +204,16 @@ def test_screening_leaves_no_member_out(quantile):
         assert candidates[divergence < threshold].all()
 
 
+def test_screening_leaves_out_most_maps_that_are_too_far():
+    from runtime.merge import _candidates, anchor_queries
+
+    maps = aggregate_attention(random_pyramid(np.random.default_rng(0), [(s, s) for s in (32, 16, 8, 4)]))
+    anchors = anchor_queries((32, 32), 6)
+    divergence = np.array([plain_divergence(maps[anchor], maps) for anchor in anchors])
+    threshold = float(np.quantile(divergence, 0.2))
+    assert _candidates(maps, anchors, threshold, (32, 32)).mean() < 0.25
+
+
 def test_input_of_320_pixels():
     """A side of 40: its anchors reach from 4 to 34."""
     from runtime.merge import anchor_queries
