@@ -110,6 +110,13 @@ def _write(request: ExportRequest, path: Path, stages: Stages) -> tuple[EngineSp
             f"{_nearest(height, pipeline.stride)}x{_nearest(width, pipeline.stride)}"
         )
     parameters = sum(p.numel() for module in (pipeline.unet, pipeline.vae) for p in module.parameters())
+    needed = parameters * {"fp32": 4, "fp16": 2, "bf16": 2}[request.storage]
+    free = shutil.disk_usage(path.parent).free
+    if free < needed:
+        raise DiffSegError(
+            f"the disk of {path.parent.parent} has {free / 1e9:.1f} GB left, the engine needs {needed / 1e9:.1f} GB; "
+            "free some space or choose another --output"
+        )
     with stages("fold"):
         network = FrameToPyramid(pipeline, request.timestep, request.blocks).eval()
         levels = pyramid_levels(network, height, width)

@@ -131,6 +131,15 @@ def test_bad_models(small_pipeline, tmp_path):
     assert not list(tmp_path.glob("*.onnx*"))
 
 
+def test_full_disk(small_pipeline, tmp_path, monkeypatch):
+    import shutil
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
+    result = run(small_pipeline, "--output", tmp_path / "x")
+    assert result.exit_code == 1 and "has 0.0 GB left, the engine needs" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_unwritable_output(small_pipeline, tmp_path):
     (tmp_path / "file").write_text("")
     result = run(small_pipeline, "--output", tmp_path / "file" / "x")
