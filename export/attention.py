@@ -88,9 +88,11 @@ class PromptCrossAttention(nn.Module):
         self.heads: int = attention.heads
         self.to_q, self.to_out = attention.to_q, attention.to_out[0]
         with torch.no_grad():
-            prompt = prompt.to(attention.to_k.weight.dtype)
-            self.register_buffer("key", _split_heads(attention.to_k(prompt), self.heads).clone())
-            self.register_buffer("value", _split_heads(attention.to_v(prompt), self.heads).clone())
+            for name, linear in (("key", attention.to_k), ("value", attention.to_v)):
+                # In float32, rounded once.
+                bias = None if linear.bias is None else linear.bias.float()
+                constant = nn.functional.linear(prompt.float(), linear.weight.float(), bias).to(linear.weight.dtype)
+                self.register_buffer(name, _split_heads(constant, self.heads).clone())
         scale_linear(self.to_q, attention.scale)
 
     def forward(self, hidden_states: Tensor, **_: Any) -> Tensor:

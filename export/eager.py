@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from export.attention import BLOCKS, MapCollector
+from export.conditioning import added_conditions, fixed_noise, noise_scheduler
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,7 +41,12 @@ class _RecordingProcessor:
 
 
 def eager_pyramid(
-    pipeline: "Pipeline", frame: "NDArray[np.uint8]", timestep: int, blocks: Sequence[str] = BLOCKS
+    pipeline: "Pipeline",
+    frame: "NDArray[np.uint8]",
+    timestep: int,
+    blocks: Sequence[str] = BLOCKS,
+    *,
+    noise_seed: int | None = None,
 ) -> list["NDArray[np.float32]"]:
     """Attention maps of frames uint8 [B, H, W, 3] BGR by diffusers itself, finest first: float32 [B, n, n] each.
 
@@ -57,12 +63,22 @@ def eager_pyramid(
     )
     # The tensor is made from a copy with positive strides, which torch asks for.
     rgb = torch.from_numpy(frame[..., ::-1].copy()).permute(0, 3, 1, 2)
-    image = rgb.to(pipeline.unet.dtype) / 127.5 - 1
+    image = rgb.to(pipeline.vae.dtype) / 127.5 - 1
     with torch.no_grad():
         encoded = pipeline.vae.encode(image)
         latent = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
-        prompt = pipeline.prompt_embedding.expand(len(frame), -1, -1)
-        pipeline.unet(latent * pipeline.vae.config.scaling_factor, timestep, encoder_hidden_states=prompt)
+        latent = latent * pipeline.vae.config.scaling_factor
+        if noise_seed is not None:
+            noise = fixed_noise(noise_seed, *latent.shape[1:]).to(latent.dtype)
+            latent = noise_scheduler(pipeline).add_noise(latent, noise, torch.tensor([timestep]))
+        dtype = pipeline.unet.dtype
+        conditions = added_conditions(pipeline, *frame.shape[1:3]) or {}
+        pipeline.unet(
+            latent.to(dtype),
+            timestep,
+            encoder_hidden_states=pipeline.prompt_embedding.to(dtype).expand(len(frame), -1, -1),
+            added_cond_kwargs={name: value.expand(len(frame), -1) for name, value in conditions.items()},
+        )
     pipeline.unet.set_attn_processor(processors)
     maps = collector.take()
     return [torch.stack(maps[n]).mean(dim=0).numpy() for n in sorted(maps, reverse=True)]

@@ -8,18 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from export.attention import BLOCKS, ExposedSelfAttention, MapCollector, PromptCrossAttention, is_plain
+from export.conditioning import added_conditions, fixed_noise, fold_timestep, noise_constants
+from export.families import vae_stride
 from runtime.errors import DiffSegError
 from runtime.sidecar import Level
 
 if TYPE_CHECKING:
     from export.pipeline import Pipeline
-
-
-class _NoTimeEmbedding(nn.Module):
-    """Stands where the time embedding was, once its effect lives in the convolutions' biases."""
-
-    def forward(self, *_: object) -> None:
-        return None
 
 
 class FrameToPyramid(nn.Module):
@@ -29,53 +24,61 @@ class FrameToPyramid(nn.Module):
     Takes the pipeline's modules over and rewrites them in place: do not use the pipeline afterwards.
     """
 
-    def __init__(self, pipeline: "Pipeline", timestep: int, blocks: Sequence[str] = BLOCKS) -> None:
-        """`blocks`: of down, mid and up, those whose maps are wanted."""
+    noise: Tensor | None
+
+    def __init__(
+        self,
+        pipeline: "Pipeline",
+        timestep: int,
+        blocks: Sequence[str] = BLOCKS,
+        *,
+        size: tuple[int, int] | None = None,
+        noise_seed: int | None = None,
+    ) -> None:
+        """`blocks`: of down, mid and up, those whose maps are wanted.
+
+        `size`: (height, width) of the frames, the model's own if None: a constant where the U-Net is told of it
+        (Stable Diffusion XL) or noise is added (`noise_seed`).
+        """
         super().__init__()
+        height, width = size or (pipeline.native_size, pipeline.native_size)
         self.collector = MapCollector(blocks)
         self.latent_scaling = float(pipeline.vae.config.scaling_factor)
+        # What the encoder's output is multiplied by: the scaling, and the latent's share where noise is added.
+        self.latent_factor = self.latent_scaling
         self.latent_channels = int(pipeline.unet.config.in_channels)
         self.dtype: torch.dtype = pipeline.unet.dtype
+        self.encoder_dtype: torch.dtype = pipeline.vae.dtype
         self.encoder: nn.Module = pipeline.vae.encoder
         self.quant_conv: nn.Module | None = getattr(pipeline.vae, "quant_conv", None)
         self.unet: nn.Module = pipeline.unet
+        noise = None
+        if noise_seed is not None:
+            stride = vae_stride(pipeline.vae.config)
+            noise = fixed_noise(noise_seed, self.latent_channels, height // stride, width // stride)
+            share, noise = noise_constants(pipeline, timestep, noise)
+            self.latent_factor *= share
+        self.register_buffer("noise", noise)
         with torch.no_grad():
-            fold_timestep(self.unet, timestep, pipeline.prompt_embedding)
+            fold_timestep(self.unet, timestep, added_conditions(pipeline, height, width))
         expose_attention(self.unet, pipeline.prompt_embedding, self.collector)
 
     def forward(self, frame: Tensor) -> tuple[Tensor, ...]:
         """frame: uint8 [B, H, W, 3] BGR → one float32 [B, n, n] per resolution, finest first."""
         # Cast first: TensorRT accepts uint8 only at the graph's edge.
         image = frame.float().flip(-1).permute(0, 3, 1, 2) / 127.5 - 1.0
-        latent = self.encoder(image.to(self.dtype))
+        latent = self.encoder(image.to(self.encoder_dtype))
         if self.quant_conv is not None:
             latent = self.quant_conv(latent)
-        # An AutoencoderKL gives mean and log-variance: the mean is the latent, and no noise is added (DESIGN).
-        latent = latent[:, : self.latent_channels] * self.latent_scaling
-        self.unet(latent, 0, encoder_hidden_states=None)
+        # An AutoencoderKL gives mean and log-variance, of which the mean is the latent (DESIGN); an AutoencoderTiny
+        # gives the latent alone.
+        latent = latent[:, : self.latent_channels] * self.latent_factor
+        if self.noise is not None:
+            latent = latent + self.noise.to(latent.dtype)
+        self.unet(latent.to(self.dtype), 0, encoder_hidden_states=None)
         maps = self.collector.take()
         # A sum, not a stack: at 64×64 every copy of a map is 64 MB.
         return tuple(sum(maps[n][1:], maps[n][0]) / len(maps[n]) for n in sorted(maps, reverse=True))
-
-
-def fold_timestep(unet: Any, timestep: int, prompt: Tensor) -> None:
-    """Make the timestep a constant: each residual block's time projection becomes part of a convolution's bias."""
-    embedding = unet.time_embedding(unet.get_time_embed(sample=prompt, timestep=torch.tensor(timestep)))
-    if unet.time_embed_act is not None:
-        embedding = unet.time_embed_act(embedding)
-    for name, block in unet.named_modules():
-        if getattr(block, "time_emb_proj", None) is None:
-            continue
-        if block.time_embedding_norm != "default":
-            raise DiffSegError(
-                f"residual block {name} conditions on time by '{block.time_embedding_norm}'; "
-                "supported: 'default' (Stable Diffusion 1.x and 2.x)"
-            )
-        activated = embedding if block.skip_time_act else block.nonlinearity(embedding)
-        shift = block.time_emb_proj(activated)[0]
-        block.conv1.bias = nn.Parameter(block.conv1.bias + shift, requires_grad=False)
-        block.time_emb_proj = None
-    unet.time_embedding, unet.time_embed_act = _NoTimeEmbedding(), None
 
 
 def expose_attention(unet: Any, prompt: Tensor, collector: MapCollector) -> None:
@@ -87,7 +90,7 @@ def expose_attention(unet: Any, prompt: Tensor, collector: MapCollector) -> None
             if attention is not None and not is_plain(attention):
                 raise DiffSegError(
                     f"attention layer in {name} has norms or residuals of its own; supported: the plain attention "
-                    "of Stable Diffusion 1.x and 2.x"
+                    "of Stable Diffusion"
                 )
         block.attn1 = ExposedSelfAttention(block.attn1, collector if collector.wants(name) else None)
         if block.attn2 is not None:

@@ -1,82 +1,94 @@
-"""Loading what is exported: U-Net, VAE and the prompt's embedding of a diffusers folder or hub id."""
+"""Loading what is exported: U-Net, VAE encoder and the prompt's embedding, in the target precision."""
 
-import json
-import re
+import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from export.checkpoint import AGAIN
+from export.families import Config, Family, TextPart, frame_stride, native_size
+from export.source import Source, first_line, open_source, read_config
 from runtime.errors import DiffSegError
 
 if TYPE_CHECKING:
     import torch
 
-# Pipelines whose U-Net, VAE and single CLIP text encoder are loaded as they are (families as data).
-SUPPORTED_PIPELINES = (
-    "StableDiffusionPipeline",
-    "StableDiffusionImg2ImgPipeline",
-)
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 @dataclass(slots=True)
 class Pipeline:
-    """The modules an export needs, in evaluation mode. `prompt_embedding`: [1, tokens, channels]."""
+    """The modules an export needs, in evaluation mode, without the VAE's decoder.
+
+    `prompt_embedding`: float32 [1, tokens, channels]; `pooled_embedding`: float32 [1, channels] where the family
+    has one. `schedule`: the scheduler's configuration, if the model has one. `vae_source`: where the VAE came from
+    when it was swapped.
+    """
 
     unet: Any
     vae: Any
     prompt_embedding: "torch.Tensor"
+    pooled_embedding: "torch.Tensor | None"
+    schedule: Config | None
+    family: Family
     source: str
     revision: str | None
+    vae_source: str | None = None
 
     @property
     def stride(self) -> int:
-        """Pixels by which a frame's height and width must be divisible: the VAE's stride times the U-Net's."""
-        levels = len(self.unet.config.down_block_types)
-        vae_blocks = getattr(self.vae.config, "block_out_channels", None) or self.vae.config.encoder_block_out_channels
-        return 2 ** (len(vae_blocks) - 1) * 2 ** (levels - 1)
+        """Pixels by which a frame's height and width must be divisible."""
+        return frame_stride(self.unet.config, self.vae.config)
 
     @property
     def native_size(self) -> int:
         """Side in pixels of the frames the model was trained on."""
-        sample = self.unet.config.sample_size
-        side = max(sample) if isinstance(sample, (list, tuple)) else int(sample)
-        return side * self.stride // 2 ** (len(self.unet.config.down_block_types) - 1)
+        return native_size(self.unet.config, self.vae.config)
 
 
 def load_pipeline(
-    model: str, prompt: str = "", precision: str = "fp32", storage: str = "fp32", revision: str | None = None
+    model: str,
+    prompt: str = "",
+    precision: str = "fp32",
+    storage: str | None = None,
+    revision: str | None = None,
+    *,
+    vae: str | None = None,
+    config: str | None = None,
 ) -> Pipeline:
-    """Load `model`, a diffusers folder or hub id, in the target precision.
+    """Load `model`, a diffusers folder, hub id or checkpoint file, in the target precision.
 
     `storage` rounds the weights to what that precision can hold: what a compact engine stores is then exact.
+    `vae`: another VAE, folder or hub id. `config`: where a checkpoint file's configuration and tokenizer are.
 
     Raises DiffSegError when there is no such model, it is incomplete, or its family is not supported (found out
     before any weight is loaded).
     """
+    source = open_source(model, revision, vae=vae, config=config)
     import torch
 
     dtype = getattr(torch, PRECISIONS[precision])
-    source, index = _read_index(model, revision)
-    found = index.get("_class_name")
-    if found not in SUPPORTED_PIPELINES:
-        raise DiffSegError(
-            f"{model} is a {found}; supported: Stable Diffusion 1.x and 2.x ({', '.join(SUPPORTED_PIPELINES)})"
-        )
-    for part in ("unet", "vae", "text_encoder", "tokenizer"):
-        if not (index.get(part) or [None])[0]:
-            raise DiffSegError(f"{model} has no {part} in its model_index.json; expected a whole diffusers pipeline")
     quiet_libraries()
-    embedding = _embed_prompt(source, prompt, revision)
-    unet = _load(source, "diffusers", index["unet"][1], "unet", revision, torch_dtype=dtype)
-    vae = _load(source, "diffusers", index["vae"][1], "vae", revision, torch_dtype=dtype)
-    vae.decoder = None
-    for module in (unet, vae):
+    prompt_embedding, pooled_embedding = _embed_prompt(source, prompt)
+    unet = _load_unet(source, dtype)
+    encoder = _load_vae(source, dtype)
+    for module in (unet, encoder):
         module.eval().requires_grad_(False)
-        if storage != precision:
+        if storage not in (None, precision):
             for parameter in module.parameters():
-                parameter.copy_(parameter.to(getattr(torch, PRECISIONS[storage])))
-    return Pipeline(unet, vae, embedding.to(dtype), Path(source).name if Path(source).is_dir() else model, revision)
+                parameter.copy_(parameter.to(getattr(torch, PRECISIONS[str(storage)])))
+    return Pipeline(
+        unet=unet,
+        vae=encoder,
+        prompt_embedding=prompt_embedding,
+        pooled_embedding=pooled_embedding,
+        schedule=_read_schedule(source),
+        family=source.family,
+        source=source.name,
+        revision=source.revision,
+        vae_source=source.vae_name,
+    )
 
 
 def quiet_libraries() -> None:
@@ -88,67 +100,158 @@ def quiet_libraries() -> None:
 
     # Tracing says four times that torchvision is absent, which nothing here needs.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
     for library in (diffusers, transformers):
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
 
 
-def _read_index(model: str, revision: str | None) -> tuple[str, dict[str, Any]]:
-    """The source to load from and its model_index.json: only this small file is read or downloaded."""
-    folder = Path(model).expanduser()
-    if folder.exists():
-        path = folder / "model_index.json"
-        if not path.is_file():
-            raise DiffSegError(
-                f"{model} holds no model_index.json; expected a diffusers pipeline folder "
-                "(model_index.json, unet/, vae/, text_encoder/, tokenizer/)"
-            )
-        try:
-            return str(folder), json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise DiffSegError(f"{path} is not JSON ({error}); download the model again") from None
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
-        raise DiffSegError(f"no folder {model}, and it is no hub id either (expected owner/name)")
-    from diffusers import DiffusionPipeline
+def _load_unet(source: Source, dtype: "torch.dtype") -> Any:
+    from diffusers import UNet2DConditionModel
 
-    try:
-        config = DiffusionPipeline.load_config(model, revision=revision)
-    except Exception as error:
-        raise DiffSegError(
-            f"cannot get {model} from the model hub: {_first_line(error)}; check the name, the network, and for a "
-            "gated model accept its licence there and log in with 'hf auth login', or pass a local folder"
-        ) from None
-    return model, dict(config)
+    if source.checkpoint is not None:
+        return _from_checkpoint(UNet2DConditionModel, source, "unet", dtype)
+    return _from_folder("diffusers", "UNet2DConditionModel", source.location, "unet", source.revision, dtype)
 
 
-def _load(source: str, library: str, name: str, part: str, revision: str | None, **options: Any) -> Any:
-    """One component by its class name. Every failure of the libraries becomes one line naming the part."""
-    import importlib
-
-    cls = getattr(importlib.import_module(library), name, None)
-    if cls is None:
-        raise DiffSegError(f"{source}: {part} is a {name}, which this {library} does not know; upgrade {library}")
-    try:
-        return cls.from_pretrained(source, subfolder=part, revision=revision, **options)
-    except Exception as error:
-        raise DiffSegError(
-            f"cannot load {part} of {source} ({_first_line(error)}); the folder may be half downloaded: "
-            "expected its config and weights, download it again"
-        ) from None
-
-
-def _embed_prompt(source: str, prompt: str, revision: str | None) -> "torch.Tensor":
-    """The prompt's embedding as the pipeline computes it: [1, tokens, channels], float32."""
+def _load_vae(source: Source, dtype: "torch.dtype") -> Any:
+    import diffusers
     import torch
 
-    tokenizer = _load(source, "transformers", "CLIPTokenizer", "tokenizer", revision)
-    encoder = _load(source, "transformers", "CLIPTextModel", "text_encoder", revision).eval()
-    length = encoder.config.max_position_embeddings
-    tokens = tokenizer(prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-    with torch.no_grad():
-        return encoder(tokens.input_ids).last_hidden_state.float()
+    upcast = source.vae.get("force_upcast", source.vae_class == "AutoencoderKL")
+    if source.family.upcast_vae and upcast and dtype == torch.float16:
+        dtype = torch.float32  # its activations leave float16's range
+    if source.checkpoint is not None and source.vae_name is None:
+        vae = _from_checkpoint(diffusers.AutoencoderKL, source, "vae", dtype)
+    else:
+        revision = source.revision if source.vae_name is None else None
+        vae = _from_folder("diffusers", source.vae_class, *source.vae_location, revision, dtype)
+    vae.decoder = None
+    return vae
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__
+def _from_folder(
+    library: str, name: str, location: str, part: str | None, revision: str | None, dtype: "torch.dtype"
+) -> Any:
+    """One component of a folder or hub repository. Weights that only exist as float16 files are found too."""
+    cls = getattr(importlib.import_module(library), name)
+
+    def load(**options: Any) -> Any:
+        subfolder = {"subfolder": part} if part else {}
+        return cls.from_pretrained(
+            location, revision=revision, torch_dtype=dtype, output_loading_info=True, **subfolder, **options
+        )
+
+    def load_either() -> Any:
+        try:
+            return load()
+        except OSError:
+            try:
+                return load(variant="fp16")
+            except Exception:
+                pass
+            raise
+
+    where = f"{part or 'weights'} of {location}"
+    model, info = _attempt(load_either, where)
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise DiffSegError(f"cannot load {where}: {len(missing)} tensors are missing, first {missing[0]}; {AGAIN}")
+    return model
+
+
+def _from_checkpoint(cls: Any, source: Source, part: str, dtype: "torch.dtype") -> Any:
+    """One component of an original checkpoint file, converted by diffusers."""
+    path, where = str(source.checkpoint), f"{part} of {source.checkpoint} with the configuration of {source.location}"
+    model = _attempt(
+        lambda: cls.from_single_file(path, config=source.location, subfolder=part, torch_dtype=dtype), where
+    )
+    missing = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
+    if missing:
+        raise DiffSegError(
+            f"cannot load {where}: {len(missing)} tensors are missing, first {missing[0]}; expected a configuration "
+            "of the same shape, pass its folder as --config"
+        )
+    return model
+
+
+def _attempt(load: Callable[[], Any], where: str) -> Any:
+    """`load()`, with whatever the libraries raise turned into one line that says where."""
+    try:
+        return load()
+    except Exception as error:
+        raise DiffSegError(
+            f"cannot load {where} ({first_line(error)}); expected its configuration and weights to be whole and to "
+            f"match; {AGAIN}"
+        ) from None
+
+
+def _embed_prompt(source: Source, prompt: str) -> "tuple[torch.Tensor, torch.Tensor | None]":
+    """The prompt's embedding as the family's pipeline computes it, and its pooled one: both float32.
+
+    The text encoders are loaded one after the other, and freed on return.
+    """
+    import torch
+
+    states, pooled = [], None
+    whole = None
+    for text in source.family.text:
+        tokenizer = _load_tokenizer(source, text)
+        if source.checkpoint is None:
+            name = source.index[text.encoder][1]
+            encoder = _from_folder(
+                "transformers", name, source.location, text.encoder, source.revision, torch.float32
+            ).eval()
+        else:
+            whole = whole or _load_checkpoint_text(source)
+            encoder = getattr(whole, text.encoder).eval()
+        length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
+        found = len(tokenizer(prompt).input_ids)
+        if found > length:
+            raise DiffSegError(
+                f"--prompt has {found - 2} tokens, the {text.encoder} of this model takes {length - 2}; shorten it"
+            )
+        tokens = tokenizer(prompt, padding="max_length", max_length=length, return_tensors="pt")
+        with torch.no_grad():
+            output = encoder(tokens.input_ids, output_hidden_states=text.hidden is not None)
+        states.append(output.last_hidden_state if text.hidden is None else output.hidden_states[text.hidden])
+        pooled = getattr(output, "text_embeds", None)
+    embedding = torch.cat(states, dim=-1).float()
+    return embedding, pooled.float() if source.family.addition and pooled is not None else None
+
+
+def _load_tokenizer(source: Source, text: TextPart) -> Any:
+    from transformers import CLIPTokenizer
+
+    where = f"{text.tokenizer} of {source.location}"
+    folder = Path(source.location) / text.tokenizer
+    # transformers makes an empty tokenizer where there are no files.
+    if Path(source.location).is_dir() and not any(
+        (folder / name).is_file() for name in ("vocab.json", "tokenizer.json")
+    ):
+        raise DiffSegError(
+            f"{folder} holds no tokenizer (expected vocab.json and merges.txt, or tokenizer.json); {AGAIN}"
+        )
+    return _attempt(
+        lambda: CLIPTokenizer.from_pretrained(source.location, subfolder=text.tokenizer, revision=source.revision),
+        where,
+    )
+
+
+def _load_checkpoint_text(source: Source) -> Any:
+    """A pipeline of the text encoders that an original checkpoint file holds, float32, and nothing else."""
+    import diffusers
+    import torch
+
+    cls = getattr(diffusers, source.family.pipelines[0])
+    options: dict[str, Any] = {"unet": None, "vae": None, "safety_checker": None, "torch_dtype": torch.float32}
+    return _attempt(
+        lambda: cls.from_single_file(str(source.checkpoint), config=source.location, **options),
+        f"text encoder of {source.checkpoint} with the configuration of {source.location}",
+    )
+
+
+def _read_schedule(source: Source) -> Config | None:
+    if not (source.index.get("scheduler") or [None])[0]:
+        return None
+    return read_config(source.location, "scheduler/scheduler_config.json", source.revision)

@@ -1,0 +1,133 @@
+"""What a model would produce, from its configuration alone: no weight is read, nothing is written."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from export.attention import BLOCKS
+from export.families import Config, frame_stride, native_size, vae_stride
+from export.pipeline import quiet_libraries
+from export.source import first_line, open_source
+from runtime.errors import DiffSegError
+from runtime.sidecar import Level
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """An export in numbers. `levels`: the pyramid for frames of `height` × `width`, finest first.
+
+    `stride`: what both must be multiples of. `native_size`: the side the model was trained on. `parameters`: of the
+    U-Net and of the VAE's encoder, as the model has them (the export drops what follows the last map).
+    """
+
+    source: str
+    family: str
+    vae: str
+    height: int
+    width: int
+    native_size: int
+    stride: int
+    levels: tuple[Level, ...]
+    parameters: dict[str, int]
+    thresholds: tuple[float, ...]
+
+
+def describe(
+    model: str,
+    size: tuple[int, int] | None = None,
+    blocks: Sequence[str] = BLOCKS,
+    *,
+    revision: str | None = None,
+    vae: str | None = None,
+    config: str | None = None,
+) -> Description:
+    """What exporting `model` would give; the arguments are those of an export.
+
+    Raises DiffSegError when the model cannot be exported or the size does not fit.
+    """
+    source = open_source(model, revision, vae=vae, config=config)
+    side = native_size(source.unet, source.vae)
+    height, width = size or (side, side)
+    check_size(height, width, frame_stride(source.unet, source.vae))
+    import diffusers
+    import torch
+
+    quiet_libraries()
+    try:
+        with torch.device("meta"):
+            unet = diffusers.UNet2DConditionModel.from_config(dict(source.unet))
+            encoder = getattr(diffusers, source.vae_class).from_config(dict(source.vae)).encoder
+    except Exception as error:
+        raise DiffSegError(
+            f"{model}: its configuration makes no model ({first_line(error)}); download it again"
+        ) from None
+    stride = vae_stride(source.vae)
+    return Description(
+        source=source.name,
+        family=_generation(source.family.name, source.unet),
+        vae=f"{source.vae_name or 'its own'} ({source.vae_class})",
+        height=height,
+        width=width,
+        native_size=side,
+        stride=frame_stride(source.unet, source.vae),
+        levels=_levels(unet, height // stride, width // stride, blocks),
+        parameters={
+            name: sum(parameter.numel() for parameter in module.parameters())
+            for name, module in (("U-Net", unet), ("VAE encoder", encoder))
+        },
+        thresholds=source.family.thresholds,
+    )
+
+
+def check_size(height: int, width: int, stride: int) -> None:
+    """Raise DiffSegError, with the nearest size that fits, unless both sides are multiples of `stride`."""
+    if height % stride or width % stride or min(height, width) <= 0:
+        nearest = (max(round(side / stride), 1) * stride for side in (height, width))
+        raise DiffSegError(
+            f"size {height}x{width} does not fit: this model takes multiples of {stride}; for example "
+            f"{'x'.join(map(str, nearest))}"
+        )
+
+
+def _generation(family: str, unet: Config) -> str:
+    """A closer name than the family's, by what tells the published models apart."""
+    if unet.get("addition_embed_type"):
+        return family
+    number = {768: "1.x", 1024: "2.x"}.get(unet.get("cross_attention_dim", 0))
+    small = unet.get("mid_block_type", "") is None or unet.get("layers_per_block", 2) == 1
+    return f"Stable Diffusion{f' {number}' if number else ''}{', distilled' if small else ''}"
+
+
+def _levels(unet: Any, height: int, width: int, blocks: Sequence[str]) -> tuple[Level, ...]:
+    """The pyramid of a U-Net on the meta device for latents of `height` × `width`: shapes only, no arithmetic."""
+    import torch
+
+    layers: dict[int, int] = {}
+
+    def note(_module: Any, inputs: tuple[Any, ...]) -> None:
+        tokens = inputs[0].shape[1]
+        layers[tokens] = layers.get(tokens, 0) + 1
+
+    for name, module in unet.named_modules():
+        if name.endswith(".attn1") and name.split("_")[0] in blocks:
+            module.register_forward_pre_hook(note)
+    config = unet.config
+    conditions = {}
+    if config.addition_embed_type == "text_time":
+        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        conditions = {
+            "text_embeds": torch.empty(1, pooled, device="meta"),
+            "time_ids": torch.empty(1, 6, device="meta"),
+        }
+    with torch.no_grad():
+        unet(
+            torch.empty(1, config.in_channels, height, width, device="meta"),
+            torch.empty(1, device="meta"),
+            torch.empty(1, 1, config.cross_attention_dim, device="meta"),
+            added_cond_kwargs=conditions,
+        )
+    return tuple(
+        Level(h := round(math.sqrt(n * height / width)), n // h, count)
+        for n, count in sorted(layers.items(), reverse=True)
+    )

@@ -1,0 +1,187 @@
+"""What can be exported, as data: pipeline classes, text encoders, and what a U-Net or VAE must not have.
+
+Everything here reads configuration only: a model is accepted or refused before torch is imported.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from runtime.errors import DiffSegError
+
+Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class TextPart:
+    """One text encoder of a pipeline. `hidden`: the layer whose states are the embedding; None: the final, normed."""
+
+    tokenizer: str
+    encoder: str
+    classes: tuple[str, ...]
+    hidden: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Pipelines that are loaded in the same way.
+
+    `text`: encoders whose states are concatenated over channels; the last one's pooled output is used where the
+    U-Net wants one (`addition`: its `addition_embed_type`). `upcast_vae`: a VAE that says `force_upcast` stays in
+    float32 when the rest is float16. `thresholds`: default KL thresholds of the merge.
+    """
+
+    name: str
+    pipelines: tuple[str, ...]
+    text: tuple[TextPart, ...]
+    addition: str | None = None
+    upcast_vae: bool = False
+    thresholds: tuple[float, ...] = (1.1, 1.1, 1.1)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Components that a pipeline folder must hold."""
+        return ("unet", "vae", *(part for text in self.text for part in (text.tokenizer, text.encoder)))
+
+
+SD = Family(
+    "Stable Diffusion 1.x and 2.x, distilled ones too",
+    ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"),
+    (TextPart("tokenizer", "text_encoder", ("CLIPTextModel",)),),
+)
+SDXL = Family(
+    "Stable Diffusion XL",
+    ("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline"),
+    (
+        TextPart("tokenizer", "text_encoder", ("CLIPTextModel",), -2),
+        TextPart("tokenizer_2", "text_encoder_2", ("CLIPTextModelWithProjection",), -2),
+    ),
+    addition="text_time",
+    upcast_vae=True,
+)
+FAMILIES = (SD, SDXL)
+VAES = ("AutoencoderKL", "AutoencoderTiny")
+SUPPORTED = "; ".join(f"{family.name} ({', '.join(family.pipelines)})" for family in FAMILIES)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A setting of a config that cannot be exported: key, test on its value, and why."""
+
+    key: str
+    refused: Callable[[Any], bool]
+    reason: str
+
+
+def _is_set(value: Any) -> bool:
+    return value is not None
+
+
+def _holds_true(value: Any) -> bool:
+    return any(value) if isinstance(value, (list, tuple)) else bool(value)
+
+
+def _other_than(*known: Any) -> Callable[[Any], bool]:
+    return lambda value: any(v not in known for v in (value if isinstance(value, (list, tuple)) else [value]))
+
+
+UNET_REFUSALS = (
+    Refusal("class_embed_type", _is_set, "it is conditioned on a class (an upscaler or unCLIP model)"),
+    Refusal("num_class_embeds", _is_set, "it is conditioned on a class or noise level (an upscaler)"),
+    Refusal("encoder_hid_dim_type", _is_set, "it projects its conditioning (Kandinsky, IP-Adapter)"),
+    Refusal("encoder_hid_dim", _is_set, "it projects its conditioning (DeepFloyd, Kandinsky)"),
+    Refusal("time_cond_proj_dim", _is_set, "it is conditioned on a guidance scale (a latent consistency model)"),
+    Refusal("only_cross_attention", _holds_true, "its blocks have no self-attention"),
+    Refusal("mid_block_only_cross_attention", _holds_true, "its mid block has no self-attention"),
+    Refusal("dual_cross_attention", _holds_true, "its cross-attention is of another kind"),
+    Refusal("cross_attention_norm", _is_set, "its cross-attention has norms of its own"),
+    Refusal("attention_type", _other_than(None, "default"), "its attention is of another kind (GLIGEN)"),
+    Refusal("resnet_time_scale_shift", _other_than(None, "default"), "its blocks condition on time in another way"),
+    Refusal("time_embedding_type", _other_than(None, "positional"), "its time embedding is of another kind"),
+    Refusal("down_block_types", _other_than("DownBlock2D", "CrossAttnDownBlock2D"), "its blocks are of another kind"),
+    Refusal("up_block_types", _other_than("UpBlock2D", "CrossAttnUpBlock2D"), "its blocks are of another kind"),
+    Refusal("mid_block_type", _other_than(None, "UNetMidBlock2DCrossAttn", "UNetMidBlock2D"), "it is of another kind"),
+)
+VAE_REFUSALS = (
+    Refusal("latents_mean", _is_set, "its latents have a mean and deviation of their own"),
+    Refusal("shift_factor", _holds_true, "its latents are shifted (Flux, Stable Diffusion 3)"),
+)
+
+
+def family_of(model: str, index: Config) -> Family:
+    """The family of a pipeline by its model_index.json. Raises DiffSegError, naming what is supported, if none."""
+    found = index.get("_class_name")
+    family = next((family for family in FAMILIES if found in family.pipelines), None)
+    if family is None:
+        raise DiffSegError(f"{model} is a {found}; supported: {SUPPORTED}")
+    if index.get("requires_aesthetics_score"):
+        raise DiffSegError(f"{model} is a Stable Diffusion XL refiner; supported: {SUPPORTED}; pass its base model")
+    expected = {"unet": ("UNet2DConditionModel",), "vae": VAES}
+    expected |= {text.encoder: text.classes for text in family.text}
+    for part in family.parts:
+        kind = (index.get(part) or [None, None])[1]
+        if kind is None:
+            raise DiffSegError(
+                f"{model} has no {part} in its model_index.json; expected a whole diffusers pipeline with "
+                f"{', '.join(family.parts)}"
+            )
+        if kind not in expected.get(part, (kind,)):
+            raise DiffSegError(f"{model}: its {part} is a {kind}; supported: {', '.join(expected[part])}")
+    return family
+
+
+def check_unet(model: str, family: Family, unet: Config, vae: Config) -> None:
+    """Refuse a U-Net that the export would get wrong. Raises DiffSegError naming the setting and why."""
+    _refuse(model, "U-Net", unet, UNET_REFUSALS)
+    addition = unet.get("addition_embed_type")
+    if addition != family.addition:
+        raise DiffSegError(
+            f"{model}: its U-Net has addition_embed_type {addition!r}; expected {family.addition!r} of {family.name}"
+        )
+    kinds = (*unet.get("down_block_types", ["CrossAttn"]), unet.get("mid_block_type"), *unet.get("up_block_types", []))
+    if not any("CrossAttn" in (kind or "") for kind in kinds):
+        raise DiffSegError(f"{model}: its U-Net has no attention; expected {', '.join(UNETS_WITH_ATTENTION)}")
+    takes, gives = unet.get("in_channels", 4), vae.get("latent_channels", 4)
+    if takes != gives:
+        raise DiffSegError(
+            f"{model}: its U-Net takes {takes} channels and the VAE gives {gives}; expected the same number (models "
+            "for inpainting, depth or editing take an image besides the latent; a VAE must be made for its U-Net)"
+        )
+
+
+UNETS_WITH_ATTENTION = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D")
+
+
+def check_vae(model: str, kind: str, vae: Config) -> None:
+    """Refuse a VAE that the export would get wrong. Raises DiffSegError naming the setting and why."""
+    if kind not in VAES:
+        raise DiffSegError(f"{model}: its VAE is a {kind}; supported: {', '.join(VAES)}")
+    _refuse(model, "VAE", vae, VAE_REFUSALS)
+
+
+def _refuse(model: str, part: str, config: Config, refusals: tuple[Refusal, ...]) -> None:
+    for refusal in refusals:
+        if refusal.key in config and refusal.refused(config[refusal.key]):
+            raise DiffSegError(
+                f"{model}: its {part} has {refusal.key} {config[refusal.key]!r}: {refusal.reason}; supported: "
+                f"{SUPPORTED}"
+            )
+
+
+def vae_stride(vae: Config) -> int:
+    """Pixels per latent, along each side."""
+    blocks = vae.get("encoder_block_out_channels") or vae.get("block_out_channels") or [0]
+    return 2 ** (len(blocks) - 1)
+
+
+def frame_stride(unet: Config, vae: Config) -> int:
+    """Pixels by which a frame's height and width must be divisible: the VAE's stride times the U-Net's."""
+    return vae_stride(vae) * 2 ** (len(unet.get("down_block_types") or "1234") - 1)
+
+
+def native_size(unet: Config, vae: Config) -> int:
+    """Side in pixels of the frames that the model was trained on, a multiple of its stride."""
+    sample = unet.get("sample_size") or 64
+    side = (max(sample) if isinstance(sample, (list, tuple)) else int(sample)) * vae_stride(vae)
+    stride = frame_stride(unet, vae)
+    return max(side // stride, 1) * stride
