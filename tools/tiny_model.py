@@ -99,8 +99,8 @@ def build_scheduler() -> Any:
     )
 
 
-def build_tokenizer(folder: Path) -> Any:
-    """A ``CLIPTokenizer`` of four words, written to ``folder``: only the empty prompt is ever asked of it."""
+def build_tokenizer(folder: Path, length: int = 4) -> Any:
+    """A ``CLIPTokenizer`` of four words, written to ``folder``; ``length``: tokens of every prompt."""
     from transformers import CLIPTokenizer
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -108,7 +108,7 @@ def build_tokenizer(folder: Path) -> Any:
     (folder / "vocab.json").write_text(json.dumps(words))
     (folder / "merges.txt").write_text("#version: 0.2\n")
     return CLIPTokenizer(
-        str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=4, pad_token="<|endoftext|>"
+        str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=length, pad_token="<|endoftext|>"
     )
 
 
