@@ -32,7 +32,7 @@ class _ExportUnlessNamed(typer.core.TyperGroup):
 app = typer.Typer(cls=_ExportUnlessNamed, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
-@app.command("model", epilog="Other commands: check ENGINE MODEL, each with its own --help.")
+@app.command("model", epilog="Other commands, each with --help: list MODEL, check ENGINE MODEL.")
 def export_model(
     model: Annotated[str, typer.Argument(help="Diffusers folder, or id on the model hub (owner/name).")],
     output: Annotated[Path, typer.Option(help="Engine to write: engines/NAME gives engines/NAME.onnx.")],
@@ -54,7 +54,7 @@ def export_model(
 
     The file is checked against PyTorch before it takes its place. Exit status: 0 done, 1 failed, 2 bad usage.
     """
-    try:
+    with one_line_errors(USAGE_ERROR):
         request = _parse(size, batch, timestep, threshold, attention)
         if precision not in PRECISIONS:
             raise DiffSegError(f"--precision: expected {', '.join(PRECISIONS)}, found {precision!r}")
@@ -62,9 +62,6 @@ def export_model(
             raise DiffSegError(f"--compact goes with --precision fp32; {precision} weights are as small already")
         if output.is_dir():
             raise DiffSegError(f"--output {output} is a folder; expected a name in it, such as {output}/NAME")
-    except DiffSegError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(USAGE_ERROR) from None
     path = output if output.suffix == ".onnx" else output.with_name(output.name + ".onnx")
     with one_line_errors():
         from export.engine import ExportRequest, export_engine
@@ -95,14 +92,45 @@ def check(
     raise typer.Exit(0 if all(c.passed for c in checks) else 1)
 
 
+@app.command("list")
+def list_model(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder, hub id or checkpoint file.")],
+    size: Annotated[str | None, typer.Option(metavar="HxW", help="Frame size; the model's own if left out.")] = None,
+    attention: Annotated[str, typer.Option(help="U-Net blocks whose maps are used.")] = "down,mid,up",
+    revision: Annotated[str | None, typer.Option(help="Revision on the model hub.")] = None,
+    vae: Annotated[str | None, typer.Option(help="Another VAE, folder or hub id.")] = None,
+    config: Annotated[str | None, typer.Option(help="Of a checkpoint file: folder or hub id with its configs.")] = None,
+) -> None:
+    """Show what exporting a model would produce, from its configuration alone; nothing is written."""
+    with one_line_errors(USAGE_ERROR):
+        sides, blocks = _size(size), _blocks(attention)
+    with one_line_errors():
+        from export.describe import describe
+
+        found = describe(model, sides, blocks, revision=revision, vae=vae, config=config)
+    rows = {
+        "model": f"{found.source} ({found.family})",
+        "VAE": found.vae,
+        "frame": f"{found.height}x{found.width}, multiples of {found.stride}; trained at {found.native_size}",
+        "parameters": ", ".join(f"{name} {count / 1e6:.1f} M" for name, count in found.parameters.items()),
+        "thresholds": ", ".join(map(str, found.thresholds)),
+    }
+    for index, level in enumerate(found.levels):
+        layers = f"mean of {level.layers} layer{'s' if level.layers > 1 else ''}"
+        n = level.height * level.width
+        rows["outputs" if not index else " " * index] = f"{level.output} [B, {n}, {n}], {layers}"
+    for name, text in rows.items():
+        print(f"{name:12}{text}")
+
+
 @contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Turn a DiffSegError into one line on stderr and exit status 1."""
+def one_line_errors(status: int = 1) -> Iterator[None]:
+    """Turn a DiffSegError into one line on stderr and an exit status."""
     try:
         yield
     except DiffSegError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        raise typer.Exit(1) from None
+        raise typer.Exit(status) from None
 
 
 def _parse(size: str | None, batch: str, timestep: int, threshold: str, attention: str) -> dict[str, Any]:
@@ -113,23 +141,35 @@ def _parse(size: str | None, batch: str, timestep: int, threshold: str, attentio
         thresholds = ()
     if not thresholds or not all(0 < t < float("inf") for t in thresholds):
         raise DiffSegError(f"--threshold: expected numbers above 0 with commas between them, found {threshold!r}")
-    sides = (size or "").lower().split("x")
-    if size is not None and not (len(sides) <= 2 and all(side.isdecimal() and int(side) > 0 for side in sides)):
-        raise DiffSegError(f"--size: expected HxW in pixels such as 512x768, or one number, found {size!r}")
     if batch != "dynamic" and not (batch.isdecimal() and int(batch) > 0):
         raise DiffSegError(f"--batch: expected a number above 0 or 'dynamic', found {batch!r}")
     if not 0 <= timestep < 1000:
         raise DiffSegError(f"--timestep: expected 0 to 999, found {timestep}")
-    blocks = tuple(word.strip() for word in attention.split(","))
-    if not set(blocks) <= set(BLOCKS):
-        raise DiffSegError(f"--attention: expected some of {','.join(BLOCKS)}, found {attention!r}")
     return {
-        "blocks": tuple(block for block in BLOCKS if block in blocks),
-        "size": None if size is None else (int(sides[0]), int(sides[-1])),
+        "blocks": _blocks(attention),
+        "size": _size(size),
         "batch": None if batch == "dynamic" else int(batch),
         "timestep": timestep,
         "thresholds": thresholds,
     }
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    """`512x768` or `512` → (height, width). Raises DiffSegError for anything else."""
+    if text is None:
+        return None
+    sides = text.lower().split("x")
+    if not (len(sides) <= 2 and all(side.isdecimal() and int(side) > 0 for side in sides)):
+        raise DiffSegError(f"--size: expected HxW in pixels such as 512x768, or one number, found {text!r}")
+    return int(sides[0]), int(sides[-1])
+
+
+def _blocks(text: str) -> tuple[str, ...]:
+    """`down,up` → those of the U-Net's parts, in order. Raises DiffSegError for anything else."""
+    blocks = {word.strip() for word in text.split(",")}
+    if not blocks <= set(BLOCKS):
+        raise DiffSegError(f"--attention: expected some of {','.join(BLOCKS)}, found {text!r}")
+    return tuple(block for block in BLOCKS if block in blocks)
 
 
 def report(checks: Sequence[OutputCheck]) -> None:
