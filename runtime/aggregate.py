@@ -6,129 +6,16 @@ Paper: "Diffuse, Attend, and Segment" (Tian et al., CVPR 2024), section 3.2, "At
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from runtime.pyramid import Grid, check_pyramid, resolution_ratios
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-Grid: TypeAlias = tuple[int, int]
-Weights: TypeAlias = Literal["proportional", "per-tensor"] | tuple[float, ...]
-
-
-def check_weights(weights: Any) -> Weights:
-    """Return the weights with lists made tuples; ValueError where they cannot be used for any pyramid."""
-    if isinstance(weights, str):
-        if weights not in ("proportional", "per-tensor"):
-            raise ValueError(
-                "weights: expected 'proportional', 'per-tensor' or one number per resolution, found "
-                f"{weights!r}; choose one of them"
-            )
-        return weights  # type: ignore[return-value]
-    try:
-        values = tuple(float(value) for value in weights)
-    except (TypeError, ValueError):
-        values = ()
-    if not values or not all(np.isfinite(value) and value >= 0 for value in values) or sum(values) <= 0:
-        raise ValueError(
-            "weights: expected finite numbers that are not negative and not all 0, one per resolution, "
-            f"found {weights!r}; give for example (1, 0, 0, 0) for the finest resolution alone"
-        )
-    return values
-
-
-def resolution_ratios(weights: Any, grids: Sequence[Grid], layers: Sequence[int] | None = None) -> list[float]:
-    """R_r of every resolution, summing to 1 (paper, equation 4).
-
-    Args:
-        weights: "proportional" (R_r ∝ side), "per-tensor" (R_r ∝ layers · side) or one number per resolution.
-        grids: (h, w) of every resolution; the side of a grid that is not square is √(h·w).
-        layers: how many layers were averaged in every resolution; needed for "per-tensor".
-
-    Raises:
-        ValueError: if weights or layers do not fit the resolutions.
-    """
-    chosen = check_weights(weights)
-    sides = [float(np.sqrt(h * w)) for h, w in grids]
-    if chosen == "proportional":
-        values = sides
-    elif chosen == "per-tensor":
-        if layers is None or len(layers) != len(grids) or any(count < 1 for count in layers):
-            raise ValueError(
-                f"layers: weights 'per-tensor' expect {len(grids)} numbers of layers, each at least 1, found "
-                f"{layers!r}; pass layers= as the engine's sidecar gives them, or use weights 'proportional'"
-            )
-        values = [count * side for count, side in zip(layers, sides, strict=True)]
-    else:
-        if len(chosen) != len(grids):
-            raise ValueError(
-                f"weights: expected {len(grids)} numbers, one per resolution {_sizes(grids)}, found "
-                f"{len(chosen)}; give as many weights as there are resolutions (0 leaves one out)"
-            )
-        values = [float(value) for value in chosen]
-    total = sum(values)
-    return [value / total for value in values]
-
-
-def check_pyramid(
-    pyramid: Sequence[Any], grids: Sequence[Sequence[int]] | None = None
-) -> tuple[list[NDArray[Any]], list[Grid]]:
-    """Check shapes and types of a pyramid; the values are checked while they are aggregated.
-
-    Returns:
-        The maps as arrays, all [n, n] or all [B, n, n], and (h, w) of every resolution.
-
-    Raises:
-        ValueError: if a shape, a type, the order or a grid is wrong.
-    """
-    if isinstance(pyramid, np.ndarray) and pyramid.ndim < 4:
-        raise ValueError(
-            f"pyramid: expected a list of arrays, one per resolution, found one array {pyramid.shape}; "
-            "put it into a list"
-        )
-    maps = [np.asarray(level) for level in pyramid]
-    if not maps:
-        raise ValueError("pyramid: expected at least one resolution, found none; pass a list of attention maps")
-    for index, level in enumerate(maps):
-        if level.ndim not in (2, 3) or level.shape[-1] != level.shape[-2] or level.size == 0:
-            raise ValueError(
-                f"pyramid[{index}]: expected maps [n, n] or [B, n, n], found shape {level.shape}; "
-                "average heads and layers first, one row per query"
-            )
-        if level.dtype not in (np.float16, np.float32, np.float64):
-            raise ValueError(
-                f"pyramid[{index}]: expected float16, float32 or float64, found {level.dtype}; convert it first"
-            )
-        if level.shape[:-2] != maps[0].shape[:-2]:
-            raise ValueError(
-                f"pyramid[{index}]: expected the batch of the finest resolution {maps[0].shape[:-2]}, found "
-                f"{level.shape[:-2]}; give every resolution the same frames"
-            )
-    if grids is None:
-        shapes = [_square(index, level.shape[-1]) for index, level in enumerate(maps)]
-    else:
-        shapes = [(int(h), int(w)) for h, w in grids]
-        if len(shapes) != len(maps):
-            raise ValueError(
-                f"grids: expected {len(maps)} pairs (h, w), one per resolution, found {len(shapes)}; "
-                "pass grids= as the engine's sidecar gives them"
-            )
-        for index, ((h, w), level) in enumerate(zip(shapes, maps, strict=True)):
-            if min(h, w) < 1 or h * w != level.shape[-1]:
-                raise ValueError(
-                    f"grids[{index}]: expected h·w = {level.shape[-1]}, the size of the maps, found {h}x{w}; "
-                    "pass grids= as (h, w), finest first"
-                )
-    for finer, coarser in pairwise(shapes):
-        if coarser == finer or coarser[0] > finer[0] or coarser[1] > finer[1]:
-            raise ValueError(
-                f"pyramid: expected resolutions finest first, each once, found {_sizes(shapes)}; "
-                "sort them from fine to coarse and average those of one resolution"
-            )
-    return maps, shapes
+__all__ = ["Aggregation", "aggregate_attention", "interpolation", "resolution_ratios"]
 
 
 def aggregate_attention(
@@ -156,88 +43,118 @@ def aggregate_attention(
     """
     maps, shapes = check_pyramid(pyramid, grids)
     ratios = resolution_ratios(weights, shapes, layers)
-    out = np.empty((*maps[0].shape[:-2], *(2 * [maps[0].shape[-1]])), np.float32)
-    if out.ndim == 2:
-        aggregate_frame(maps, shapes, ratios, out)
-    else:
-        for frame, target in enumerate(out):
-            aggregate_frame([level[frame] for level in maps], shapes, ratios, target)
+    if maps[0].ndim == 2:
+        return Aggregation(maps, shapes, ratios).full()
+    out = np.empty(maps[0].shape, np.float32)
+    for frame, target in enumerate(out):
+        Aggregation([level[frame] for level in maps], shapes, ratios).full(target)
     return out
 
 
-def aggregate_frame(
-    maps: Sequence[NDArray[Any]], shapes: Sequence[Grid], ratios: Sequence[float], out: NDArray[np.float32]
-) -> None:
-    """Write one frame's aggregated attention into `out` [n, n]; arguments as checked by the functions above.
+class Aggregation:
+    """One frame's aggregated attention A, a block of queries at a time: A itself need not exist.
 
-    Coarse maps have few distinct rows: each is interpolated once, the resolutions are summed where they
-    share their rows, and only the sum is added to every query row, one query line at a time, in cache.
+    Coarse maps have few distinct rows: each is interpolated once, and the resolutions are summed where they share
+    their rows, here; `block` adds that sum to the finest maps.
+
+    Args:
+        maps, shapes, ratios: as checked by `check_pyramid` and `resolution_ratios`.
+        total: what the rows of A sum to.
+        name: what messages call the maps; "{}" stands for the resolution.
+
+    Attributes:
+        pooled: float32 [n, cells], A summed into equal blocks of pixels, `cells_per_axis` of them.
+
+    Raises:
+        ValueError: if a map has a NaN, an infinity or a negative value, or sums to 0.
     """
-    h, w = shapes[0]
-    lines = out.reshape(h, w, h * w)
-    finest = maps[0].reshape(h, w, h * w)
-    levels = [
-        _Level(index, maps[index], shapes[index], ratios[index], shapes[0])
-        for index in range(1, len(maps))
-        if ratios[index] > 0
-    ]
-    columns = np.arange(w)
-    # The queries of a line that share their row in every coarse resolution form one group.
-    sources = np.array([columns * level.w // w for level in levels], np.intp).reshape(len(levels), w)
-    starts = np.concatenate(([True], (np.diff(sources, axis=1) != 0).any(axis=0)))
-    groups = np.cumsum(starts) - 1
-    coarse = np.zeros((int(groups[-1]) + 1, h * w), np.float32)
-    previous: list[int] = []
-    for y in range(h):
-        target = lines[y]
+
+    def __init__(
+        self,
+        maps: Sequence[NDArray[Any]],
+        shapes: Sequence[Grid],
+        ratios: Sequence[float],
+        total: float = 1.0,
+        name: str = "pyramid[{}]",
+    ) -> None:
+        self.shape = h, w = shapes[0]
+        self.n = n = h * w
+        self.cells_per_axis = down, across = _divisor(h), _divisor(w)
+        self._finest = maps[0].reshape(h, w, n)
+        self._scale: NDArray[np.float32] | None = None
+        self.pooled = np.zeros((n, down * across), np.float32)
         if ratios[0] > 0:
-            np.copyto(target, finest[y])
-            sums = _row_sums(target, np.ones(h * w, np.float32), 0)
-            target *= (ratios[0] / sums)[:, None]
-        else:
+            for y, line in enumerate(self._finest):
+                line = np.ascontiguousarray(line, np.float32)
+                pooled = self.pooled[y * w : (y + 1) * w]
+                _pool(line, self.shape, self.cells_per_axis, pooled)
+                _check(line, pooled.sum(axis=1), name.format(0))
+            self._scale = (ratios[0] * total / self.pooled.sum(axis=1)).reshape(h, w)
+            self.pooled *= self._scale.reshape(n, 1)
+        levels = [index for index in range(1, len(maps)) if ratios[index] > 0]
+        # Queries that share their row in every coarse resolution form one group: per axis, since rows replicate so.
+        self._rows, rows = _groups([shapes[index][0] for index in levels], h)
+        self._columns, columns = _groups([shapes[index][1] for index in levels], w)
+        self._coarse = np.zeros((rows[-1] + 1, columns[-1] + 1, n), np.float32) if levels else None
+        if self._coarse is None:
+            return
+        for index in levels:
+            share = ratios[index] * total
+            self._add_level(maps[index], shapes[index], share, name.format(index))
+        cells = np.empty((*self._coarse.shape[:2], down * across), np.float32)
+        for line, target in zip(self._coarse, cells, strict=True):
+            _pool(line, self.shape, self.cells_per_axis, target)
+        self.pooled += cells[np.ix_(self._rows, self._columns)].reshape(n, -1)
+
+    def _add_level(self, maps: NDArray[Any], shape: Grid, share: float, name: str) -> None:
+        """Add a coarse resolution to the groups, every row summing to `share`."""
+        assert self._coarse is not None
+        h, w = shape
+        down, across = interpolation(h, self.shape[0]), interpolation(w, self.shape[1])
+        # Normalising after the interpolation is the same as weighting every pixel by its share in it.
+        pixels = np.outer(down.sum(axis=0), across.sum(axis=0)).ravel()
+        row_of_group = np.flatnonzero(np.diff(self._rows, prepend=-1)) * h // self.shape[0]
+        column_of_group = np.flatnonzero(np.diff(self._columns, prepend=-1)) * w // self.shape[1]
+        for y in range(h):
+            groups = np.flatnonzero(row_of_group == y)
+            line = maps[y * w : (y + 1) * w].astype(np.float32)
+            sums = line @ pixels
+            _check(line, sums, name)
+            line *= (share / sums)[:, None]
+            wide = (line.reshape(-1, w) @ across.T).reshape(w, h, -1)
+            full = np.matmul(down, wide).reshape(1, w, -1)
+            if len(groups):
+                target = self._coarse[groups[0] : groups[-1] + 1]
+                _add_repeated(target, full, np.zeros(len(groups), np.intp), column_of_group)
+
+    def block(self, ys: slice, xs: slice, out: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Write the rows of A of a rectangle of queries into `out` [queries, n], which may be strided by rows."""
+        finest = self._finest[ys, xs]
+        target = out.reshape(finest.shape)
+        if self._scale is None:
             target[...] = 0
-        if not levels:
-            continue
-        current = [y * level.h // h for level in levels]
-        if current != previous:
-            coarse[...] = 0
-            for level, line, source in zip(levels, current, sources, strict=True):
-                _add_rows(coarse, level.line(line), source[starts])
-            previous = current
-        _add_rows(target, coarse, groups)
+        else:
+            np.multiply(finest, self._scale[ys, xs, None], out=target, casting="same_kind")
+        if self._coarse is not None:
+            rows, columns = self._rows[ys], self._columns[xs]
+            groups = self._coarse[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+            _add_repeated(target, groups, rows - rows[0], columns - columns[0])
+        return out
 
+    def rows(self, queries: NDArray[np.intp], out: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Write single rows of A into `out` [len(queries), n]."""
+        for query, row in zip(queries, out, strict=True):
+            y, x = divmod(int(query), self.shape[1])
+            self.block(np.s_[y : y + 1], np.s_[x : x + 1], row[None])
+        return out
 
-@dataclass(slots=True)
-class _Level:
-    """A coarse resolution whose maps are interpolated one line of queries at a time."""
-
-    index: int
-    maps: NDArray[Any]
-    shape: Grid
-    ratio: float
-    finest: Grid
-    _line: int = -1
-    _interpolated: NDArray[np.float32] | None = None
-
-    @property
-    def h(self) -> int:
-        return self.shape[0]
-
-    @property
-    def w(self) -> int:
-        return self.shape[1]
-
-    def line(self, y: int) -> NDArray[np.float32]:
-        """The maps of query line y at the finest resolution, float32 [w, n], summing to the level's ratio."""
-        if y != self._line or self._interpolated is None:
-            down, across = interpolation(self.h, self.finest[0]), interpolation(self.w, self.finest[1])
-            rows = self.maps[y * self.w : (y + 1) * self.w].astype(np.float32)
-            # Normalising after the interpolation is the same as weighting each pixel by its share in it.
-            rows *= (self.ratio / _row_sums(rows, np.outer(down.sum(0), across.sum(0)).ravel(), self.index))[:, None]
-            wide = rows.reshape(-1, self.w) @ across.T
-            full = np.matmul(down, wide.reshape(self.w, self.h, self.finest[1]))
-            self._line, self._interpolated = y, full.reshape(self.w, -1)
-        return self._interpolated
+    def full(self, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """A as a whole, float32 [n, n]."""
+        h, w = self.shape
+        out = np.empty((self.n, self.n), np.float32) if out is None else out
+        for y in range(0, h, 2):
+            self.block(np.s_[y : y + 2], np.s_[:], out[y * w : (y + 2) * w])
+        return out
 
 
 def interpolation(source: int, target: int) -> NDArray[np.float32]:
@@ -252,38 +169,54 @@ def interpolation(source: int, target: int) -> NDArray[np.float32]:
     return matrix.astype(np.float32)
 
 
-def _add_rows(target: NDArray[np.float32], rows: NDArray[np.float32], index: NDArray[np.intp]) -> None:
-    """target += rows[index], without the copy where every row repeats equally often."""
-    repeat, rest = divmod(len(target), len(rows))
-    if rest == 0 and np.array_equal(index, np.arange(len(target)) // repeat):
-        target.reshape(len(rows), repeat, -1)[...] += rows[:, None]
+def _groups(coarse: Sequence[int], fine: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Number the runs of an axis whose positions have the same source in every coarse axis; and those numbers."""
+    position = np.arange(fine)
+    change = np.zeros(fine, bool)
+    for side in coarse:
+        change |= np.diff(position * side // fine, prepend=0) != 0
+    numbers = np.cumsum(change)
+    return numbers, np.unique(numbers)
+
+
+def _add_repeated(
+    target: NDArray[np.float32], source: NDArray[np.float32], rows: NDArray[np.intp], columns: NDArray[np.intp]
+) -> None:
+    """target [y, x, n] += source[rows, columns]; without a copy of the source where every one repeats equally."""
+    (h, w, n), (down, across, _) = target.shape, source.shape
+    if (
+        h % down == 0
+        and w % across == 0
+        and np.array_equal(rows, np.arange(h) // (h // down))
+        and np.array_equal(columns, np.arange(w) // (w // across))
+    ):
+        blocks = target.reshape(down, h // down, across, w // across, n)
+        blocks += source[:, None, :, None]
     else:
-        target += rows[index]
+        target += source[np.ix_(rows, columns)]
 
 
-def _row_sums(rows: NDArray[np.float32], shares: NDArray[np.float32], index: int) -> NDArray[np.float32]:
-    """Weighted sums of the rows; ValueError if they are not probabilities."""
-    sums = rows @ shares
+def _pool(maps: NDArray[np.float32], shape: Grid, cells: Grid, out: NDArray[np.float32]) -> None:
+    """Sum every map's pixels in equal blocks."""
+    import cv2
+
+    tall = maps.reshape(-1, shape[1])
+    area = cv2.resize(tall, (cells[1], len(maps) * cells[0]), interpolation=cv2.INTER_AREA)
+    np.multiply(area.reshape(out.shape), shape[0] * shape[1] / (cells[0] * cells[1]), out=out)
+
+
+def _divisor(side: int) -> int:
+    """Into how many equal blocks an axis is pooled: the most that divide it, at most 8."""
+    return next(parts for parts in range(min(side, 8), 0, -1) if side % parts == 0)
+
+
+def _check(rows: NDArray[np.float32], sums: NDArray[np.float32], name: str) -> None:
     lowest = rows.min()
-    if not (np.isfinite(sums).all() and sums.min() > 0 and lowest >= 0):
-        finite = np.isfinite(rows).all()
-        found = "a NaN or an infinity" if not finite else "a negative value" if lowest < 0 else "a row of zeros"
-        raise ValueError(
-            f"pyramid[{index}]: expected rows of probabilities, finite, not negative and not all 0, found "
-            f"{found}; check the engine's precision (float16 overflows where float32 or bfloat16 does not)"
-        )
-    return sums
-
-
-def _square(index: int, n: int) -> Grid:
-    side = int(np.sqrt(n) + 0.5)
-    if side * side != n:
-        raise ValueError(
-            f"pyramid[{index}]: expected maps of a square grid, found n = {n}, which is no square; "
-            "pass grids= with (h, w) of every resolution"
-        )
-    return side, side
-
-
-def _sizes(grids: Sequence[Grid]) -> str:
-    return ", ".join(f"{h}x{w}" for h, w in grids)
+    if np.isfinite(sums).all() and sums.min() > 0 and lowest >= 0:
+        return
+    finite = np.isfinite(rows).all()
+    found = "a NaN or an infinity" if not finite else "a negative value" if lowest < 0 else "a row of zeros"
+    raise ValueError(
+        f"{name}: expected rows of probabilities, finite, not negative and not all 0, found {found}; "
+        "check the engine's precision (float16 overflows where float32 or bfloat16 does not)"
+    )

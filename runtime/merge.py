@@ -13,14 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from runtime.aggregate import (
-    Weights,
-    aggregate_attention,
-    aggregate_frame,
-    check_pyramid,
-    check_weights,
-    resolution_ratios,
-)
+from runtime.aggregate import Aggregation, aggregate_attention
+from runtime.pyramid import Weights, check_pyramid, check_weights, resolution_ratios
 from runtime.suppression import check_size, renumber, suppress
 
 if TYPE_CHECKING:
@@ -116,12 +110,12 @@ def segment_attention(
     anchor_queries(shapes[0], config.grid)
     height, width = check_size(size)
     n = maps[0].shape[-1]
-    aggregated = np.empty((n, n), np.float32)  # one frame at a time: a batch needs no more memory than a frame
     frames = [maps] if maps[0].ndim == 2 else [[level[b] for level in maps] for b in range(len(maps[0]))]
     labels = np.empty((len(frames), height, width), np.int32)
     for frame, target in zip(frames, labels, strict=True):
-        aggregate_frame(frame, shapes, ratios, aggregated)
-        target[...] = suppress(merge_attention(aggregated, config, shapes[0]), shapes[0], (height, width))
+        # One frame at a time: a batch needs no more memory than a frame.
+        proposals = _merge(Aggregation(frame, shapes, ratios, total=n), config)
+        target[...] = suppress(proposals, shapes[0], (height, width))
     return labels[0] if maps[0].ndim == 2 else labels
 
 
@@ -166,104 +160,94 @@ def merge_attention(aggregated: NDArray[Any], config: MergeConfig, grid_shape: t
             f"aggregated: expected [{h * w}, {h * w}] for the grid {h}x{w}, found {list(maps.shape)}; "
             "pass one frame and its (h, w)"
         )
-    maps = maps.astype(np.float32, copy=False)
-    anchors = anchor_queries((h, w), config.grid)
-    proposals = _merge_around_anchors(maps, anchors, config.thresholds[0], (h, w))
+    anchor_queries((h, w), config.grid)
+    return _merge(Aggregation([maps], [(h, w)], [1.0], total=h * w, name="aggregated"), config)
+
+
+def _merge(source: Aggregation, config: MergeConfig) -> NDArray[np.float32]:
+    """The proposals of a source whose rows sum to n.
+
+    n·a in place of a multiplies D by n, and centres log(n·a), so that the products in D do not cancel.
+    """
+    n = source.n
+    proposals = _merge_around_anchors(source, anchor_queries(source.shape, config.grid), config.thresholds[0])
     for threshold in config.thresholds[1:]:
         proposals = _merge_proposals(proposals, threshold)
-    return _kmeans(maps, proposals) if config.refine == "kmeans" else proposals
+    if config.refine == "kmeans":
+        proposals = _kmeans(source.full(), proposals)
+    proposals /= n
+    return proposals
 
 
-def _merge_around_anchors(
-    maps: NDArray[np.float32], anchors: NDArray[np.intp], threshold: float, grid_shape: tuple[int, int]
-) -> NDArray[np.float32]:
+def _merge_around_anchors(source: Aggregation, anchors: NDArray[np.intp], threshold: float) -> NDArray[np.float32]:
     """Iteration 0: every anchor becomes the mean of all maps nearer to it than the threshold.
 
     D = ½[h(a) + h(b) − a·log b − log a·b] is one matrix product of the pairs (a, log a) and (log b, b), taken for
     a tile of neighbouring queries and those anchors that may be near one of them.
     """
-    n = len(maps)
+    n, (h, w) = source.n, source.shape
     own = np.zeros((len(anchors), n), bool)
     own[np.arange(len(anchors)), anchors] = True  # D(a, a) is 0, but its products may round
-    candidates = (_candidates(maps, anchors, threshold, grid_shape) | own).reshape(-1, *grid_shape)
+    candidates = (_candidates(source.pooled, n, anchors, threshold) | own).reshape(-1, h, w)
     own = own.reshape(candidates.shape)
     side = TILE if candidates.mean() < 0.5 else LARGE_TILE
     centres = np.empty((len(anchors), 2, n), np.float32)
-    centres[:, 0] = maps[anchors]
-    _scaled_log(centres[:, 0], centres[:, 1])
+    source.rows(anchors, centres[:, 0])
+    _log(centres[:, 0], centres[:, 1])
     centre_entropy = np.einsum("ij,ij->i", centres[:, 0], centres[:, 1])
     sums = np.zeros((len(anchors), n), np.float32)
     counts = np.zeros(len(anchors), np.float32)
     # Buffers that are used again: fresh ones of this size would cost more than the arithmetic on them.
     tile_buffer = np.empty((side * side, 2, n), np.float32)
     active_buffer, sums_buffer = np.empty_like(centres), np.empty_like(sums)
-    for y in range(0, grid_shape[0], side):
-        for x in range(0, grid_shape[1], side):
-            tile = np.s_[:, y : y + side, x : x + side]
-            near = candidates[tile].reshape(len(anchors), -1)
+    for y in range(0, h, side):
+        for x in range(0, w, side):
+            ys, xs = np.s_[y : y + side], np.s_[x : x + side]
+            near = candidates[:, ys, xs].reshape(len(anchors), -1)
             active = np.flatnonzero(near.any(axis=1))
             if not len(active):
                 continue
             rows = tile_buffer[: near.shape[1]]
-            logs, probabilities = rows[:, 0], rows[:, 1]
-            block = maps.reshape(*grid_shape, n)[tile[1:]]
-            probabilities.reshape(block.shape)[...] = block
-            _scaled_log(probabilities, logs)
-            entropy = np.einsum("ij,ij->i", probabilities, logs)
+            logs, maps = rows[:, 0], rows[:, 1]
+            source.block(ys, xs, maps)
+            _log(maps, logs)
+            entropy = np.einsum("ij,ij->i", maps, logs)
             left = centres
             if len(active) < len(anchors):
                 left = np.take(centres, active, axis=0, out=active_buffer[: len(active)], mode="clip")
             cross = left.reshape(len(active), -1) @ rows.reshape(len(rows), -1).T
-            member = centre_entropy[active, None] + entropy - cross < 2 * threshold
-            member |= own[tile].reshape(near.shape)[active]
+            member = centre_entropy[active, None] + entropy - cross < 2 * n * threshold
+            member |= own[:, ys, xs].reshape(near.shape)[active]
             members = member.astype(np.float32)
             counts[active] += members.sum(axis=1)
-            sums[active] += np.matmul(members, probabilities, out=sums_buffer[: len(active)])
+            sums[active] += np.matmul(members, maps, out=sums_buffer[: len(active)])
     sums /= counts[:, None]
     return sums
 
 
-def _candidates(
-    maps: NDArray[np.float32], anchors: NDArray[np.intp], threshold: float, grid_shape: tuple[int, int]
-) -> NDArray[np.bool_]:
+def _candidates(pooled: NDArray[np.float32], n: int, anchors: NDArray[np.intp], threshold: float) -> NDArray[np.bool_]:
     """Which maps may be nearer to an anchor than the threshold, bool [anchors, n]: no member is ever left out.
 
-    D never grows when pixels are summed into blocks (the data-processing inequality), and with a sixteenth of the
-    pixels it costs a sixteenth: what is too far there needs no exact divergence.
+    D never grows when pixels are summed into blocks (the data-processing inequality), and there it costs next to
+    nothing: what is too far even so needs no exact divergence. `pooled` holds maps that sum to n, in equal blocks.
     """
-    import cv2
-
-    h, w = grid_shape
-    down, across = _blocks(h), _blocks(w)
-    coarse = np.empty((len(maps), down * across), np.float32)
-    for start in range(0, len(maps), w):
-        rows = maps[start : start + w]
-        area = cv2.resize(rows.reshape(-1, w), (across, len(rows) * down), interpolation=cv2.INTER_AREA)
-        coarse[start : start + w] = area.reshape(len(rows), -1)
-    if not np.isfinite(coarse).all():
-        raise ValueError(
-            "aggregated: expected finite maps, found a NaN or an infinity; pass the result of aggregate_attention"
-        )
     # The smallest probability is added, where the exact logarithm takes a maximum: so the inequality holds at 0.
-    coarse += np.float32(SMALLEST_PROBABILITY)
-    coarse *= h * w / coarse.shape[1]
-    logs = _scaled_log(coarse, np.empty_like(coarse))
+    cells = pooled.shape[1]
+    coarse = pooled * np.float32(cells / n)
+    coarse += np.float32(n * SMALLEST_PROBABILITY)
+    logs = np.log(coarse)
     entropy = np.einsum("ij,ij->i", coarse, logs)
     cross = np.hstack((coarse[anchors], logs[anchors])) @ np.hstack((logs, coarse)).T
-    return entropy[anchors, None] + entropy - cross < 2 * threshold + SCREENING_MARGIN
-
-
-def _blocks(side: int) -> int:
-    """Into how many equal parts an axis is divided for the screening: the most that divide it, at most 16."""
-    return next(parts for parts in range(min(side, 16), 0, -1) if side % parts == 0)
+    return (entropy[anchors, None] + entropy - cross) / cells < 2 * threshold + SCREENING_MARGIN
 
 
 def _merge_proposals(proposals: NDArray[np.float32], threshold: float) -> NDArray[np.float32]:
     """Iteration t ≥ 1: in order, each proposal not yet claimed takes the mean of all that are near it."""
-    logs = _scaled_log(proposals, np.empty_like(proposals))
+    n = proposals.shape[1]
+    logs = _log(proposals, np.empty_like(proposals))
     cross = proposals @ logs.T
     entropy = np.diagonal(cross)
-    near = entropy[:, None] + entropy - cross - cross.T < 2 * threshold
+    near = entropy[:, None] + entropy - cross - cross.T < 2 * n * threshold
     np.fill_diagonal(near, True)
     claimed = np.zeros(len(proposals), bool)
     keep = []
@@ -277,11 +261,9 @@ def _merge_proposals(proposals: NDArray[np.float32], threshold: float) -> NDArra
     return sums
 
 
-def _scaled_log(maps: NDArray[np.float32], out: NDArray[np.float32]) -> NDArray[np.float32]:
-    """log(n·maps): the factor n leaves D as it is, and centres the logarithms: products do not cancel."""
-    n = maps.shape[1]
-    np.multiply(maps, np.float32(n), out=out)
-    np.maximum(out, np.float32(n * SMALLEST_PROBABILITY), out=out)
+def _log(maps: NDArray[np.float32], out: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Logarithm of maps that sum to n, clamped at n times the smallest probability."""
+    np.maximum(maps, np.float32(maps.shape[1] * SMALLEST_PROBABILITY), out=out)
     return np.log(out, out=out)
 
 

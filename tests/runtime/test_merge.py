@@ -190,6 +190,7 @@ def test_labels_equal_the_plain_ones(grids, seed):
 @pytest.mark.parametrize("quantile", [0.02, 0.3, 0.7, 1.0])
 def test_screening_leaves_no_member_out(quantile):
     """Blocks, tiles and thresholds of every size against the dense product, with zeros among the maps."""
+    from runtime.aggregate import Aggregation
     from runtime.merge import _candidates, anchor_queries
 
     rng = np.random.default_rng(5)
@@ -200,18 +201,21 @@ def test_screening_leaves_no_member_out(quantile):
         anchors = anchor_queries(shape, 5)
         divergence = np.array([plain_divergence(maps[a].astype(float), maps[::11]) for a in anchors])
         threshold = float(np.quantile(divergence, quantile))
-        candidates = _candidates(maps, anchors, threshold, shape)[:, ::11]
+        pooled = Aggregation([maps], [shape], [1.0], total=len(maps)).pooled
+        candidates = _candidates(pooled, len(maps), anchors, threshold)[:, ::11]
         assert candidates[divergence < threshold].all()
 
 
 def test_screening_leaves_out_most_maps_that_are_too_far():
+    from runtime.aggregate import Aggregation
     from runtime.merge import _candidates, anchor_queries
 
     maps = aggregate_attention(random_pyramid(np.random.default_rng(0), [(s, s) for s in (32, 16, 8, 4)]))
     anchors = anchor_queries((32, 32), 6)
     divergence = np.array([plain_divergence(maps[anchor], maps) for anchor in anchors])
     threshold = float(np.quantile(divergence, 0.2))
-    assert _candidates(maps, anchors, threshold, (32, 32)).mean() < 0.25
+    pooled = Aggregation([maps], [(32, 32)], [1.0], total=len(maps)).pooled
+    assert _candidates(pooled, len(maps), anchors, threshold).mean() < 0.25
 
 
 def test_input_of_320_pixels():
@@ -459,7 +463,7 @@ def test_errors_of_the_steps():
     config = MergeConfig(grid=4)
     with pytest.raises(ValueError, match=re.escape("aggregated: expected [64, 64] for the grid 8x8, found [16, 16]")):
         merge_attention(U[16], config, (8, 8))
-    with pytest.raises(ValueError, match="aggregated: expected finite maps, found a NaN or an infinity"):
+    with pytest.raises(ValueError, match=r"aggregated: expected rows of probabilities.* a NaN or an infinity"):
         merge_attention(changed(np.nan), config, (8, 8))
     with pytest.raises(ValueError, match="proposals: expected"):
         suppress(np.zeros((0, 64)), (8, 8), (16, 16))
