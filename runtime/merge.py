@@ -263,7 +263,10 @@ def _merge_proposals(proposals: NDArray[np.float32], threshold: float) -> NDArra
 
 def _log(maps: NDArray[np.float32], out: NDArray[np.float32]) -> NDArray[np.float32]:
     """Logarithm of maps that sum to n, clamped at n times the smallest probability."""
-    np.maximum(maps, np.float32(maps.shape[1] * SMALLEST_PROBABILITY), out=out)
+    smallest = np.float32(maps.shape[1] * SMALLEST_PROBABILITY)
+    if maps.min() >= smallest:  # as nearly always; looking is cheaper than writing
+        return np.log(maps, out=out)
+    np.maximum(maps, smallest, out=out)
     return np.log(out, out=out)
 
 
