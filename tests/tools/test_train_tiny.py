@@ -69,3 +69,18 @@ def test_noise_levels_reach_every_token():
     assert (tokens[0] == told[0]).all()  # even pictures: one level
     mixed = (tokens[1::2] != told[1::2, None, None]).float().mean()
     assert 0.2 < mixed < 0.7
+
+
+def test_texture_strength_tells_patterns_of_one_mean_apart():
+    import torch
+
+    flat = torch.zeros(1, 3, 64, 64)
+    stripes = torch.where(torch.arange(64) % 4 < 2, 0.5, -0.5).expand(1, 3, 64, 64)
+    plain, upright, lying = (train_tiny.texture_strength(x) for x in (flat, stripes, stripes.mT))
+    assert upright.shape == (1, 8, 7, 7)
+    assert plain.max() < 0.02
+    assert upright[:, 0].mean() > 0.5 and upright[:, 1].mean() < 0.02  # slopes along x only
+    assert torch.allclose(upright[:, 0], lying[:, 1].mT, atol=1e-6)
+    noise = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) / 4
+    assert train_tiny.reconstruction_loss(noise, noise) == 0
+    assert train_tiny.reconstruction_loss(flat, noise) > train_tiny.reconstruction_loss(0.5 * noise, noise)
