@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tools.benchmark_export import export
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     Maps = NDArray[np.float32]
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app.command()(export)
 
 REFERENCE = Path(__file__).parents[1] / "tests" / "data" / "reference_0.npz"
 CORE_RATIO, CORE_MEMORY_MB, CORE_DIFFERENCE = 40.0, 300.0, 0.001
