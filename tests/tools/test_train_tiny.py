@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 pytest.importorskip("diffusers")
 
-from tools import tiny_data, train_tiny
+from tools import tiny_data, tiny_losses, train_tiny
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_no_photographs_is_said(tmp_path):
 def test_noise_levels_reach_every_token():
     import torch
 
-    told, tokens = train_tiny.noise_levels(torch.Generator().manual_seed(0), 64, 16)
+    told, tokens = tiny_losses.noise_levels(torch.Generator().manual_seed(0), 64, 16)
     assert told.shape == (64,) and tokens.shape == (64, 16, 16)
     assert tokens.min() >= 50 and tokens.max() < 1000
     assert (tokens[0] == told[0]).all()  # even pictures: one level
@@ -76,11 +76,11 @@ def test_texture_strength_tells_patterns_of_one_mean_apart():
 
     flat = torch.zeros(1, 3, 64, 64)
     stripes = torch.where(torch.arange(64) % 4 < 2, 0.5, -0.5).expand(1, 3, 64, 64)
-    plain, upright, lying = (train_tiny.texture_strength(x) for x in (flat, stripes, stripes.mT))
+    plain, upright, lying = (tiny_losses.texture_strength(x) for x in (flat, stripes, stripes.mT))
     assert upright.shape == (1, 8, 7, 7)
     assert plain.max() < 0.02
     assert upright[:, 0].mean() > 0.5 and upright[:, 1].mean() < 0.02  # slopes along x only
     assert torch.allclose(upright[:, 0], lying[:, 1].mT, atol=1e-6)
     noise = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) / 4
-    assert train_tiny.reconstruction_loss(noise, noise) == 0
-    assert train_tiny.reconstruction_loss(flat, noise) > train_tiny.reconstruction_loss(0.5 * noise, noise)
+    assert tiny_losses.reconstruction_loss(noise, noise) == 0
+    assert tiny_losses.reconstruction_loss(flat, noise) > tiny_losses.reconstruction_loss(0.5 * noise, noise)
