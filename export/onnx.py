@@ -49,16 +49,20 @@ def _trace(network: "nn.Module", spec: EngineSpec) -> Any:
     dynamic = spec.batch is None
     # A dynamic batch is traced with 2: torch.export takes 1 for a constant.
     frame = torch.zeros(2 if dynamic else spec.batch or 1, spec.height, spec.width, 3, dtype=torch.uint8)
+    inputs = {"frame": frame}
+    if spec.head == "labels":
+        inputs["thresholds"] = torch.tensor(spec.thresholds)
+    first = {0: torch.export.Dim("batch", min=1)}
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             network,
-            (frame,),
+            tuple(inputs.values()),
             dynamo=True,
             opset_version=OPSET[spec.precision],
-            input_names=["frame"],
-            output_names=[level.output for level in spec.levels],
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},) if dynamic else None,
+            input_names=list(inputs),
+            output_names=list(spec.outputs),
+            dynamic_shapes=tuple(first if name == "frame" else None for name in inputs) if dynamic else None,
             verbose=False,
         )
     assert program is not None
@@ -69,6 +73,7 @@ def _clean(model: "onnx_ir.Model") -> None:
     """Drop the tracer's notes (half of a small file) and weights stored twice."""
     from onnx_ir.passes import common
 
+    common.InlinePass()(model)  # the bodies of loops are traced to functions
     common.DeduplicateInitializersPass()(model)
     common.RemoveUnusedNodesPass()(model)
     for node in model.graph.all_nodes():

@@ -3,7 +3,7 @@
 import importlib
 import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,11 +48,13 @@ class Engine(ABC):
     spec: EngineSpec
     device: str
 
-    def infer(self, frames: "np.ndarray") -> list["np.ndarray"]:
+    def infer(self, frames: "np.ndarray", thresholds: Sequence[float] | None = None) -> list["np.ndarray"]:
         """Run frames uint8 [B, H, W, 3] BGR, of the engine's own size, through the network.
 
         Returns the head's outputs in the order of the spec: for `attention` one float [B, n, n] per level, finest
-        first. Raises DiffSegError when the frames have another shape or type, or the library fails.
+        first; for `labels` the labels [B, H, W], uint8 or int32, and the number of proposals int32 [B]. `thresholds`:
+        for `labels` alone, one per iteration in the graph, None = the engine's own. Raises DiffSegError when the
+        frames have another shape or type, the thresholds another number, or the library fails.
         """
         spec = self.spec
         expected = (spec.batch or len(frames), spec.height, spec.width, 3)
@@ -62,10 +64,15 @@ class Engine(ABC):
                 f"the engine takes frames uint8 [{batch}, {spec.height}, {spec.width}, 3], found {frames.dtype} "
                 f"{list(frames.shape)}; resize the frame first, or let runtime.Segmenter do it"
             )
-        return self._infer(frames)
+        inputs = {"frame": frames}
+        if spec.head == "labels":
+            inputs["thresholds"] = _thresholds(spec, thresholds)
+        elif thresholds is not None:
+            raise DiffSegError("an engine with the head attention takes no thresholds; the merge core does")
+        return self._infer(inputs)
 
     @abstractmethod
-    def _infer(self, frames: "np.ndarray") -> list["np.ndarray"]: ...
+    def _infer(self, inputs: dict[str, "np.ndarray"]) -> list["np.ndarray"]: ...
 
     @abstractmethod
     def clone(self) -> "Engine":
@@ -97,6 +104,23 @@ def check_device(device: str) -> None:
     name, _, index = device.partition(":")
     if device not in ("auto", "cpu", "cuda") and not (name == "cuda" and index.isdecimal()):
         raise DiffSegError(f"unknown device {device!r}; expected auto, cpu, cuda or cuda:N")
+
+
+def _thresholds(spec: EngineSpec, thresholds: Sequence[float] | None) -> "np.ndarray":
+    import numpy as np
+
+    values = np.array(spec.thresholds if thresholds is None else thresholds, np.float32)
+    if values.shape != (len(spec.thresholds),) or not (np.isfinite(values) & (values > 0)).all():
+        raise DiffSegError(
+            f"thresholds: expected {len(spec.thresholds)} finite numbers above 0, one per iteration in the graph, "
+            f"found {values.tolist()}; {rebuild_command(spec, '--threshold T,T,...')} changes how many"
+        )
+    return values
+
+
+def rebuild_command(spec: EngineSpec, options: str) -> str:
+    """The export that changes what is part of a labels engine's graph."""
+    return f"'python -m export {spec.source} --head labels {options} --output engines/NAME'"
 
 
 def _choose(path: Path, name: str | None) -> Backend:

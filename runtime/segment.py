@@ -36,9 +36,9 @@ def main(
     grid: Annotated[int | None, typer.Option(metavar="N", help="Anchors per axis.")] = None,
     iterations: Annotated[int | None, typer.Option(metavar="N", help="Merge iterations.")] = None,
     weights: Annotated[
-        str,
+        str | None,
         typer.Option(help="Of the resolutions: proportional, per-tensor, or numbers, finest first: 1,0,0,0."),
-    ] = "proportional",
+    ] = None,
     refine: Annotated[str, typer.Option(help="none or kmeans.")] = "none",
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda[:N]", help="Where to run.")] = "auto",
     backend: Annotated[str | None, typer.Option(help="onnxruntime or openvino.")] = None,
@@ -69,7 +69,7 @@ def main(
             thresholds=_numbers(threshold, "--threshold"),
             iterations=iterations,
             refine=refine,
-            weights=weights if weights in ("proportional", "per-tensor") else _numbers(weights, "--weights"),
+            weights=weights if weights in (None, "proportional", "per-tensor") else _numbers(weights, "--weights"),
             grid=grid,
         )
     except DiffSegError as error:

@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from runtime.aggregate import resolution_ratios
-from runtime.engine import open_engine
+from runtime.engine import open_engine, rebuild_command
 from runtime.errors import DiffSegError
 from runtime.merge import MergeConfig, aggregate_attention, merge_attention, renumber, suppress
+from runtime.pyramid import check_weights, resolution_ratios
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from runtime.engine import Engine
+    from runtime.sidecar import EngineSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,8 @@ class Result:
     Attributes:
         labels: int32 [H, W], the segment of every pixel of the frame, numbered 0 … count−1 without gaps.
         count: number of segments.
-        milliseconds: wall time of each stage: resize, network, merge, labels, total.
+        milliseconds: wall time of each stage: resize, network, merge, labels, total. With the head labels the merge
+            is part of the network and its own stage takes 0.
         proposals: on request, float32 [count, h, w]: the merged attention map of each segment; sums to 1.
         attention: on request, float32 [h·w, h·w]: the aggregated attention; row i is where token i looks.
     """
@@ -80,7 +82,11 @@ class Segmenter:
         """
         spec = engine.spec
         self.engine = engine
-        self.config = config or MergeConfig(thresholds=spec.thresholds, grid=default_grid(engine))
+        self.config = config or MergeConfig(
+            thresholds=spec.thresholds,
+            grid=default_grid(engine),
+            weights=check_weights(spec.weights),
+        )
         self._grids = [(level.height, level.width) for level in spec.levels]
         self._layers = [level.layers for level in spec.levels]
         try:
@@ -94,6 +100,8 @@ class Segmenter:
                 f"grid {self.config.grid} does not fit: this engine's finest attention is {finest.height}x"
                 f"{finest.width}; expected a grid from 2 to {side}"
             )
+        if spec.head == "labels":
+            _check_baked(spec, self.config)
 
     @classmethod
     def open(
@@ -130,7 +138,8 @@ class Segmenter:
             taus = (taus + taus[-1:] * iterations)[:iterations]
         grid = default_grid(opened) if grid is None else grid
         try:
-            config = MergeConfig(thresholds=taus, grid=grid, **merge)
+            given = {name: value for name, value in merge.items() if value is not None}
+            config = MergeConfig(thresholds=taus, grid=grid, **{"weights": opened.spec.weights} | given)
         except (TypeError, ValueError) as error:
             raise DiffSegError(str(error)) from None
         return cls(opened, config)
@@ -146,18 +155,29 @@ class Segmenter:
         if 0 in frame.shape:
             raise DiffSegError(f"expected a frame of at least one pixel, found {list(frame.shape)}")
         spec = self.engine.spec
+        if details and spec.head == "labels":
+            raise DiffSegError(
+                "details: an engine with the head labels gives no maps; expected the head attention, found labels; "
+                f"'python -m export {spec.source} --head attention --output engines/NAME' makes one"
+            )
         times = [time.perf_counter()]
         resized = resize_frame(frame, spec.height, spec.width)
         times.append(time.perf_counter())
         # A fixed batch is filled with the one frame there is.
-        pyramid = self.engine.infer(np.repeat(resized[None], spec.batch or 1, axis=0))
-        times.append(time.perf_counter())
-        attention = aggregate_attention(
-            [maps[0] for maps in pyramid], grids=self._grids, layers=self._layers, weights=self.config.weights
-        )
-        proposals = merge_attention(attention, self.config, self._grids[0])
-        raw = suppress(proposals, self._grids[0], (spec.height, spec.width))
-        times.append(time.perf_counter())
+        batch = np.repeat(resized[None], spec.batch or 1, axis=0)
+        proposals = attention = None
+        if spec.head == "labels":
+            raw = self.engine.infer(batch, self.config.thresholds)[0][0].astype(np.int32, copy=False)
+            times += [time.perf_counter()] * 2
+        else:
+            pyramid = self.engine.infer(batch)
+            times.append(time.perf_counter())
+            attention = aggregate_attention(
+                [maps[0] for maps in pyramid], grids=self._grids, layers=self._layers, weights=self.config.weights
+            )
+            proposals = merge_attention(attention, self.config, self._grids[0])
+            raw = suppress(proposals, self._grids[0], (spec.height, spec.width))
+            times.append(time.perf_counter())
         fitted = cv2.resize(raw, frame.shape[1::-1], interpolation=cv2.INTER_NEAREST_EXACT)
         labels, count = renumber(fitted)
         times.append(time.perf_counter())
@@ -166,7 +186,7 @@ class Segmenter:
             name: round(float(ms), 3) for name, ms in zip(("resize", "network", "merge", "labels"), stages, strict=True)
         }
         milliseconds["total"] = round((times[-1] - times[0]) * 1e3, 3)
-        if not details:
+        if not details or proposals is None:
             return Result(labels, count, milliseconds)
         kept = proposals[np.unique(fitted)].reshape(count, *self._grids[0])
         return Result(labels, count, milliseconds, kept, attention)
@@ -180,6 +200,34 @@ def default_grid(engine: Engine) -> int:
     """The exported default, or less where the finest attention is smaller than it."""
     finest = engine.spec.levels[0]
     return min(engine.spec.grid, finest.height, finest.width)
+
+
+def _check_baked(spec: EngineSpec, config: MergeConfig) -> None:
+    """Raise DiffSegError where the config asks for what the graph of a labels engine is not."""
+    baked = {
+        "grid": (spec.grid, config.grid, f"--grid {config.grid}"),
+        "weights": (spec.weights, config.weights, f"--weights {_text(config.weights)}"),
+        "iterations": (
+            len(spec.thresholds),
+            len(config.thresholds),
+            f"--threshold {_text(config.thresholds)}",
+        ),
+    }
+    for name, (expected, found, option) in baked.items():
+        if expected != found:
+            raise DiffSegError(
+                f"{name}: expected {_text(expected)}, which is part of this engine's graph, found {_text(found)}; "
+                f"{rebuild_command(spec, option)} changes it, and the head attention leaves it open"
+            )
+    if config.refine != "none":
+        raise DiffSegError(
+            f"refine: expected none, for an engine with the head labels cannot refine, found {config.refine}; "
+            f"'python -m export {spec.source} --head attention --output engines/NAME' makes one that can"
+        )
+
+
+def _text(value: Any) -> str:
+    return ",".join(f"{number:g}" for number in value) if isinstance(value, tuple) else str(value)
 
 
 def resize_frame(frame: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:

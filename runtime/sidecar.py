@@ -33,7 +33,9 @@ class EngineSpec:
 
     `height`, `width`: pixels of the frame the graph takes. `batch`: frames per call, None when dynamic.
     `levels`: the pyramid, finest first. `precision`: of the arithmetic, fp32, fp16 or
-    bf16; `storage`: of the weights in the file. `thresholds` and `grid`: the model's defaults for the merge.
+    bf16; `storage`: of the weights in the file. `thresholds`, `grid` and `weights`: the model's defaults for the merge;
+    with the head `labels`, grid, weights and the number of thresholds are part of the graph.
+    `noise_seed`: of the noise in the latent, None for none. `vae`: the one swapped in, None for the model's own.
     """
 
     source: str
@@ -51,8 +53,16 @@ class EngineSpec:
     blocks: tuple[str, ...]
     thresholds: tuple[float, ...]
     grid: int = 16
+    weights: str | tuple[float, ...] = "proportional"
+    noise_seed: int | None = None
+    vae: str | None = None
     producer: Mapping[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the engine's outputs, in order."""
+        return ("labels", "segments") if self.head == "labels" else tuple(level.output for level in self.levels)
 
     def to_json(self) -> str:
         """The sidecar's text; `from_json` is its inverse."""
@@ -83,6 +93,8 @@ class EngineSpec:
             )
             data["blocks"] = tuple(str(block) for block in data["blocks"])
             data["thresholds"] = tuple(float(t) for t in data["thresholds"])
+            if not isinstance(data.get("weights", ""), str):
+                data["weights"] = tuple(float(weight) for weight in data["weights"])
             spec = cls(**{k: v for k, v in data.items() if k in known})
             sizes = (spec.height, spec.width, spec.timestep, spec.grid, spec.batch or 1)
             if spec.head not in HEADS or not spec.levels or not all(isinstance(s, int) for s in sizes):
@@ -129,8 +141,8 @@ def read_spec(path: Path, metadata: str | None, outputs: Sequence[str]) -> Engin
         )
     spec = EngineSpec.from_json(metadata, f"the metadata of {path}")
     check_sidecar(path, spec)
-    expected = [level.output for level in spec.levels]
-    if spec.head == "attention" and list(outputs) != expected:
+    expected = list(spec.outputs)
+    if list(outputs) != expected:
         raise DiffSegError(
             f"{path} has outputs {list(outputs)}, its metadata names {expected}; export the engine again"
         )

@@ -40,9 +40,9 @@ class OnnxRuntimeEngine(Engine):
         self._outputs = [output.name for output in self.session.get_outputs()]
         self.spec = read_spec(path, text, self._outputs)
 
-    def _infer(self, frames: np.ndarray) -> list[np.ndarray]:
+    def _infer(self, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
         try:
-            return self.session.run(self._outputs, {"frame": frames})
+            return self.session.run(self._outputs, inputs)
         except Exception as error:
             raise DiffSegError(f"ONNX Runtime failed: {str(error).strip().splitlines()[0][:300]}") from None
 

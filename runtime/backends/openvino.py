@@ -39,9 +39,9 @@ class OpenVinoEngine(Engine):
             raise DiffSegError(f"OpenVINO cannot compile {path}: {_first_line(error)}") from None
         self._request = self.compiled.create_infer_request()
 
-    def _infer(self, frames: np.ndarray) -> list[np.ndarray]:
+    def _infer(self, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
         try:
-            self._request.infer({"frame": frames})
+            self._request.infer(inputs)
         except Exception as error:
             raise DiffSegError(f"OpenVINO failed: {_first_line(error)}") from None
         return [np.array(tensor.data) for tensor in self._request.output_tensors]

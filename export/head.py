@@ -1,0 +1,354 @@
+"""The labels head: all of DiffSeg as tensor code, pyramid → labels, so that an engine needs no merge core.
+
+Paper: "Diffuse, Attend, and Segment" (Tian et al., CVPR 2024), sections 3.2 to 3.4; arithmetic as DESIGN has it
+and as `runtime.aggregate` and `runtime.merge` do it. Every shape in the graph is fixed at export, and what depends
+on the frame is how often a loop runs: that is what TensorRT's parser takes, and no work is wasted on a CPU.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._higher_order_ops.while_loop import while_loop
+
+from runtime.aggregate import interpolation
+from runtime.merge import SCREENING_MARGIN, SMALLEST_PROBABILITY, anchor_queries
+from runtime.pyramid import resolution_ratios
+from runtime.sidecar import Level
+
+TILE = 8  # queries per axis that share one tile of the first iteration
+CHUNK = 32  # anchors per matrix product of the first iteration
+
+
+class LabelsHead(nn.Module):
+    """Aggregate, merge, suppress. Maps are kept times n, so that their mean is 1: see `_logarithm`."""
+
+    anchors: Tensor
+    own: Tensor
+    tiles: Tensor
+    fresh: Tensor
+
+    def __init__(self, levels: Sequence[Level], size: tuple[int, int], grid: int = 16, weights: Any = None) -> None:
+        """Bake in the pyramid's `levels` (finest first), `size` (H, W) of the labels, grid of anchors and weights.
+
+        `weights` as `runtime.aggregate.resolution_ratios` takes them; None = "proportional".
+        Raises ValueError when the grid does not fit the finest level, or the weights do not fit the levels.
+        """
+        super().__init__()
+        self.shapes = [(level.height, level.width) for level in levels]
+        self.ratios = resolution_ratios(
+            "proportional" if weights is None else weights, self.shapes, [level.layers for level in levels]
+        )
+        self.size = size
+        h, w = self.shapes[0]
+        self.n = h * w
+        self.count = grid * grid
+        padded = math.ceil(self.count / CHUNK) * CHUNK
+        for index, shape in enumerate(self.shapes[1:], 1):
+            self.register_buffer(f"down_{index}", torch.from_numpy(interpolation(shape[0], h)), persistent=False)
+            self.register_buffer(f"across_{index}", torch.from_numpy(interpolation(shape[1], w)), persistent=False)
+        anchors = torch.zeros(padded, dtype=torch.int64)
+        anchors[: self.count] = torch.from_numpy(anchor_queries((h, w), grid))
+        self.register_buffer("anchors", anchors, persistent=False)
+        rows, fresh = _tiles(h, w)
+        self.register_buffer("tiles", rows, persistent=False)
+        self.register_buffer("fresh", fresh, persistent=False)
+        own = (rows[:, None, :] == anchors[: self.count, None]).any(-1)
+        self.register_buffer("own", own, persistent=False)  # [tiles, anchors]: the anchor is one of the tile's queries
+
+    def forward(self, pyramid: Sequence[Tensor], thresholds: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps float32 [B, n, n], finest first, and thresholds float32 [iterations] → labels, segments.
+
+        Labels: [B, H, W], uint8 up to 256 anchors and int32 above, numbered as `runtime.merge` numbers proposals.
+        Segments: int32 [B], the number of proposals.
+        """
+        batch = pyramid[0].shape[0]
+        if isinstance(batch, int) and batch == 1:
+            # Flattened, not indexed: a copy of the finest maps would cost as much as a matrix product.
+            labels, count = self.segment([level.flatten(0, 1) for level in pyramid], thresholds)
+            labels, segments = labels[None], count[None]
+        else:
+            labels, segments = self._each_frame(batch, pyramid, thresholds)
+        return (labels.to(torch.uint8) if self.count <= 256 else labels), segments
+
+    def _each_frame(self, batch: Any, pyramid: Sequence[Tensor], thresholds: Tensor) -> tuple[Tensor, Tensor]:
+        # A loop, not a dimension: a batch needs no more memory than a frame, and no frame waits for another's merge.
+        frames = torch.arange(batch)
+
+        def more(index: Tensor, *_: Tensor) -> Tensor:
+            return index < batch
+
+        def body(index: Tensor, labels: Tensor, segments: Tensor) -> tuple[Tensor, ...]:
+            found, count = self.segment([_pick(level, index) for level in pyramid], thresholds)
+            mine = frames == index
+            return (
+                index + 1,
+                torch.where(mine[:, None, None], found, labels),
+                torch.where(mine, count, segments),
+            )
+
+        start = torch.zeros((), dtype=torch.int64)
+        labels = torch.zeros((batch, *self.size), dtype=torch.int32)
+        segments = torch.zeros(batch, dtype=torch.int32)
+        _, labels, segments = while_loop(more, body, (start, labels, segments))
+        return labels, segments
+
+    def segment(self, pyramid: Sequence[Tensor], thresholds: Tensor) -> tuple[Tensor, Tensor]:
+        """One frame's maps [n, n] → int32 labels [H, W] and the number of proposals, int32 []."""
+        proposals = self.merge_around_anchors(self.aggregate(pyramid), thresholds[0])
+        valid = torch.ones(self.count, dtype=torch.bool)
+        for iteration in range(1, thresholds.shape[0]):
+            proposals, valid = merge_proposals(proposals, valid, thresholds[iteration])
+        return self.suppress(proposals, valid)
+
+    def aggregate(self, pyramid: Sequence[Tensor]) -> "_Aggregated":
+        """Aggregated attention (paper, section 3.2), as what its rows are sums of.
+
+        Coarse maps have few distinct rows: each is interpolated once, by two small matrix products, and resolutions
+        are summed where they share their rows.
+        """
+        h, w = self.shapes[0]
+        sums: list[tuple[Tensor, tuple[int, int]]] = []
+        for index in reversed(range(1, len(pyramid))):
+            maps, shape, ratio = pyramid[index], self.shapes[index], self.ratios[index]
+            if ratio == 0:
+                continue
+            down, across = self.get_buffer(f"down_{index}"), self.get_buffer(f"across_{index}")
+            # Normalising after the interpolation is the same as weighting each pixel by its share in it.
+            shares = torch.outer(down.sum(0), across.sum(0)).reshape(-1, 1)
+            rows = maps * (ratio * self.n / (maps @ shares).clamp(min=SMALLEST_PROBABILITY))
+            rows = (down @ (rows.reshape(-1, *shape) @ across.t())).reshape(-1, self.n)
+            sums = _sum_where_shared(rows, shape, sums)
+        parts = [(rows, _sources((h, w), shape)) for rows, shape in sums]
+        if self.ratios[0] == 0:
+            return _Aggregated(None, None, parts)
+        finest = pyramid[0]
+        return _Aggregated(finest, self.ratios[0] * self.n / finest.sum(-1).clamp(min=SMALLEST_PROBABILITY), parts)
+
+    def merge_around_anchors(self, maps: "_Aggregated", threshold: Tensor) -> Tensor:
+        """Iteration 0: every anchor becomes the mean of all maps nearer to it than the threshold, [P, n].
+
+        Tile by tile of neighbouring queries, and in each chunk by chunk of the anchors that may be near one of them.
+        """
+        order, chunks = self._work(maps, threshold)
+        per_tile = order.shape[0] // chunks.shape[0]
+        centres = maps.rows(self.anchors)
+        centre_logs = _logarithm(centres)
+        centre_entropy = (centres * centre_logs).sum(-1)
+        limit = 2 * self.n * threshold
+        padded = len(self.anchors)
+        real = torch.arange(padded) < self.count
+
+        def tile(index: Tensor, sums: Tensor, counts: Tensor) -> tuple[Tensor, ...]:
+            rows, fresh = _pick(self.tiles, index), _pick(self.fresh, index)
+            maps_here = maps.rows(rows)
+            logs = _logarithm(maps_here)
+            entropy = (maps_here * logs).sum(-1)
+            todo = _pick(chunks, index)
+
+            def chunk(number: Tensor, sums: Tensor, counts: Tensor) -> tuple[Tensor, ...]:
+                ids = _pick(order, index * per_tile + number)
+                cross = _rows(centre_logs, ids) @ maps_here.t() + _rows(centres, ids) @ logs.t()
+                near = _rows(centre_entropy, ids)[:, None] + entropy - cross < limit
+                near = near | (_rows(self.anchors, ids)[:, None] == rows)  # D(a, a) is 0, but its products may round
+                members = (near & fresh & _rows(real, ids)[:, None]).float()
+                return (
+                    number + 1,
+                    sums.index_put((ids,), _rows(sums, ids) + members @ maps_here),
+                    counts.index_put((ids,), _rows(counts, ids) + members.sum(-1)),
+                )
+
+            start = torch.zeros((), dtype=torch.int64)
+            _, sums, counts = while_loop(lambda number, *_: number < todo, chunk, (start, sums, counts))
+            return index + 1, sums, counts
+
+        state = (torch.zeros((), dtype=torch.int64), torch.zeros(padded, self.n), torch.zeros(padded))
+        _, sums, counts = while_loop(lambda index, *_: index < len(self.tiles), tile, state)
+        return sums[: self.count] / counts[: self.count, None]
+
+    def _work(self, maps: "_Aggregated", threshold: Tensor) -> tuple[Tensor, Tensor]:
+        """Which anchors each tile must be compared with: chunks of them [tiles · chunks, CHUNK], and how many chunks.
+
+        D never grows when pixels are summed into blocks (the data-processing inequality), and with a sixteenth of
+        the pixels it costs a sixteenth: what is too far there needs no exact divergence. No member is left out.
+        """
+        h, w = self.shapes[0]
+        down, across = _blocks(h), _blocks(w)
+        size = down * across
+        means = maps.project(lambda rows: _means(h, down).t() @ (rows.reshape(-1, h, w) @ _means(w, across)))
+        # The smallest probability is added, where the exact logarithm takes a maximum: so the inequality holds at 0.
+        coarse = means + self.n * SMALLEST_PROBABILITY
+        logs = coarse.log()
+        entropy = (coarse * logs).sum(-1)
+        anchors = self.anchors[: self.count]
+        cross = _rows(coarse, anchors) @ logs.t() + _rows(logs, anchors) @ coarse.t()
+        near = _rows(entropy, anchors)[:, None] + entropy - cross < size * (2 * threshold + SCREENING_MARGIN)
+        by_tile = near.float().index_select(1, self.tiles.flatten()).reshape(self.count, *self.tiles.shape).amax(-1)
+        active = torch.nn.functional.pad(((by_tile.t() > 0) | self.own).float(), (0, len(self.anchors) - self.count))
+        order, count = _active_first(active)
+        chunks = torch.div(count + (CHUNK - 1), CHUNK, rounding_mode="floor").to(torch.int64)
+        return order.reshape(-1, CHUNK), chunks
+
+    def suppress(self, proposals: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Label every pixel with its strongest proposal, the first on a tie (paper, section 3.4).
+
+        A running maximum over the proposals that survived: only one interpolated map exists at a time.
+        """
+        h, w = self.shapes[0]
+        order, count = _active_first(valid.float()[None])
+        order = order[0]
+        segments = count[0].to(torch.int32)
+
+        def body(index: Tensor, labels: Tensor, best: Tensor) -> tuple[Tensor, ...]:
+            chosen = _pick(order, index.to(torch.int64))
+            current = _pick(proposals, chosen).reshape(1, 1, h, w)
+            current = torch.nn.functional.interpolate(current, self.size, mode="bilinear", align_corners=False)[0, 0]
+            return index + 1, torch.where(current > best, index, labels), torch.maximum(current, best)
+
+        start = torch.zeros((), dtype=torch.int32)
+        state = (start, torch.zeros(self.size, dtype=torch.int32), torch.full(self.size, -1.0))
+        _, labels, _ = while_loop(lambda index, *_: index < segments, body, state)
+        return labels, segments
+
+
+class FrameToLabels(nn.Module):
+    """Network and head in one: the graph of a labels engine."""
+
+    def __init__(self, network: nn.Module, head: LabelsHead) -> None:
+        super().__init__()
+        self.network, self.head = network, head
+
+    def forward(self, frame: Tensor, thresholds: Tensor) -> tuple[Tensor, Tensor]:
+        """frame uint8 [B, H, W, 3] BGR and thresholds float32 [iterations] → labels [B, H, W], segments int32 [B]."""
+        # float32 whatever the network's own precision: the divergences of near maps would drown in less.
+        return self.head([level.float() for level in self.network(frame)], thresholds)
+
+
+class _Aggregated:
+    """Aggregated attention, n times its rows, never written out whole: what the finest maps and the sums of coarser
+    ones, which many queries share, contribute to each row."""
+
+    def __init__(self, finest: Tensor | None, scale: Tensor | None, parts: list[tuple[Tensor, Tensor]]) -> None:
+        """`finest` [n, n] times `scale` [n], and pairs of rows [m, n] and, for each query, which of them it takes."""
+        self.finest, self.scale, self.parts = finest, scale, parts
+
+    def rows(self, queries: Tensor) -> Tensor:
+        """The rows of some queries, [q, n]."""
+        terms = [_rows(part, _rows(source, queries)) for part, source in self.parts]
+        if self.finest is not None and self.scale is not None:
+            terms.insert(0, _rows(self.finest, queries) * _rows(self.scale, queries)[:, None])
+        return sum(terms[1:], terms[0])
+
+    def project(self, linear: Callable[[Tensor], Tensor]) -> Tensor:
+        """A linear function of maps [m, n] → [m, …], of all rows, flattened to [n, k]."""
+        terms = [_rows(linear(part).flatten(1), source) for part, source in self.parts]
+        if self.finest is not None and self.scale is not None:
+            terms.insert(0, linear(self.finest).flatten(1) * self.scale[:, None])
+        return sum(terms[1:], terms[0])
+
+
+def merge_proposals(proposals: Tensor, valid: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+    """Iteration t ≥ 1: in order, each proposal not yet claimed becomes the mean of all that are near it.
+
+    `proposals` [P, n] with mean 1 and `valid` bool [P] → the same; a claimed proposal's place stays, not valid.
+    """
+    count, n = proposals.shape
+    logs = _logarithm(proposals)
+    cross = proposals @ logs.T
+    entropy = (proposals * logs).sum(-1)
+    near = entropy[:, None] + entropy - cross - cross.T < 2 * n * threshold
+    near = (near | torch.eye(count, dtype=torch.bool)) & valid[:, None] & valid
+    keep = first_come(near, valid)
+    members = (near & keep[:, None]).float()
+    return members @ proposals / members.sum(-1, keepdim=True).clamp(min=1), keep
+
+
+def first_come(near: Tensor, valid: Tensor) -> Tensor:
+    """Who is not claimed by an earlier one that is itself not claimed: bool [P] of near bool [P, P], valid bool [P].
+
+    keep ← valid ∧ ¬(strictly-lower(near)ᵀ·keep) to its fixed point, of which there is one: the first i are right after
+    i rounds. A few rounds suffice for most frames, a chain of P needs P − 1.
+    """
+    claims = (near & torch.ones_like(near).triu(1)).float()
+
+    def body(keep: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
+        following = torch.where((keep[None] @ claims)[0] > 0, 0.0, valid.float())
+        return following, (following - keep).abs().amax(0) > 0
+
+    keep, _ = while_loop(lambda _, changed: changed.clone(), body, (valid.float(), torch.ones((), dtype=torch.bool)))
+    return keep > 0
+
+
+def _logarithm(maps: Tensor) -> Tensor:
+    """log(n·a): the factor n leaves D as it is, and centres the logarithms: products do not cancel."""
+    return maps.clamp(min=maps.shape[-1] * SMALLEST_PROBABILITY).log()
+
+
+def _pick(values: Tensor, index: Tensor) -> Tensor:
+    """values[index] for an index that is a tensor, which torch.export would otherwise read as a number."""
+    return values.index_select(0, index.reshape(1))[0]
+
+
+def _rows(values: Tensor, index: Tensor) -> Tensor:
+    """values[index]: as a Gather, where indexing would be traced to GatherND."""
+    return values.index_select(0, index)
+
+
+def _active_first(active: Tensor) -> tuple[Tensor, Tensor]:
+    """Order [R, P] int64 that brings the ones of each row of `active`, float 0 or 1, to the front; and their number.
+
+    A permutation by counting: TensorRT has no Compress, and its TopK takes fewer columns than a fine grid has.
+    """
+    before = active.cumsum(-1)
+    count = before[:, -1]
+    columns = torch.arange(active.shape[1])
+    places = torch.where(active > 0, before - 1, count[:, None] + columns - before).to(torch.int64)
+    order = torch.zeros_like(places).scatter(1, places, columns.expand_as(places))
+    return order, count
+
+
+def _sum_where_shared(
+    rows: Tensor, shape: tuple[int, int], sums: list[tuple[Tensor, tuple[int, int]]]
+) -> list[tuple[Tensor, tuple[int, int]]]:
+    """Add to `rows`, of a resolution `shape`, the coarser sums whose rows it repeats evenly; the others stay."""
+    rest = []
+    for other, (h, w) in sums:
+        if shape[0] % h == 0 and shape[1] % w == 0:
+            split = rows.reshape(h, shape[0] // h, w, shape[1] // w, -1)
+            rows = (split + other.reshape(h, 1, w, 1, -1)).reshape(rows.shape)
+        else:
+            rest.append((other, (h, w)))
+    return [*rest, (rows, shape)]
+
+
+def _sources(finest: tuple[int, int], shape: tuple[int, int]) -> Tensor:
+    """For every query of the finest grid, the query of a coarser one whose row it takes, int64 [n]."""
+    ys, xs = (torch.arange(fine) * coarse // fine for fine, coarse in zip(finest, shape, strict=True))
+    return (ys[:, None] * shape[1] + xs).flatten()
+
+
+def _tiles(h: int, w: int) -> tuple[Tensor, Tensor]:
+    """Row numbers of each tile's queries, int64 [tiles, TILE²], and which of them no other tile has.
+
+    A tile at the edge of a grid that TILE does not divide reaches back into its neighbour.
+    """
+    high, wide = min(TILE, h), min(TILE, w)
+    starts = [(min(y, h - high), min(x, w - wide), y, x) for y in range(0, h, high) for x in range(0, w, wide)]
+    rows, fresh = [], []
+    for top, left, y, x in starts:
+        ys, xs = torch.arange(top, top + high)[:, None], torch.arange(left, left + wide)
+        rows.append((ys * w + xs).flatten())
+        fresh.append(((ys >= y) & (xs >= x)).flatten())
+    return torch.stack(rows), torch.stack(fresh)
+
+
+def _blocks(side: int) -> int:
+    """Into how many equal parts an axis is divided for the screening: the most that divide it, at most 16."""
+    return next(parts for parts in range(min(side, 16), 0, -1) if side % parts == 0)
+
+
+def _means(side: int, parts: int) -> Tensor:
+    """Matrix [side, parts] whose product is the mean of each part."""
+    return torch.eye(parts).repeat_interleave(side // parts, dim=0) / (side // parts)
