@@ -12,7 +12,7 @@ import numpy as np
 
 from runtime.engine import open_engine, rebuild_command
 from runtime.errors import DiffSegError
-from runtime.merge import MergeConfig, aggregate_attention, merge_attention, renumber, suppress
+from runtime.merge import MergeConfig, aggregate_attention, merge_attention, renumber, segment_attention, suppress
 from runtime.pyramid import check_weights, resolution_ratios
 
 if TYPE_CHECKING:
@@ -170,13 +170,17 @@ class Segmenter:
             raw = self.engine.infer(batch, self.config.thresholds)[0][0].astype(np.int32, copy=False)
             times += [time.perf_counter()] * 2
         else:
-            pyramid = self.engine.infer(batch)
+            pyramid = [maps[0] for maps in self.engine.infer(batch)]
             times.append(time.perf_counter())
-            attention = aggregate_attention(
-                [maps[0] for maps in pyramid], grids=self._grids, layers=self._layers, weights=self.config.weights
-            )
-            proposals = merge_attention(attention, self.config, self._grids[0])
-            raw = suppress(proposals, self._grids[0], (spec.height, spec.width))
+            size = (spec.height, spec.width)
+            shapes: dict[str, Any] = {"grids": self._grids, "layers": self._layers}
+            if details:
+                attention = aggregate_attention(pyramid, weights=self.config.weights, **shapes)
+                proposals = merge_attention(attention, self.config, self._grids[0])
+                raw = suppress(proposals, self._grids[0], size)
+            else:
+                # The same labels, without ever forming the aggregated attention as a whole.
+                raw = segment_attention(pyramid, self.config, size=size, **shapes)
             times.append(time.perf_counter())
         fitted = cv2.resize(raw, frame.shape[1::-1], interpolation=cv2.INTER_NEAREST_EXACT)
         labels, count = renumber(fitted)
