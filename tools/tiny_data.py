@@ -32,15 +32,20 @@ def load_photos(folder: Path, limit: int | None = None) -> list[NDArray[np.uint8
     return [np.asarray(picture, np.uint8) for picture in pictures]
 
 
-def draw_scenes(count: int, side: int, first_seed: int, cache: Path) -> NDArray[np.uint8]:
-    """Training scenes uint8 [count, side, side, 3] BGR, drawn once and kept in ``cache``; masks are dropped."""
+def draw_scenes(
+    count: int, side: int, first_seed: int, cache: Path, shares: tuple[float, ...] = (0.5, 0.5, 0.0)
+) -> NDArray[np.uint8]:
+    """Training scenes uint8 [count, side, side, 3] BGR, drawn once and kept in ``cache``; masks are dropped.
+
+    ``shares`` go round: the parts of the neighbours that have one mean colour. A third of the scenes has none:
+    there colour tells regions apart, as in most photographs.
+    """
     path = cache / f"scenes_{side}_{count}_{first_seed}.npy"
     if path.exists():
         return np.asarray(np.load(path, mmap_mode="r"))
     scenes = np.empty((count, side, side, 3), np.uint8)
     for index in range(count):
-        # A third without shared colours: there colour tells regions apart, as in most photographs.
-        share = (0.5, 0.5, 0.0)[index % 3]
+        share = shares[index % len(shares)]
         scenes[index] = draw_scene(first_seed + index, (side, side), share=share, split="train").frame
     cache.mkdir(parents=True, exist_ok=True)
     with (path.with_suffix(".new")).open("wb") as file:
@@ -101,7 +106,7 @@ def normalise(pictures: NDArray[np.uint8]) -> Any:
 
 
 def view_sets(
-    photos: list[NDArray[np.uint8]], cache: Path, scene_counts: tuple[int, int], seed: int
+    photos: list[NDArray[np.uint8]], cache: Path, scene_counts: tuple[int, int], texture_scenes: int, seed: int
 ) -> dict[str, tuple[int, Callable[[int], NDArray[np.uint8]]]]:
     """What is to be encoded: name → (number, picture by index)."""
     sets: dict[str, tuple[int, Callable[[int], NDArray[np.uint8]]]] = {}
@@ -112,15 +117,21 @@ def view_sets(
             return photo_view(rng, photos[index % len(photos)], side, whole=kind == 0)
 
         sets[f"photos_{side}"] = (len(photos), view)
-    for kind, (side, count) in enumerate(zip(SIDES["scenes"], scene_counts, strict=True)):
-        scenes = draw_scenes(count, side, kind * 1_000_000, cache)
+    large, small = SIDES["scenes"]
+    drawn = {
+        "scenes_256": draw_scenes(scene_counts[0], large, 0, cache),
+        # One mean colour throughout: where colour says nothing, textures have to be told apart.
+        "scenes_256_texture": draw_scenes(texture_scenes, large, 2_000_000, cache, (1.0,)),
+        "scenes_160": draw_scenes(scene_counts[1], small, 1_000_000, cache),
+    }
+    for name, scenes in drawn.items():
 
         def scene(index: int, scenes: NDArray[np.uint8] = scenes) -> NDArray[np.uint8]:
             rng = np.random.default_rng([seed, 9, index])
             picture = np.asarray(scenes[index])
             return jitter(rng, picture) if rng.random() < 0.3 else picture
 
-        sets[f"scenes_{side}"] = (count, scene)
+        sets[name] = (len(scenes), scene)
     return sets
 
 
@@ -139,7 +150,7 @@ def latent_batches(
         pieces = []
         for index in range(batch):
             sets = kinds[index % 2]
-            # Small crops come three times as often from the set that was made for them (the last one).
+            # The last set that is large enough is the one made for this size: it is drawn from most.
             values = sets[int(rng.integers(len(sets)))] if rng.random() < 0.5 else sets[-1]
             item = values[int(rng.integers(len(values)))]
             y, x = (int(v) for v in rng.integers(0, item.shape[-1] - side + 1, 2))

@@ -30,6 +30,7 @@ class Recipe:
     size: str = "tiny"  # a key of tiny_model.UNET_CHANNELS
     autoencoder_steps: int = 1600
     scenes: tuple[int, int] = (4000, 8000)  # drawn at 256 and at 160 pixels
+    texture_scenes: int = 2000  # at 256 pixels, all regions of one mean colour
     steps: int = 6000
     batch: int = 32  # of 16×16 latents; a quarter of it when they are 32×32
     large_after: float = 0.7  # part of the steps after which whole views (32×32 latents) are trained on
@@ -100,7 +101,9 @@ def encode_all(
     import torch
 
     result = {}
-    for name, (count, picture) in tiny_data.view_sets(photos, work, recipe.scenes, recipe.seed).items():
+    for name, (count, picture) in tiny_data.view_sets(
+        photos, work, recipe.scenes, recipe.texture_scenes, recipe.seed
+    ).items():
         path = work / f"latents_{name}.npy"
         if not path.exists():
             task = progress.add_task(f"latents of {name}", total=count)
@@ -222,6 +225,7 @@ def main(
     autoencoder_steps: Annotated[int, typer.Option()] = DEFAULT.autoencoder_steps,
     autoencoder: Annotated[Path | None, typer.Option(help="Go on from this folder's autoencoder.")] = None,
     scenes: Annotated[tuple[int, int], typer.Option(help="Scenes at 256 and at 160 pixels.")] = DEFAULT.scenes,
+    texture_scenes: Annotated[int, typer.Option(help="Scenes of one mean colour.")] = DEFAULT.texture_scenes,
     batch: Annotated[int, typer.Option(help="Pictures a step, in 16×16 latents.")] = DEFAULT.batch,
     rate: Annotated[float, typer.Option(help="Highest learning rate.")] = DEFAULT.rate,
     large_after: Annotated[float, typer.Option(help="Part of the steps on small crops.")] = DEFAULT.large_after,
@@ -236,7 +240,7 @@ def main(
     from rich.progress import Progress
 
     torch.set_num_threads(threads)
-    recipe = Recipe(seed, size, autoencoder_steps, scenes, steps, batch, large_after, rate)
+    recipe = Recipe(seed, size, autoencoder_steps, scenes, texture_scenes, steps, batch, large_after, rate)
     work = _work_folder(output)
     work.mkdir(parents=True, exist_ok=True)
     _log(work, stage="start", recipe=str(recipe))

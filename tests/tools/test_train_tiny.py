@@ -25,7 +25,7 @@ def train(photos, output, *more):
     app = typer.Typer()
     app.command()(train_tiny.main)
     few = ["--size", "test", "--steps", "3", "--autoencoder-steps", "2", "--scenes", "3", "3"]
-    few += ["--batch", "4", "--large-after", "0.6"]
+    few += ["--texture-scenes", "2", "--batch", "4", "--large-after", "0.6"]
     return CliRunner().invoke(app, ["--photos", str(photos), "--output", str(output), *few, *more])
 
 
