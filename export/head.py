@@ -19,7 +19,8 @@ from runtime.pyramid import resolution_ratios
 from runtime.sidecar import Level
 
 TILE = 8  # queries per axis that share one tile of the first iteration
-CHUNK = 32  # anchors per matrix product of the first iteration
+BLOCK = 64  # proposals per matrix product of the later iterations
+CHUNK = 48  # anchors per matrix product of the first iteration
 
 
 class LabelsHead(nn.Module):
@@ -130,10 +131,13 @@ class LabelsHead(nn.Module):
     def merge_around_anchors(self, maps: "_Aggregated", threshold: Tensor) -> Tensor:
         """Iteration 0: every anchor becomes the mean of all maps nearer to it than the threshold, [P, n].
 
-        Tile by tile of neighbouring queries, and in each chunk by chunk of the anchors that may be near one of them.
+        Tile by tile of neighbouring queries, each with a chunk of those anchors that may be near one of them.
         """
         order, chunks = self._work(maps, threshold)
         per_tile = order.shape[0] // chunks.shape[0]
+        # One loop over all chunks of all tiles: a loop within the loop would copy the sums at each of its ends, which
+        # costs more than the logarithms of a tile for each of its chunks.
+        ends = chunks.cumsum(0)
         centres = maps.rows(self.anchors)
         centre_logs = _logarithm(centres)
         centre_entropy = (centres * centre_logs).sum(-1)
@@ -141,31 +145,25 @@ class LabelsHead(nn.Module):
         padded = len(self.anchors)
         real = torch.arange(padded) < self.count
 
-        def tile(index: Tensor, sums: Tensor, counts: Tensor) -> tuple[Tensor, ...]:
-            rows, fresh = _pick(self.tiles, index), _pick(self.fresh, index)
-            maps_here = maps.rows(rows)
-            logs = _logarithm(maps_here)
-            entropy = (maps_here * logs).sum(-1)
-            todo = _pick(chunks, index)
-
-            def chunk(number: Tensor, sums: Tensor, counts: Tensor) -> tuple[Tensor, ...]:
-                ids = _pick(order, index * per_tile + number)
-                cross = _rows(centre_logs, ids) @ maps_here.t() + _rows(centres, ids) @ logs.t()
-                near = _rows(centre_entropy, ids)[:, None] + entropy - cross < limit
-                near = near | (_rows(self.anchors, ids)[:, None] == rows)  # D(a, a) is 0, but its products may round
-                members = (near & fresh & _rows(real, ids)[:, None]).float()
-                return (
-                    number + 1,
-                    sums.index_put((ids,), _rows(sums, ids) + members @ maps_here),
-                    counts.index_put((ids,), _rows(counts, ids) + members.sum(-1)),
-                )
-
-            start = torch.zeros((), dtype=torch.int64)
-            _, sums, counts = while_loop(lambda number, *_: number < todo, chunk, (start, sums, counts))
-            return index + 1, sums, counts
+        def chunk(index: Tensor, sums: Tensor, counts: Tensor) -> tuple[Tensor, ...]:
+            tile = (ends <= index).sum()
+            rows, fresh = _pick(self.tiles, tile), _pick(self.fresh, tile)
+            ids = _pick(order, tile * per_tile + index - _pick(ends, tile) + _pick(chunks, tile))
+            probabilities = maps.rows(rows)
+            logs = _logarithm(probabilities)
+            entropy = (probabilities * logs).sum(-1)
+            cross = _rows(centre_logs, ids) @ probabilities.t() + _rows(centres, ids) @ logs.t()
+            near = _rows(centre_entropy, ids)[:, None] + entropy - cross < limit
+            near = near | (_rows(self.anchors, ids)[:, None] == rows)  # D(a, a) is 0, but its products may round
+            members = (near & fresh & _rows(real, ids)[:, None]).float()
+            return (
+                index + 1,
+                sums.index_put((ids,), _rows(sums, ids) + members @ probabilities),
+                counts.index_put((ids,), _rows(counts, ids) + members.sum(-1)),
+            )
 
         state = (torch.zeros((), dtype=torch.int64), torch.zeros(padded, self.n), torch.zeros(padded))
-        _, sums, counts = while_loop(lambda index, *_: index < len(self.tiles), tile, state)
+        _, sums, counts = while_loop(lambda index, *_: index < ends[-1], chunk, state)
         return sums[: self.count] / counts[: self.count, None]
 
     def _work(self, maps: "_Aggregated", threshold: Tensor) -> tuple[Tensor, Tensor]:
@@ -255,14 +253,43 @@ def merge_proposals(proposals: Tensor, valid: Tensor, threshold: Tensor) -> tupl
     `proposals` [P, n] with mean 1 and `valid` bool [P] → the same; a claimed proposal's place stays, not valid.
     """
     count, n = proposals.shape
-    logs = _logarithm(proposals)
-    cross = proposals @ logs.T
-    entropy = (proposals * logs).sum(-1)
-    near = entropy[:, None] + entropy - cross - cross.T < 2 * n * threshold
+
+    def products(ids: Tensor) -> Tensor:
+        return _logarithm(_rows(proposals, ids)) @ proposals.t()
+
+    cross = _for_each(valid, products, torch.zeros(count, count))
+    entropy = cross.diagonal()
+    near = entropy[:, None] + entropy - cross - cross.t() < 2 * n * threshold
     near = (near | torch.eye(count, dtype=torch.bool)) & valid[:, None] & valid
     keep = first_come(near, valid)
-    members = (near & keep[:, None]).float()
-    return members @ proposals / members.sum(-1, keepdim=True).clamp(min=1), keep
+    members = near.float()
+
+    def sums(ids: Tensor) -> Tensor:
+        return _rows(members, ids) @ proposals
+
+    # Divided here and not in the loop: TensorRT cannot build a loop that reads another's result as it is.
+    means = _for_each(keep, sums, torch.zeros_like(proposals)) / members.sum(-1, keepdim=True).clamp(min=1)
+    return means, keep
+
+
+def _for_each(wanted: Tensor, compute: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
+    """`start` [P, …] with compute(ids) in the rows where `wanted` bool [P]; other rows may be computed along.
+
+    Block by block, so that a merge of few proposals costs little.
+    """
+    order, count = _active_first(wanted.float()[None])
+    # The last block reaches back, or is all there is.
+    size = min(BLOCK, len(wanted))
+    last = len(wanted) - size
+    blocks = torch.stack([order[0, min(i, last) : min(i, last) + size] for i in range(0, len(wanted), size)])
+    count = count[0]
+
+    def body(index: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        ids = _pick(blocks, index)
+        return index + 1, values.index_put((ids,), compute(ids))
+
+    state = (torch.zeros((), dtype=torch.int64), start)
+    return while_loop(lambda index, _: index * size < count, body, state)[1]
 
 
 def first_come(near: Tensor, valid: Tensor) -> Tensor:
