@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from export.check import OutputCheck
+    from export.head_check import LabelsCheck
 
 USAGE_ERROR = 2
 PRECISIONS = ("fp32", "fp16", "bf16")
 BLOCKS = ("down", "mid", "up")
+HEADS = ("attention", "labels")
 
 
 class _ExportUnlessNamed(typer.core.TyperGroup):
@@ -34,7 +36,9 @@ app = typer.Typer(cls=_ExportUnlessNamed, add_completion=False, pretty_exception
 
 @app.command("model", epilog="Other commands, each with --help: list MODEL, check ENGINE MODEL.")
 def export_model(
-    model: Annotated[str, typer.Argument(help="Diffusers folder, or id on the model hub (owner/name).")],
+    model: Annotated[
+        str, typer.Argument(help="Diffusers folder, id on the model hub (owner/name), or .safetensors checkpoint.")
+    ],
     output: Annotated[Path, typer.Option(help="Engine to write: engines/NAME gives engines/NAME.onnx.")],
     size: Annotated[
         str | None, typer.Option(metavar="HxW", help="Frame size in pixels; the model's own if left out.")
@@ -42,11 +46,31 @@ def export_model(
     batch: Annotated[str, typer.Option(metavar="N|dynamic", help="Frames per call.")] = "1",
     precision: Annotated[str, typer.Option(metavar="fp32|fp16|bf16", help="Of the arithmetic.")] = "fp32",
     attention: Annotated[str, typer.Option(help="U-Net blocks whose maps are used.")] = "down,mid,up",
+    head: Annotated[
+        str,
+        typer.Option(metavar="attention|labels", help="What the engine gives; labels: all of DiffSeg in the graph."),
+    ] = "attention",
+    grid: Annotated[
+        int | None, typer.Option(metavar="N", help="Default anchors per axis; fixed in a labels engine.  [default: 16]")
+    ] = None,
+    weights: Annotated[
+        str, typer.Option(help="Default weights of the resolutions: proportional, per-tensor, or numbers: 1,0,0,0.")
+    ] = "proportional",
     timestep: Annotated[int, typer.Option(help="Diffusion timestep of the one U-Net pass.")] = 300,
     prompt: Annotated[str, typer.Option(help="Text prompt, baked in.")] = "",
     threshold: Annotated[
-        str, typer.Option(metavar="T,T,...", help="Default KL thresholds, one per iteration.")
-    ] = "1.1,1.1,1.1",
+        str | None,
+        typer.Option(metavar="T,T,...", help="Default KL thresholds, one per iteration; the model's if left out."),
+    ] = None,
+    noise_seed: Annotated[
+        int | None, typer.Option(metavar="N", help="Add the timestep's noise to the latent, of this seed; none if out.")
+    ] = None,
+    vae: Annotated[
+        str | None, typer.Option(metavar="FOLDER|ID", help="Another VAE, such as a tiny autoencoder (TAESD).")
+    ] = None,
+    config: Annotated[
+        str | None, typer.Option(metavar="FOLDER|ID", help="Configuration and tokenizer of a checkpoint file.")
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="Revision on the model hub.")] = None,
     compact: Annotated[bool, typer.Option("--compact", help="Store weights as float16: half the file.")] = False,
 ) -> None:
@@ -58,6 +82,11 @@ def export_model(
         request = _parse(size, batch, timestep, threshold, attention)
         if precision not in PRECISIONS:
             raise DiffSegError(f"--precision: expected {', '.join(PRECISIONS)}, found {precision!r}")
+        if head not in HEADS:
+            raise DiffSegError(f"--head: expected {', '.join(HEADS)}, found {head!r}")
+        fixed_weights = _weights(weights)
+        if grid is not None and grid < 2:
+            raise DiffSegError(f"--grid: expected at least 2 anchors per axis, found {grid}")
         if compact and precision != "fp32":
             raise DiffSegError(f"--compact goes with --precision fp32; {precision} weights are as small already")
         if output.is_dir():
@@ -68,7 +97,18 @@ def export_model(
 
         done = export_engine(
             ExportRequest(
-                model=model, prompt=prompt, revision=revision, precision=precision, compact=compact, **request
+                model=model,
+                prompt=prompt,
+                revision=revision,
+                precision=precision,
+                compact=compact,
+                noise_seed=noise_seed,
+                vae=vae,
+                config=config,
+                head=head,
+                grid=grid,
+                weights=fixed_weights,
+                **request,
             ),
             path,
         )
@@ -81,13 +121,17 @@ def export_model(
 @app.command()
 def check(
     engine: Annotated[Path, typer.Argument(help="Engine file, .onnx.")],
-    model: Annotated[str, typer.Argument(help="The model it was exported from: folder or hub id.")],
+    model: Annotated[str, typer.Argument(help="The model it was exported from: folder, hub id or checkpoint.")],
+    vae: Annotated[str | None, typer.Option(metavar="FOLDER|ID", help="The VAE it was exported with.")] = None,
+    config: Annotated[
+        str | None, typer.Option(metavar="FOLDER|ID", help="Configuration and tokenizer of a checkpoint file.")
+    ] = None,
 ) -> None:
     """Hold an engine to PyTorch on a random frame. Exit status: 0 within bounds, 1 out of bounds, 2 bad usage."""
     with one_line_errors():
         from export.check import check_engine
 
-        checks = check_engine(engine, model)
+        checks = check_engine(engine, model, vae=vae, config=config)
     report(checks)
     raise typer.Exit(0 if all(c.passed for c in checks) else 1)
 
@@ -133,13 +177,13 @@ def one_line_errors(status: int = 1) -> Iterator[None]:
         raise typer.Exit(status) from None
 
 
-def _parse(size: str | None, batch: str, timestep: int, threshold: str, attention: str) -> dict[str, Any]:
+def _parse(size: str | None, batch: str, timestep: int, threshold: str | None, attention: str) -> dict[str, Any]:
     """The options as `export_engine` takes them. Raises DiffSegError on the first that is out of range."""
     try:
-        thresholds = tuple(float(word) for word in threshold.split(","))
+        thresholds = None if threshold is None else tuple(float(word) for word in threshold.split(","))
     except ValueError:
         thresholds = ()
-    if not thresholds or not all(0 < t < float("inf") for t in thresholds):
+    if thresholds is not None and not (thresholds and all(0 < t < float("inf") for t in thresholds)):
         raise DiffSegError(f"--threshold: expected numbers above 0 with commas between them, found {threshold!r}")
     if batch != "dynamic" and not (batch.isdecimal() and int(batch) > 0):
         raise DiffSegError(f"--batch: expected a number above 0 or 'dynamic', found {batch!r}")
@@ -152,6 +196,16 @@ def _parse(size: str | None, batch: str, timestep: int, threshold: str, attentio
         "timestep": timestep,
         "thresholds": thresholds,
     }
+
+
+def _weights(text: str) -> str | tuple[float, ...]:
+    """A rule's name, or `1,0,0,0` → numbers. Raises DiffSegError for anything else."""
+    from runtime.pyramid import check_weights
+
+    try:
+        return check_weights(text if text in ("proportional", "per-tensor") else text.split(","))
+    except ValueError as error:
+        raise DiffSegError(f"--{error}") from None
 
 
 def _size(text: str | None) -> tuple[int, int] | None:
@@ -172,18 +226,24 @@ def _blocks(text: str) -> tuple[str, ...]:
     return tuple(block for block in BLOCKS if block in blocks)
 
 
-def report(checks: Sequence[OutputCheck]) -> None:
+def report(checks: Sequence[OutputCheck | LabelsCheck]) -> None:
     """A table of the comparison with PyTorch, on stderr."""
     from rich.console import Console
     from rich.table import Table
+
+    from export.head_check import LabelsCheck
 
     table = Table(title="engine against PyTorch", box=None, pad_edge=False)
     for column in ("output", "worst", "mean", "row KL", "bound", "row sum", ""):
         table.add_column(column, justify="left" if column == "output" else "right", no_wrap=True)
     for check in checks:
+        if isinstance(check, LabelsCheck):
+            print(f"engine against PyTorch: {check}, {'ok' if check.passed else 'FAILED'}", file=sys.stderr)
+            continue
         figures = (check.worst, check.mean, check.divergence, check.bound, check.row_sum)
         table.add_row(check.output, *(f"{f:.1e}" for f in figures), "ok" if check.passed else "FAILED")
-    Console(stderr=True).print(table)
+    if table.row_count:
+        Console(stderr=True).print(table)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from export.head_check import LabelsCheck, compare_labels
 from runtime.errors import DiffSegError
 from runtime.sidecar import EngineSpec, read_text, sidecar_path
 
@@ -100,11 +101,14 @@ def _compare_output(name: str, found: "NDArray", expected: "NDArray", bound: flo
     )
 
 
-def check_engine(path: Path, model: str) -> list[OutputCheck]:
+def check_engine(
+    path: Path, model: str, *, vae: str | None = None, config: str | None = None
+) -> list[OutputCheck | LabelsCheck]:
     """Run a random frame through the engine and through an untouched `model`, and compare every output.
 
-    Timestep, prompt and size are the engine's own. PyTorch goes first and is freed before the engine is loaded, so
-    the two never share the memory. Raises DiffSegError when either cannot be loaded.
+    Timestep, prompt and size are the engine's own; `vae` and `config` are those of the export. PyTorch goes first
+    and is freed before the engine is loaded, so the two never share the memory. A labels engine's labels are compared
+    with those of the merge core on PyTorch's maps. Raises DiffSegError when either cannot be loaded.
     """
     from export.eager import eager_pyramid
     from export.pipeline import load_pipeline
@@ -118,9 +122,27 @@ def check_engine(path: Path, model: str) -> list[OutputCheck]:
     frames = np.stack([random_frame(spec.height, spec.width, seed) for seed in range(spec.batch or 1)])
 
     def eager(precision: str) -> list["NDArray[np.float32]"]:
-        pipeline = load_pipeline(model, spec.prompt, precision, storage=spec.storage, revision=spec.revision)
-        return eager_pyramid(pipeline, frames, spec.timestep, spec.blocks)
+        pipeline = load_pipeline(
+            model,
+            spec.prompt,
+            precision,
+            storage=spec.storage,
+            revision=spec.revision,
+            vae=vae or spec.vae,
+            config=config,
+        )
+        return eager_pyramid(pipeline, frames, spec.timestep, spec.blocks, noise_seed=spec.noise_seed)
 
     expected = eager("fp32")
     half = None if spec.precision == "fp32" else eager("bf16")
-    return compare(spec, open_engine(path, "cpu", backend).infer(frames), expected, half)
+    engine = open_engine(path, "cpu", backend)
+    if spec.head == "labels":
+        return [compare_labels(engine, frames, expected, half)]
+    pyramid = engine.infer(frames)
+    checks = compare(spec, pyramid, expected, half)
+    # Maps that are not finite have no labels.
+    return (
+        [*checks, compare_labels(engine, frames, expected, half, pyramid)]
+        if all(c.finite for c in checks)
+        else [*checks]
+    )

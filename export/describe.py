@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from export.attention import BLOCKS
-from export.families import Config, frame_stride, native_size, vae_stride
+from export.families import Config, check_size, frame_stride, native_size, vae_stride
 from export.pipeline import quiet_libraries
 from export.source import first_line, open_source
 from runtime.errors import DiffSegError
@@ -78,16 +78,6 @@ def describe(
         },
         thresholds=source.family.thresholds,
     )
-
-
-def check_size(height: int, width: int, stride: int) -> None:
-    """Raise DiffSegError, with the nearest size that fits, unless both sides are multiples of `stride`."""
-    if height % stride or width % stride or min(height, width) <= 0:
-        nearest = (max(round(side / stride), 1) * stride for side in (height, width))
-        raise DiffSegError(
-            f"size {height}x{width} does not fit: this model takes multiples of {stride}; for example "
-            f"{'x'.join(map(str, nearest))}"
-        )
 
 
 def _generation(family: str, unet: Config) -> str:

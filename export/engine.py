@@ -4,22 +4,31 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from export.attention import BLOCKS
 from export.check import OutputCheck, check_engine
 from export.count import Cost, network_cost
+from export.head_check import LabelsCheck
 from export.progress import Stages
 from runtime.errors import DiffSegError
 from runtime.sidecar import EngineSpec
 
+if TYPE_CHECKING:
+    from torch import nn
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportRequest:
-    """What to export and how. `model`: diffusers folder or hub id.
+    """What to export and how. `model`: diffusers folder, hub id or checkpoint file.
 
     `size`: (height, width) of the frame, the model's own if None. `batch`: None for dynamic. `blocks`: of down, mid
     and up, those whose maps are wanted. `precision`: of the arithmetic; `compact` keeps float32 arithmetic but
-    stores the weights as float16. `thresholds`: the engine's default for the merge.
+    stores the weights as float16. `thresholds`: the engine's default for the merge, the
+    family's if None. `noise_seed`: of the noise added to the latent, None for none. `vae`: folder or hub id of another
+    VAE. `config`: of a checkpoint file, the folder or hub id with its configuration. `head`: attention or labels.
+    `grid` (None: 16, or less where the finest attention is smaller) and `weights`, as of `runtime.merge.MergeConfig`:
+    the merge's defaults, and with the head labels, like the number of thresholds, part of the graph.
     """
 
     model: str
@@ -31,7 +40,13 @@ class ExportRequest:
     blocks: tuple[str, ...] = BLOCKS
     timestep: int = 300
     prompt: str = ""
-    thresholds: tuple[float, ...] = (1.1, 1.1, 1.1)
+    thresholds: tuple[float, ...] | None = None
+    noise_seed: int | None = None
+    vae: str | None = None
+    config: str | None = None
+    head: str = "attention"
+    grid: int | None = None
+    weights: str | tuple[float, ...] = "proportional"
 
     @property
     def storage(self) -> str:
@@ -45,7 +60,7 @@ class ExportReport:
     network's cost before (U-Net and VAE encoder) and after."""
 
     spec: EngineSpec
-    checks: list[OutputCheck]
+    checks: list[OutputCheck | LabelsCheck]
     stages: Stages
     before: Cost
     after: Cost
@@ -71,13 +86,19 @@ def export_engine(request: ExportRequest, path: Path, *, check: bool = True) -> 
             spec, before, after = _write(request, part, stages)
         except OSError as error:
             raise DiffSegError(f"cannot write {path}: {error.strerror or error}; free some space") from None
-        checks = []
+        checks: list[OutputCheck | LabelsCheck] = []
         if check:
             with stages("check"):
-                checks = check_engine(part, request.model)
+                checks = check_engine(part, request.model, vae=request.vae, config=request.config)
         failed = [check for check in checks if not check.passed]
         if failed:
-            worst = max(failed, key=lambda check: check.divergence)
+            worst = failed[0]
+            if isinstance(worst, LabelsCheck):
+                raise DiffSegError(
+                    f"the engine does not reproduce PyTorch: {worst}; no engine was left; report this with the "
+                    "model's name"
+                )
+            worst = max((check for check in failed if isinstance(check, OutputCheck)), key=lambda c: c.divergence)
             raise DiffSegError(
                 f"the engine does not reproduce PyTorch: {worst.output} has mean row KL {worst.divergence:.1e} "
                 f"(bound {worst.bound:.0e}), row sum error {worst.row_sum:.1e}, finite: {worst.finite}; no engine was "
@@ -101,14 +122,16 @@ def _write(request: ExportRequest, path: Path, stages: Stages) -> tuple[EngineSp
         from export.pipeline import load_pipeline
 
         pipeline = load_pipeline(
-            request.model, request.prompt, request.precision, storage=request.storage, revision=request.revision
+            request.model,
+            request.prompt,
+            request.precision,
+            storage=request.storage,
+            revision=request.revision,
+            size=request.size,
+            vae=request.vae,
+            config=request.config,
         )
     height, width = request.size or (pipeline.native_size, pipeline.native_size)
-    if height % pipeline.stride or width % pipeline.stride:
-        raise DiffSegError(
-            f"size {height}x{width} does not fit: this model takes multiples of {pipeline.stride}; for example "
-            f"{_nearest(height, pipeline.stride)}x{_nearest(width, pipeline.stride)}"
-        )
     parameters = sum(p.numel() for module in (pipeline.unet, pipeline.vae) for p in module.parameters())
     needed = parameters * {"fp32": 4, "fp16": 2, "bf16": 2}[request.storage]
     free = shutil.disk_usage(path.parent).free
@@ -118,17 +141,20 @@ def _write(request: ExportRequest, path: Path, stages: Stages) -> tuple[EngineSp
             "free some space or choose another --output"
         )
     with stages("fold"):
-        network = FrameToPyramid(pipeline, request.timestep, request.blocks).eval()
+        network = FrameToPyramid(
+            pipeline, request.timestep, request.blocks, size=(height, width), noise_seed=request.noise_seed
+        ).eval()
         levels = pyramid_levels(network, height, width)
     if not levels:
         raise DiffSegError(
             f"no self-attention in the blocks {', '.join(request.blocks)} of this model; expected some of "
             f"{', '.join(BLOCKS)}"
         )
+    side = min(levels[0].height, levels[0].width)
     spec = EngineSpec(
         source=pipeline.source,
         revision=request.revision,
-        head="attention",
+        head=request.head,
         height=height,
         width=width,
         batch=request.batch,
@@ -139,7 +165,11 @@ def _write(request: ExportRequest, path: Path, stages: Stages) -> tuple[EngineSp
         storage=request.storage,
         latent_scaling=network.latent_scaling,
         blocks=request.blocks,
-        thresholds=request.thresholds,
+        thresholds=request.thresholds or pipeline.family.thresholds,
+        grid=request.grid or min(16, side),
+        weights=request.weights,
+        noise_seed=request.noise_seed,
+        vae=pipeline.vae_source,
         producer={
             "diffseg": runtime.__version__,
             "torch": torch.__version__,
@@ -147,8 +177,16 @@ def _write(request: ExportRequest, path: Path, stages: Stages) -> tuple[EngineSp
         },
     )
     before = Cost(parameters, network_cost(network, height, width).flops)
-    return spec, before, write_onnx(network, spec, path, stages)
+    return spec, before, write_onnx(_with_head(network, spec), spec, path, stages)
 
 
-def _nearest(side: int, stride: int) -> int:
-    return max(round(side / stride), 1) * stride
+def _with_head(network: "nn.Module", spec: EngineSpec) -> "nn.Module":
+    """The whole graph. Raises DiffSegError when grid or weights do not fit the pyramid."""
+    from export.head import FrameToLabels, LabelsHead
+
+    try:
+        # Built for either head: the merge's defaults must fit the pyramid where they are not part of the graph, too.
+        head = LabelsHead(spec.levels, (spec.height, spec.width), spec.grid, spec.weights)
+    except ValueError as error:
+        raise DiffSegError(str(error)) from None
+    return FrameToLabels(network, head) if spec.head == "labels" else network

@@ -185,3 +185,13 @@ def native_size(unet: Config, vae: Config) -> int:
     side = (max(sample) if isinstance(sample, (list, tuple)) else int(sample)) * vae_stride(vae)
     stride = frame_stride(unet, vae)
     return max(side // stride, 1) * stride
+
+
+def check_size(height: int, width: int, stride: int) -> None:
+    """Raise DiffSegError, with the nearest size that fits, unless both sides are multiples of `stride`."""
+    if height % stride or width % stride or min(height, width) <= 0:
+        nearest = (max(round(side / stride), 1) * stride for side in (height, width))
+        raise DiffSegError(
+            f"size {height}x{width} does not fit: this model takes multiples of {stride}; for example "
+            f"{'x'.join(map(str, nearest))}"
+        )

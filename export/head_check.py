@@ -1,4 +1,4 @@
-"""Holding a labels engine to the merge core on PyTorch's own maps."""
+"""Holding an engine's labels to those of the merge core on PyTorch's own maps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ NUDGE = 1e-3  # of a threshold: labels that such a change leaves as they are hav
 
 @dataclass(frozen=True, slots=True)
 class LabelsCheck:
-    """A labels engine against PyTorch's maps and the merge core.
+    """An engine's final labels against those of PyTorch's maps and the merge core.
 
     `differing`: share of pixels; `segments`: of at least 1 % of the frame, the fewest in any frame; `threshold`: the
     one compared at, in every iteration.
@@ -59,16 +59,21 @@ def compare_labels(
     frames: "NDArray[np.uint8]",
     expected: Sequence["NDArray[Any]"],
     half: Sequence["NDArray[Any]"] | None = None,
+    pyramid: Sequence["NDArray[Any]"] | None = None,
 ) -> LabelsCheck:
     """Labels that `engine` gives for `frames` against the merge core's on PyTorch's maps of them, `expected`.
 
+    `pyramid`: the maps of an attention engine, whose labels are the merge core's too; None for a labels engine.
     `half`: PyTorch's maps in bfloat16, for an engine in half precision; its segments are matched first, because one
     that is born or lost shifts the numbers of all that follow. The thresholds are chosen such that there are segments.
     Raises DiffSegError when the engine fails.
     """
     spec = engine.spec
     threshold, wanted = _choose_threshold(spec, expected)
-    found = engine.infer(frames, (threshold,) * len(spec.thresholds))[0]
+    if pyramid is not None:
+        found = _core(spec, pyramid, threshold)
+    else:
+        found = engine.infer(frames, (threshold,) * len(spec.thresholds))[0]
     segments = min(_large(labels) for labels in wanted)
     if half is None:
         return LabelsCheck("labels", float((found != wanted).mean()), BOUND, segments, threshold)

@@ -27,6 +27,7 @@ def write_onnx(network: "nn.Module", spec: EngineSpec, path: Path, stages: Stage
         program = _trace(network, spec)
     model = program.model
     _clean(model)
+    _fill_at_load(model)
     if spec.storage == "fp16" and spec.precision == "fp32":
         _store_as_float16(model)
     model.producer_name, model.producer_version = "diffseg", spec.producer.get("diffseg", "")
@@ -87,6 +88,37 @@ def _clean(model: "onnx_ir.Model") -> None:
     model.graph.metadata_props.clear()
 
 
+def _fill_at_load(model: "onnx_ir.Model") -> None:
+    """Replace large tensors of one repeated number, which tracing folds loops' starts to, by their shape."""
+    import numpy as np
+    import onnx_ir
+
+    for value in list(model.graph.initializers.values()):
+        tensor = value.const_value
+        if tensor is None or tensor.size < 2**14:
+            continue
+        numbers = tensor.numpy().ravel()
+        if (numbers[:64] != numbers[0]).any() or (numbers != numbers[0]).any():
+            continue
+        shape = onnx_ir.Value(
+            name=f"{value.name}_shape",
+            shape=onnx_ir.Shape([len(tensor.shape)]),
+            type=onnx_ir.TensorType(onnx_ir.DataType.INT64),
+            const_value=onnx_ir.Tensor(np.array(tensor.shape, np.int64), name=f"{value.name}_shape"),
+        )
+        fill = onnx_ir.node("ConstantOfShape", [shape], {"value": onnx_ir.Tensor(numbers[:1].copy())})
+        _replace(model, value, shape, fill)
+
+
+def _replace(model: "onnx_ir.Model", value: "onnx_ir.Value", source: "onnx_ir.Value", node: "onnx_ir.Node") -> None:
+    """Let `node`, which makes what the initialiser `value` held out of the initialiser `source`, take its place."""
+    model.graph.insert_before(model.graph[0], node)
+    node.outputs[0].shape, node.outputs[0].type = value.shape, value.type
+    value.replace_all_uses_with(node.outputs[0])
+    del model.graph.initializers[str(value.name)]
+    model.graph.register_initializer(source)
+
+
 def _store_as_float16(model: "onnx_ir.Model") -> None:
     """Keep float32 initialisers that float16 holds exactly as that, followed by a Cast, which is folded at load."""
     import numpy as np
@@ -105,9 +137,4 @@ def _store_as_float16(model: "onnx_ir.Model") -> None:
             type=onnx_ir.TensorType(onnx_ir.DataType.FLOAT16),
             const_value=onnx_ir.Tensor(rounded, name=f"{value.name}_fp16"),
         )
-        cast = onnx_ir.node("Cast", [half], {"to": onnx_ir.DataType.FLOAT.value})
-        model.graph.insert_before(model.graph[0], cast)
-        cast.outputs[0].shape, cast.outputs[0].dtype = value.shape, onnx_ir.DataType.FLOAT
-        value.replace_all_uses_with(cast.outputs[0])
-        del model.graph.initializers[str(value.name)]
-        model.graph.register_initializer(half)
+        _replace(model, value, half, onnx_ir.node("Cast", [half], {"to": onnx_ir.DataType.FLOAT.value}))

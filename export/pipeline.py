@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export.checkpoint import AGAIN
-from export.families import Config, Family, TextPart, frame_stride, native_size
+from export.families import Config, Family, TextPart, check_size, frame_stride, native_size
 from export.source import Source, first_line, open_source, read_config
 from runtime.errors import DiffSegError
 
@@ -54,18 +54,22 @@ def load_pipeline(
     storage: str | None = None,
     revision: str | None = None,
     *,
+    size: tuple[int, int] | None = None,
     vae: str | None = None,
     config: str | None = None,
 ) -> Pipeline:
     """Load `model`, a diffusers folder, hub id or checkpoint file, in the target precision.
 
     `storage` rounds the weights to what that precision can hold: what a compact engine stores is then exact.
-    `vae`: another VAE, folder or hub id. `config`: where a checkpoint file's configuration and tokenizer are.
+    `size`: (height, width) of the frames it is loaded for, if any. `vae`: another VAE, folder or hub id. `config`:
+    where a checkpoint file's configuration and tokenizer are.
 
-    Raises DiffSegError when there is no such model, it is incomplete, or its family is not supported (found out
-    before any weight is loaded).
+    Raises DiffSegError when there is no such model, it is incomplete, its family is not supported or the size does
+    not fit (found out before any weight is loaded).
     """
     source = open_source(model, revision, vae=vae, config=config)
+    if size is not None:
+        check_size(*size, frame_stride(source.unet, source.vae))
     import torch
 
     dtype = getattr(torch, PRECISIONS[precision])
@@ -100,6 +104,7 @@ def quiet_libraries() -> None:
 
     # Tracing says four times that torchvision is absent, which nothing here needs.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    logging.getLogger("onnx_ir").setLevel(logging.ERROR)
     logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
     for library in (diffusers, transformers):
         library.utils.logging.set_verbosity_error()

@@ -86,7 +86,7 @@ def test_check_finds_an_engine_of_another_model(small_engine, tmp_path):
 
 def test_an_engine_that_fails_its_check_is_not_left(small_pipeline, tmp_path, monkeypatch):
     bad = OutputCheck("attention_16x16", 1.0, 1.0, 1.0, 0.0, True, 1e-6)
-    monkeypatch.setattr("export.engine.check_engine", lambda path, model: [bad])
+    monkeypatch.setattr("export.engine.check_engine", lambda path, model, **_: [bad])
     with pytest.raises(DiffSegError, match=r"does not reproduce PyTorch: attention_16x16.*no engine was left"):
         export_engine(ExportRequest(model=str(small_pipeline), size=(64, 64)), tmp_path / "bad.onnx")
     assert list(tmp_path.iterdir()) == []
@@ -126,7 +126,7 @@ def test_bad_models(small_pipeline, tmp_path):
     shutil.copytree(small_pipeline, half)
     (half / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     result = run(half, "--output", tmp_path / "x")
-    assert result.exit_code == 1 and "cannot load unet" in result.stderr and "half downloaded" in result.stderr
+    assert result.exit_code == 1 and "unet holds no weights" in result.stderr and "download it again" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     assert not list(tmp_path.glob("*.onnx*"))
 
