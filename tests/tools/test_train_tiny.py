@@ -71,16 +71,16 @@ def test_noise_levels_reach_every_token():
     assert 0.2 < mixed < 0.7
 
 
-def test_texture_strength_tells_patterns_of_one_mean_apart():
+def test_block_statistics_tell_patterns_of_one_mean_apart():
     import torch
 
     flat = torch.zeros(1, 3, 64, 64)
     stripes = torch.where(torch.arange(64) % 4 < 2, 0.5, -0.5).expand(1, 3, 64, 64)
-    plain, upright, lying = (tiny_losses.texture_strength(x) for x in (flat, stripes, stripes.mT))
-    assert upright.shape == (1, 8, 7, 7)
-    assert plain.max() < 0.02
-    assert upright[:, 0].mean() > 0.5 and upright[:, 1].mean() < 0.02  # slopes along x only
-    assert torch.allclose(upright[:, 0], lying[:, 1].mT, atol=1e-6)
+    plain, upright, lying = (tiny_losses.block_statistics(x) for x in (flat, stripes, stripes.mT))
+    assert upright.shape == (1, 15, 8, 8)
+    assert torch.allclose(plain[:, :3], upright[:, :3])  # one mean
+    assert (upright[:, 3] - plain[:, 3]).min() > 2 and torch.allclose(upright[:, 4], plain[:, 4])  # along x only
+    assert torch.allclose(upright[:, 3], lying[:, 4].mT, atol=1e-5)
     noise = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) / 4
     assert tiny_losses.reconstruction_loss(noise, noise) == 0
     assert tiny_losses.reconstruction_loss(flat, noise) > tiny_losses.reconstruction_loss(0.5 * noise, noise)
