@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import typer
 
+from tools.agreement import agreement
 from tools.scenes import Split, draw_scene
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     Method = Callable[[NDArray[np.uint8]], NDArray[np.int32]]
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app.command()(agreement)
 
 
 def covering(truth: NDArray[np.int32], labels: NDArray[np.int32]) -> float:
