@@ -95,16 +95,21 @@ def segment_attention(
         size: (H, W) of the labels.
         grids: (h, w) of every resolution. Default: square.
         layers: number of layers averaged in every resolution; only weights "per-tensor" need it.
-        device: "cpu".
+        device: "cpu", or "cuda" or "cuda:N" for the native core (`runtime.native`), which also takes arrays that lie
+            on the GPU.
 
     Returns:
         int32 [H, W] or [B, H, W]: index of the proposal of every pixel. Gaps are possible: see `renumber`.
 
     Raises:
         ValueError: if an argument is wrong or the maps are not probabilities; the text says what to do.
+        DiffSegError: if a GPU is asked for and there is none, or the native core cannot be built.
     """
-    _check_device(device)
     config = config or MergeConfig()
+    if device != "cpu":
+        from runtime import native
+
+        return native.segment(pyramid, config, size, grids, layers, device)
     maps, shapes = check_pyramid(pyramid, grids)
     ratios = resolution_ratios(config.weights, shapes, layers)
     anchor_queries(shapes[0], config.grid)
@@ -288,10 +293,3 @@ def _kmeans(maps: NDArray[np.float32], centres: NDArray[np.float32]) -> NDArray[
         filled = counts > 0
         centres[filled] = members[filled] @ maps / counts[filled, None]
     return centres
-
-
-def _check_device(device: str) -> None:
-    if device != "cpu":
-        raise ValueError(
-            f"device: expected 'cpu', the only merge core built so far, found {device!r}; use device='cpu'"
-        )

@@ -451,7 +451,7 @@ U = {n: np.full((n, n), 1 / n, np.float32) for n in (4, 12, 16, 64)}
         ([U[64]], {"config": MergeConfig(grid=8, weights="per-tensor"), "layers": (0,)}, "found (0,)"),
         ([U[64]], {"size": (0, 4)}, "size: expected (H, W), whole numbers from 1, found (0, 4)"),
         ([U[64]], {"size": (4, 4, 3)}, "found (4, 4, 3)"),
-        ([U[64]], {"device": "cuda"}, "device: expected 'cpu', the only merge core built so far, found 'cuda'"),
+        ([U[64]], {"device": "gpu"}, "device: expected 'cpu', 'cuda' or 'cuda:N', found 'gpu'; choose one"),
     ],
 )
 def test_segment_errors(pyramid, arguments, message):

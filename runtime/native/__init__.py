@@ -1,0 +1,138 @@
+"""The merge core for GPUs: `diffseg.h` and its kernels, found or built, and loaded through ctypes.
+
+Importing this loads nothing heavy and touches no GPU.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from runtime.merge import MergeConfig
+    from runtime.native.core import Core
+    from runtime.native.library import Library
+
+__all__ = ["load", "release", "segment"]
+
+_loaded: dict[Path, Library] = {}
+
+
+def load(device: int = 0, engine: Path | None = None, path: Path | None = None) -> Library:
+    """The native library for a GPU: beside the engine, in the package, in the cache, or else built into the cache.
+
+    Args:
+        device: which GPU; the library is built for its architecture where none is found.
+        engine: file beside which a library is looked for first.
+        path: this library and no other; no driver is looked for.
+
+    Raises:
+        DiffSegError: without a driver or a GPU, without a library and a compiler, or if the library does not fit.
+    """
+    from runtime.native import build
+    from runtime.native.library import Library
+
+    if path is None:
+        architecture = build.driver_architecture(device)
+        path = build.find_library(engine, architecture)
+        if path is None:
+            path = build.build_library(build.cached_library([architecture]), [architecture])
+    if path not in _loaded:
+        _loaded[path] = Library(path)
+    return _loaded[path]
+
+
+def device_number(device: str) -> int:
+    """N of "cuda:N", 0 of "cuda". Raises ValueError for anything else."""
+    name, colon, number = device.partition(":")
+    if name != "cuda" or (colon and not number.isdecimal()):
+        raise ValueError(f"device: expected 'cpu', 'cuda' or 'cuda:N', found {device!r}; choose one of them")
+    return int(number or 0)
+
+
+def segment(
+    pyramid: Sequence[Any],
+    config: MergeConfig,
+    size: Sequence[int],
+    grids: Sequence[Sequence[int]] | None = None,
+    layers: Sequence[int] | None = None,
+    device: str = "cuda",
+    library: Library | None = None,
+) -> NDArray[Any]:
+    """As `runtime.merge.segment_attention`, on a GPU. Arrays on the host are uploaded, arrays on the GPU are read
+    where they lie (see `runtime.native.arrays`); only labels come back.
+
+    Raises:
+        ValueError: if an argument is wrong or maps are no probabilities.
+        DiffSegError: if there is no driver, GPU, library or compiler, or the GPU fails.
+    """
+    import numpy as np
+
+    from runtime.merge import anchor_queries
+    from runtime.native.arrays import device_array
+    from runtime.pyramid import check_pyramid, resolution_ratios
+    from runtime.suppression import check_size
+
+    number = device_number(device)
+    if config.refine != "none":
+        raise ValueError(f"refine: expected 'none' on device {device!r}, found {config.refine!r}; use device='cpu'")
+    levels = list(pyramid) if not isinstance(pyramid, np.ndarray) else pyramid
+    there = [device_array(level, f"pyramid[{index}]") for index, level in enumerate(levels)]
+    if any(there) and not all(there):
+        raise ValueError("pyramid: expected all levels on the GPU or all on the host, found both; move them together")
+    if any(there):
+        strangers = [level.device for level in there if level and level.device not in (None, number)]
+        if strangers:
+            raise ValueError(f"pyramid: expected maps on {device!r}, found them on 'cuda:{strangers[0]}'; pass that")
+        types = {level.dtype for level in there if level}
+        if len(types) > 1:
+            raise ValueError(f"pyramid: expected one type for all levels, found {', '.join(sorted(types))}")
+        dtype = types.pop()
+        # Shapes are checked as those of arrays on the host are: stand-ins without memory of their own.
+        stand_ins = [np.broadcast_to(np.float32(0), level.shape) for level in there if level]
+        checked, shapes = check_pyramid(stand_ins, grids)
+        maps: list[Any] = list(there)
+    else:
+        checked, shapes = check_pyramid(levels, grids)
+        dtype = "float16" if all(level.dtype == np.float16 for level in checked) else "float32"
+        maps = [level.astype(dtype, copy=False) for level in checked]
+    ratios = resolution_ratios(config.weights, shapes, layers)
+    anchor_queries(shapes[0], config.grid)
+    height, width = check_size(size)
+    library = library or load(number)
+    single = checked[0].ndim == 2
+    batch = 1 if single else len(checked[0])
+    core = _core(library, config, tuple(ratios), tuple(shapes), dtype, batch, number)
+    labels = core(maps, batch, (height, width)).labels
+    return labels[0] if single else labels
+
+
+class _Kept(threading.local):
+    """The core of a thread's last call, for the next one of the same shape: making one costs more than running it."""
+
+    key: Any = None
+    core: Core | None = None
+
+
+_kept = _Kept()
+
+
+def _core(library: Library, config: MergeConfig, ratios: Any, shapes: Any, dtype: str, batch: int, device: int) -> Core:
+    from runtime.native.core import Core
+
+    key = (library.path, config, ratios, shapes, dtype, batch, device)
+    if _kept.core is None or _kept.key != key:
+        release()  # its memory goes before the next one's is taken
+        _kept.core = Core(library, config, ratios, shapes, dtype=dtype, batch=batch, device=device)
+        _kept.key = key
+    return _kept.core
+
+
+def release() -> None:
+    """Free the GPU memory that this thread keeps between calls."""
+    _kept.key = _kept.core = None

@@ -1,0 +1,168 @@
+// Step 1: one attention tensor at the finest resolution (paper, section 3.2, "Attention Aggregation").
+//
+// Each row of the result is written once, from the levels as they lie in memory: neither an upsampled nor a replicated
+// copy ever exists. Rows sum to n = h·w in place of 1, which centres the logarithms that follow (see divergence.cuh).
+#pragma once
+
+#include "platform.cuh"
+
+namespace diffseg {
+
+constexpr int MAX_LEVELS = 8;
+constexpr int QUERIES = 8;  // neighbouring queries a block aggregates: they share most of their coarse rows
+
+struct Level {
+    const void *maps;            // [batch, h·w, h·w]
+    const float *row_share;      // [h], [w]: what the pixels of a level weigh in the sum of its upsampled map
+    const float *column_share;
+    int h, w;
+    int first_row;               // of this level among the rows of all coarse levels
+    float total;                 // what its rows sum to in the result: ratio · n
+};
+
+struct Pyramid {
+    Level level[MAX_LEVELS];     // finest first; without those of weight 0, but for the finest
+    int levels;
+    int coarse_rows;             // of all levels but the finest
+    int h, w, n, pitch;          // of the finest; distance of the rows of the result
+};
+
+__device__ __forceinline__ bool is_probability(float value) { return value >= 0.0f && value <= FLT_MAX; }
+
+// For every row of every coarse level the factor that makes its upsampled map sum to its share. One block a row.
+template <class Type>
+__global__ void __launch_bounds__(THREADS) coarse_scales(Pyramid pyramid, float *scales, unsigned *flags) {
+    __shared__ float sums[THREADS];
+    const int thread = static_cast<int>(threadIdx.x), frame = static_cast<int>(blockIdx.z);
+    int index = 1;
+    const int row = static_cast<int>(blockIdx.x);
+    while (index + 1 < pyramid.levels && row >= pyramid.level[index + 1].first_row) ++index;
+    const Level &level = pyramid.level[index];
+    const int n = level.h * level.w;
+    const typename Type::Stored *map = static_cast<const typename Type::Stored *>(level.maps) +
+                                       (static_cast<size_t>(frame) * n + (row - level.first_row)) * n;
+    float sum = 0.0f;
+    bool good = true;
+    for (int pixel = thread; pixel < n; pixel += THREADS) {
+        const float value = Type::load(map + pixel);
+        good = good && is_probability(value);
+        sum += value * (level.row_share[pixel / level.w] * level.column_share[pixel % level.w]);
+    }
+    sums[thread] = sum;
+    DIFFSEG_BARRIER(SCALES_SUM);
+    for (int half = THREADS / 2; half > 0; half /= 2) {
+        if (thread < half) sums[thread] += sums[thread + half];
+        DIFFSEG_BARRIER(SCALES_TREE);
+    }
+    if (thread == 0) {
+        good = good && sums[0] > 0.0f && sums[0] <= FLT_MAX;
+        scales[static_cast<size_t>(frame) * pyramid.coarse_rows + row] = level.total / sums[0];
+    }
+    if (!good) atomicOr(flags + frame, 1u);
+}
+
+// Rows of A, summing to n. One block makes QUERIES neighbouring rows; pixels past n are written as 0.
+template <class Type>
+__global__ void __launch_bounds__(THREADS)
+    aggregate(Pyramid pyramid, const float *scales, float *attention, unsigned *flags) {
+    __shared__ float sums[QUERIES][THREADS];
+    __shared__ int source[MAX_LEVELS][QUERIES];
+    __shared__ float factor[MAX_LEVELS][QUERIES];
+    using Stored = typename Type::Stored;
+    const int thread = static_cast<int>(threadIdx.x), frame = static_cast<int>(blockIdx.z);
+    const int y = static_cast<int>(blockIdx.y), x = static_cast<int>(blockIdx.x) * QUERIES;
+    const int queries = pyramid.w - x < QUERIES ? pyramid.w - x : QUERIES;
+    const int n = pyramid.n;
+    const size_t first = static_cast<size_t>(frame) * n + static_cast<size_t>(y) * pyramid.w + x;
+    const bool has_finest = pyramid.level[0].total > 0.0f;
+    const Stored *finest = static_cast<const Stored *>(pyramid.level[0].maps) + first * n;
+
+    bool good = true;
+    for (int q = 0; q < QUERIES; ++q) {
+        float sum = 0.0f;
+        if (has_finest && q < queries) {
+            for (int pixel = thread; pixel < n; pixel += THREADS) {
+                const float value = Type::load(finest + static_cast<size_t>(q) * n + pixel);
+                good = good && is_probability(value);
+                sum += value;
+            }
+        }
+        sums[q][thread] = sum;
+    }
+    for (int item = thread; item < pyramid.levels * QUERIES; item += THREADS) {
+        // Queries are replicated by the nearest coarse one.
+        const int index = item / QUERIES, q = item % QUERIES;
+        const Level &level = pyramid.level[index];
+        if (index == 0 || q >= queries) continue;
+        const int row = y * level.h / pyramid.h * level.w + (x + q) * level.w / pyramid.w;
+        source[index][q] = row;
+        factor[index][q] = scales[static_cast<size_t>(frame) * pyramid.coarse_rows + level.first_row + row];
+    }
+    DIFFSEG_BARRIER(AGGREGATE_SUM);
+    for (int half = THREADS / 2; half > 0; half /= 2) {
+        if (thread < half) {
+            for (int q = 0; q < QUERIES; ++q) sums[q][thread] += sums[q][thread + half];
+        }
+        DIFFSEG_BARRIER(AGGREGATE_TREE);
+    }
+    float scale[QUERIES];
+    DIFFSEG_UNROLL
+    for (int q = 0; q < QUERIES; ++q) {
+        scale[q] = 0.0f;
+        if (!has_finest || q >= queries) continue;
+        good = good && sums[q][0] > 0.0f && sums[q][0] <= FLT_MAX;
+        scale[q] = pyramid.level[0].total / sums[q][0];
+    }
+    if (!good) atomicOr(flags + frame, 1u);
+
+    for (int pixel = thread; pixel < pyramid.pitch; pixel += THREADS) {
+        float value[QUERIES];
+        DIFFSEG_UNROLL
+        for (int q = 0; q < QUERIES; ++q) {
+            value[q] = 0.0f;
+            if (has_finest && q < queries && pixel < n)
+                value[q] = Type::load(finest + static_cast<size_t>(q) * n + pixel) * scale[q];
+        }
+        for (int index = 1; index < pyramid.levels && pixel < n; ++index) {
+            const Level &level = pyramid.level[index];
+            const Tap down(pixel / pyramid.w, level.h, pyramid.h), across(pixel % pyramid.w, level.w, pyramid.w);
+            const size_t cells = static_cast<size_t>(level.h) * level.w;
+            const Stored *maps = static_cast<const Stored *>(level.maps) + static_cast<size_t>(frame) * cells * cells;
+            int last = -1;
+            float coarse = 0.0f;
+            DIFFSEG_UNROLL
+            for (int q = 0; q < QUERIES; ++q) {
+                if (q >= queries) continue;
+                if (source[index][q] != last) {
+                    last = source[index][q];
+                    const Stored *top = maps + last * cells + down.first * level.w;
+                    const Stored *bottom = maps + last * cells + down.second * level.w;
+                    const float a = Type::load(top + across.first), b = Type::load(top + across.second);
+                    const float c = Type::load(bottom + across.first), d = Type::load(bottom + across.second);
+                    const float upper = a + (b - a) * across.share, lower = c + (d - c) * across.share;
+                    coarse = (upper + (lower - upper) * down.share) * factor[index][q];
+                }
+                value[q] += coarse;
+            }
+        }
+        DIFFSEG_UNROLL
+        for (int q = 0; q < QUERIES; ++q) {
+            if (q < queries) attention[(first + q) * pyramid.pitch + pixel] = value[q];
+        }
+    }
+}
+
+// Copy rows that sum to n into rows that sum to 1; rows past the count, and all of a bad frame, become 0.
+__global__ void __launch_bounds__(THREADS) copy_rows(const float *from, int rows, int n, int pitch,
+                                                     const int32_t *counts, const unsigned *flags, float *to) {
+    const int pixel = static_cast<int>(blockIdx.x) * THREADS + static_cast<int>(threadIdx.x);
+    if (pixel >= n) return;
+    const int frame = static_cast<int>(blockIdx.z);
+    const int present = flags[frame] ? 0 : counts ? counts[frame] : rows;
+    for (int row = static_cast<int>(blockIdx.y); row < rows; row += static_cast<int>(gridDim.y)) {
+        const size_t index = static_cast<size_t>(frame) * rows + row;
+        to[index * n + pixel] = row < present ? from[index * pitch + pixel] / static_cast<float>(n) : 0.0f;
+    }
+}
+
+}  // namespace diffseg

@@ -1,0 +1,114 @@
+"""Arrays that already lie on a GPU, taken in place: DLPack, the CUDA array interface, values of ONNX Runtime."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from ctypes import POINTER, c_char_p, c_int32, c_int64, c_uint8, c_uint16, c_uint64, c_void_p
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+CUDA_DEVICE = 2  # DLPack's number
+# DLPack's (kind, bits) and the CUDA array interface's codes of the types the core reads.
+DLPACK_TYPES = {(2, 32): "float32", (2, 16): "float16", (4, 16): "bfloat16"}
+INTERFACE_TYPES = {"<f4": "float32", "<f2": "float16"}
+ORT_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(bfloat16)": "bfloat16"}
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceArray:
+    """An array on a GPU. `owner` keeps its memory while this exists."""
+
+    pointer: int
+    shape: tuple[int, ...]
+    dtype: str
+    device: int | None
+    owner: Any = field(repr=False, compare=False)
+
+
+class _Tensor(ctypes.Structure):
+    _fields_ = (
+        ("data", c_void_p),
+        ("device_type", c_int32),
+        ("device", c_int32),
+        ("ndim", c_int32),
+        ("code", c_uint8),
+        ("bits", c_uint8),
+        ("lanes", c_uint16),
+        ("shape", POINTER(c_int64)),
+        ("strides", POINTER(c_int64)),
+        ("offset", c_uint64),
+    )
+
+
+class _Managed(ctypes.Structure):
+    _fields_ = (("tensor", _Tensor), ("context", c_void_p), ("deleter", c_void_p))
+
+
+def device_array(array: Any, name: str, stream: int = 0) -> DeviceArray | None:
+    """The array as one on a GPU; None if it lies on the host.
+
+    Raises:
+        ValueError: if it is on a GPU, but not contiguous or of a type the core does not read.
+    """
+    interface = getattr(array, "__cuda_array_interface__", None)
+    if interface is not None:
+        return _from_interface(array, interface, name)
+    if hasattr(array, "data_ptr") and callable(getattr(array, "device_name", None)):
+        return _from_ort(array, name)
+    where: Callable[[], tuple[int, int]] | None = getattr(array, "__dlpack_device__", None)
+    if where is None or int(where()[0]) != CUDA_DEVICE:
+        return None
+    # Stream 1 is DLPack's word for the default stream: the producer makes its work visible there.
+    return from_capsule(array.__dlpack__(stream=stream or 1), name)
+
+
+def from_capsule(capsule: Any, name: str) -> DeviceArray:
+    """An array from a DLPack capsule, which keeps it alive and is released with it."""
+    get = ctypes.pythonapi.PyCapsule_GetPointer
+    get.argtypes, get.restype = [ctypes.py_object, c_char_p], c_void_p
+    # Not renamed to "used_dltensor": so the capsule frees the tensor with its last reference, which we hold.
+    tensor = ctypes.cast(get(capsule, b"dltensor"), POINTER(_Managed)).contents.tensor
+    shape = tuple(tensor.shape[: tensor.ndim])
+    if tensor.strides and tuple(tensor.strides[: tensor.ndim]) != _row_major(shape):
+        raise _not_contiguous(name)
+    dtype = DLPACK_TYPES.get((tensor.code, tensor.bits)) if tensor.lanes == 1 else None
+    if dtype is None:
+        raise _bad_type(name, f"DLPack type {tensor.code} of {tensor.bits} bits")
+    return DeviceArray((tensor.data or 0) + tensor.offset, shape, dtype, tensor.device, capsule)
+
+
+def _from_interface(array: Any, interface: dict[str, Any], name: str) -> DeviceArray:
+    shape = tuple(interface["shape"])
+    dtype = INTERFACE_TYPES.get(interface["typestr"])
+    if dtype is None:
+        raise _bad_type(name, interface["typestr"])
+    strides, size = interface.get("strides"), 4 if dtype == "float32" else 2
+    if strides is not None and tuple(strides) != tuple(size * step for step in _row_major(shape)):
+        raise _not_contiguous(name)
+    return DeviceArray(int(interface["data"][0]), shape, dtype, None, array)
+
+
+def _from_ort(value: Any, name: str) -> DeviceArray | None:
+    """An OrtValue, as ONNX Runtime's IOBinding gives; always contiguous."""
+    if value.device_name() != "cuda":
+        return None
+    dtype = ORT_TYPES.get(value.data_type())
+    if dtype is None:
+        raise _bad_type(name, value.data_type())
+    return DeviceArray(value.data_ptr(), tuple(value.shape()), dtype, None, value)
+
+
+def _row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
+def _not_contiguous(name: str) -> ValueError:
+    return ValueError(f"{name}: expected a contiguous array on the GPU, found a strided one; copy it first")
+
+
+def _bad_type(name: str, found: str) -> ValueError:
+    return ValueError(
+        f"{name}: expected float32, float16 or (through DLPack) bfloat16 on the GPU, found {found}; convert it first"
+    )

@@ -1,0 +1,178 @@
+// What a caller may hand in, and where in the workspace everything lies. Host code alone; touches no device.
+#pragma once
+
+#include <cmath>
+#include <cstdarg>
+#include <cstdio>
+
+#include "aggregate.cuh"
+#include "diffseg.h"
+#include "divergence.cuh"
+#include "merge.cuh"
+
+namespace diffseg {
+
+static_assert(MAX_LEVELS == DIFFSEG_MAX_LEVELS, "the header and the kernels agree");
+static_assert(MAX_PROPOSALS == DIFFSEG_MAX_ANCHORS * DIFFSEG_MAX_ANCHORS, "the header and the kernels agree");
+
+inline char *error_text() {
+    static thread_local char text[256] = "";
+    return text;
+}
+
+// Remember what was found, and return the status.
+#ifdef __GNUC__
+__attribute__((format(printf, 2, 3)))
+#endif
+inline diffseg_status fail(diffseg_status status, const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    std::vsnprintf(error_text(), 256, format, arguments);
+    va_end(arguments);
+    return status;
+}
+
+inline diffseg_status check_config(const diffseg_config *config) {
+    if (!config) return fail(DIFFSEG_NULL_POINTER, "config is NULL");
+    if (config->struct_size != sizeof(diffseg_config) || config->abi_version != DIFFSEG_ABI_VERSION)
+        return fail(DIFFSEG_ABI_MISMATCH, "config: expected %u bytes of version %u, found %u bytes of version %u",
+                    static_cast<unsigned>(sizeof(diffseg_config)), DIFFSEG_ABI_VERSION, config->struct_size,
+                    config->abi_version);
+    if (config->device < 0) return fail(DIFFSEG_NO_DEVICE, "device: expected 0 or more, found %d", config->device);
+    if (config->max_batch < 1 || config->max_batch > DIFFSEG_MAX_BATCH)
+        return fail(DIFFSEG_BAD_BATCH, "max_batch: expected 1 to %d, found %d", DIFFSEG_MAX_BATCH, config->max_batch);
+    if (config->levels < 1 || config->levels > DIFFSEG_MAX_LEVELS)
+        return fail(DIFFSEG_BAD_GRID, "levels: expected 1 to %d, found %d", DIFFSEG_MAX_LEVELS, config->levels);
+    for (int r = 0; r < config->levels; ++r) {
+        const int h = config->grids[r][0], w = config->grids[r][1];
+        if (h < 1 || w < 1 || static_cast<int64_t>(h) * w > DIFFSEG_MAX_MAP)
+            return fail(DIFFSEG_BAD_GRID, "grids[%d]: expected h*w of 1 to %d, found %dx%d", r, DIFFSEG_MAX_MAP, h, w);
+        if (r == 0) continue;
+        const int above = config->grids[r - 1][0], wide = config->grids[r - 1][1];
+        if (h > above || w > wide || (h == above && w == wide))
+            return fail(DIFFSEG_BAD_GRID, "grids: expected finest first, each once; found %dx%d after %dx%d", h, w,
+                        above, wide);
+    }
+    if (config->input_type < DIFFSEG_FLOAT32 || config->input_type > DIFFSEG_BFLOAT16)
+        return fail(DIFFSEG_BAD_TYPE, "input_type: expected 0 to 2, found %d", config->input_type);
+    const int h = config->grids[0][0], w = config->grids[0][1], shorter = h < w ? h : w;
+    const int most = shorter < DIFFSEG_MAX_ANCHORS ? shorter : DIFFSEG_MAX_ANCHORS;
+    if (config->anchors < 2 || config->anchors > most)
+        return fail(DIFFSEG_BAD_ANCHORS, "anchors: expected 2 to %d per axis, found %d", most, config->anchors);
+    if (config->iterations < 1 || config->iterations > DIFFSEG_MAX_ITERATIONS)
+        return fail(DIFFSEG_BAD_THRESHOLD, "iterations: expected 1 to %d, found %d", DIFFSEG_MAX_ITERATIONS,
+                    config->iterations);
+    for (int t = 0; t < config->iterations; ++t) {
+        if (!std::isfinite(config->thresholds[t]) || config->thresholds[t] <= 0.0f)
+            return fail(DIFFSEG_BAD_THRESHOLD, "thresholds[%d]: expected a finite number above 0, found %g", t,
+                        static_cast<double>(config->thresholds[t]));
+    }
+    for (int r = 0; r < config->levels; ++r) {
+        if (!std::isfinite(config->weights[r]) || config->weights[r] < 0.0f)
+            return fail(DIFFSEG_BAD_WEIGHT, "weights[%d]: expected a finite number of 0 or more, found %g", r,
+                        static_cast<double>(config->weights[r]));
+    }
+    return DIFFSEG_OK;
+}
+
+// The share of every level in the aggregation, summing to 1 (paper, equation 4).
+inline void level_ratios(const diffseg_config &config, double ratios[DIFFSEG_MAX_LEVELS]) {
+    double total = 0.0;
+    for (int r = 0; r < config.levels; ++r) total += static_cast<double>(config.weights[r]);
+    const bool proportional = total == 0.0;
+    if (proportional) {
+        for (int r = 0; r < config.levels; ++r)
+            total += std::sqrt(static_cast<double>(config.grids[r][0]) * config.grids[r][1]);
+    }
+    for (int r = 0; r < config.levels; ++r) {
+        const double side = std::sqrt(static_cast<double>(config.grids[r][0]) * config.grids[r][1]);
+        ratios[r] = (proportional ? side : static_cast<double>(config.weights[r])) / total;
+    }
+}
+
+inline diffseg_status check_frames(const diffseg_config &config, const diffseg_frames *frames) {
+    if (!frames) return fail(DIFFSEG_NULL_POINTER, "frames is NULL");
+    if (frames->struct_size != sizeof(diffseg_frames) || frames->abi_version != DIFFSEG_ABI_VERSION)
+        return fail(DIFFSEG_ABI_MISMATCH, "frames: expected %u bytes of version %u, found %u bytes of version %u",
+                    static_cast<unsigned>(sizeof(diffseg_frames)), DIFFSEG_ABI_VERSION, frames->struct_size,
+                    frames->abi_version);
+    if (frames->batch < 1 || frames->batch > config.max_batch)
+        return fail(DIFFSEG_BAD_BATCH, "batch: expected 1 to %d, found %d", config.max_batch, frames->batch);
+    double ratios[DIFFSEG_MAX_LEVELS];
+    level_ratios(config, ratios);
+    for (int r = 0; r < config.levels; ++r) {
+        if (!frames->maps[r] && ratios[r] > 0.0) return fail(DIFFSEG_NULL_POINTER, "maps[%d] is NULL", r);
+    }
+    if (!frames->labels) return fail(DIFFSEG_NULL_POINTER, "labels is NULL");
+    if (frames->height < 1 || frames->width < 1 || frames->height > DIFFSEG_MAX_SIDE || frames->width > DIFFSEG_MAX_SIDE)
+        return fail(DIFFSEG_BAD_SIZE, "labels: expected sides of 1 to %d, found %dx%d", DIFFSEG_MAX_SIDE,
+                    frames->height, frames->width);
+    if (frames->label_type != DIFFSEG_UINT8 && frames->label_type != DIFFSEG_UINT16)
+        return fail(DIFFSEG_BAD_TYPE, "label_type: expected 0 or 1, found %d", frames->label_type);
+    if (frames->label_type == DIFFSEG_UINT8 && config.anchors > 16)
+        return fail(DIFFSEG_BAD_TYPE, "label_type: %d anchors per axis may give more than 256 labels; use uint16",
+                    config.anchors);
+    return DIFFSEG_OK;
+}
+
+// Sizes that follow from a configuration, and the place of every buffer in the workspace.
+struct Plan {
+    int n, pitch, proposals, words, coarse_rows;
+    int first_splits, later_splits;           // parts of the sums over pixels, so that small products fill a GPU too
+    size_t attention, scales, cross, left_entropy, right_entropy, bits, means[2], kept, counts, flags, bad, shares;
+    size_t bytes;
+
+    explicit Plan(const diffseg_config &config) {
+        const size_t batch = static_cast<size_t>(config.max_batch);
+        n = config.grids[0][0] * config.grids[0][1];
+        pitch = divide_up(n, TILE_N) * TILE_N;
+        proposals = config.anchors * config.anchors;
+        words = pitch / 32;
+        coarse_rows = 0;
+        size_t axes = 0;
+        for (int r = 1; r < config.levels; ++r) {
+            coarse_rows += config.grids[r][0] * config.grids[r][1];
+            axes += static_cast<size_t>(config.grids[r][0]) + config.grids[r][1];
+        }
+        first_splits = splits(n);
+        later_splits = splits(proposals);
+        // The first iteration has n columns, the later ones as many as there are proposals: never more than n.
+        const size_t most = static_cast<size_t>(first_splits > later_splits ? first_splits : later_splits);
+        const size_t first = static_cast<size_t>(first_splits) * cross_rows() * pitch;
+        const size_t later = static_cast<size_t>(later_splits) * cross_rows() * later_pitch();
+        const size_t p = static_cast<size_t>(proposals), wide = static_cast<size_t>(pitch);
+        bytes = 0;
+        attention = take(batch * n * wide * 4);
+        scales = take(batch * coarse_rows * 4);
+        cross = take(batch * (first > later ? first : later) * 4);
+        left_entropy = take(batch * most * p * 4);
+        right_entropy = take(batch * most * n * 4);
+        bits = take(batch * p * words * 4);
+        means[0] = take(batch * p * wide * 4);
+        means[1] = take(batch * p * wide * 4);
+        kept = take(batch * p * 4);
+        counts = take(batch * (DIFFSEG_MAX_ITERATIONS + 1) * 4);
+        flags = take(batch * 4);
+        bad = take(batch * 4);
+        shares = take(axes * 4);
+    }
+
+    int cross_rows() const { return divide_up(proposals, TILE_M) * TILE_M; }
+    int later_pitch() const { return divide_up(proposals, TILE_N) * TILE_N; }
+
+  private:
+    // Enough blocks for two on each of a large GPU's multiprocessors, but parts of at least 16 slices.
+    int splits(int columns) const {
+        const int tiles = divide_up(proposals, TILE_M) * divide_up(columns, TILE_N);
+        const int wanted = divide_up(256, tiles), possible = pitch / TILE_K / 16;
+        const int most = possible < 16 ? possible : 16;
+        return wanted < 1 || most < 1 ? 1 : wanted < most ? wanted : most;
+    }
+    size_t take(size_t size) {
+        const size_t start = bytes;
+        bytes = (bytes + size + 255) / 256 * 256;
+        return start;
+    }
+};
+
+}  // namespace diffseg

@@ -1,0 +1,165 @@
+"""The native merge core from Python: a handle of the library and the device memory around it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ctypes import byref, c_float, c_size_t, c_void_p
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from runtime.native.library import INPUT_TYPES, LABEL_TYPES, STAGES, Config, Frames, Library, Memory
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from runtime.merge import MergeConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What one call gives.
+
+    Attributes:
+        labels: int32 [B, H, W], indices of proposals; segments: int32 [B], the number of proposals.
+        proposals: on request, float32 [B, P, n], rows past the number are 0; attention: float32 [B, n, n].
+    """
+
+    labels: NDArray[np.int32]
+    segments: NDArray[np.int32]
+    proposals: NDArray[np.float32] | None = None
+    attention: NDArray[np.float32] | None = None
+
+
+class Core:
+    """The merge core for one shape of pyramid and one configuration. Safe to use from one thread.
+
+    Args:
+        library: as `runtime.native.load` gives it.
+        config: thresholds and grid; ratios: the share of every level.
+        shapes: (h, w) of every level, finest first.
+        dtype: of the maps: "float32", "float16" or "bfloat16".
+        batch: frames per call at most.
+
+    Raises:
+        ValueError: if the library refuses the configuration.
+        DiffSegError: if the device fails or has too little memory.
+    """
+
+    def __init__(
+        self,
+        library: Library,
+        config: MergeConfig,
+        ratios: Sequence[float],
+        shapes: Sequence[tuple[int, int]],
+        *,
+        dtype: str = "float32",
+        batch: int = 1,
+        device: int = 0,
+    ) -> None:
+        self.library, self.device, self.shapes, self.grid = library, device, list(shapes), config.grid
+        self.n = shapes[0][0] * shapes[0][1]
+        native = native_config(config, ratios, shapes, dtype=dtype, batch=batch, device=device)
+        size, handle = c_size_t(), c_void_p()
+        library.call("workspace_size", byref(native), byref(size))
+        self.workspace_size = size.value
+        library.call("create", byref(native), None, 0, byref(handle))
+        self._handle = handle
+        self._memory: dict[str, Memory] = {}
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None):
+            self.library.c.diffseg_destroy(self._handle)
+            self._handle = c_void_p()
+
+    def __call__(
+        self, maps: Sequence[Any], batch: int, size: tuple[int, int], *, details: bool = False, stream: int = 0
+    ) -> Output:
+        """Segment a batch of pyramids, [batch, n, n] per level: NumPy arrays or `DeviceArray`s.
+
+        Raises ValueError where maps are no probabilities, and DiffSegError where the device fails.
+        """
+        frames, kind = self._frames(maps, batch, size, details, stream)
+        self.library.call("run", self._handle, byref(frames), stream)
+        self.library.call("check", self._handle, stream, None)
+        shapes = {"labels": ((batch, *size), kind), "segments": ((batch,), "int32")}
+        if details:
+            shapes["proposals"] = ((batch, self.grid**2, self.n), "float32")
+            shapes["attention"] = ((batch, self.n, self.n), "float32")
+        found = {}
+        for name, (shape, dtype) in shapes.items():
+            found[name] = np.empty(shape, dtype)
+            self._memory[name].download(found[name], stream)
+        found["labels"] = found["labels"].astype(np.int32)
+        return Output(**found)
+
+    def profile(
+        self, maps: Sequence[Any], batch: int, size: tuple[int, int], repeat: int = 1
+    ) -> list[dict[str, float]]:
+        """Milliseconds on the device of every stage, `repeat` times; the maps are uploaded once."""
+        frames, _ = self._frames(maps, batch, size, False, 0)
+        runs = []
+        for _ in range(repeat):
+            times = (c_float * len(STAGES))()
+            self.library.call("profile", self._handle, byref(frames), None, times)
+            runs.append(dict(zip(STAGES, map(float, times), strict=True)))
+        return runs
+
+    def _frames(
+        self, maps: Sequence[Any], batch: int, size: tuple[int, int], details: bool, stream: int
+    ) -> tuple[Frames, str]:
+        kind = "uint8" if self.grid <= 16 else "uint16"
+        frames = Frames(batch=batch, label_type=LABEL_TYPES[kind], height=size[0], width=size[1])
+        for index, level in enumerate(maps):
+            if isinstance(level, np.ndarray):
+                level = np.ascontiguousarray(level)
+                memory = self._buffer(f"maps {index}", level.nbytes)
+                memory.upload(level, stream)
+                frames.maps[index] = memory.pointer
+            else:
+                frames.maps[index] = level.pointer
+        frames.labels = self._buffer("labels", batch * size[0] * size[1] * np.dtype(kind).itemsize).pointer
+        frames.segments = self._buffer("segments", batch * 4).pointer
+        if details:
+            frames.proposals = self._buffer("proposals", batch * self.grid**2 * self.n * 4).pointer
+            frames.attention = self._buffer("attention", batch * self.n * self.n * 4).pointer
+        return frames, kind
+
+    def _buffer(self, name: str, size: int) -> Memory:
+        """Device memory that is kept from call to call, and grows where it must."""
+        memory = self._memory.get(name)
+        if memory is None or memory.size < size:
+            memory = self._memory[name] = Memory(self.library, self.device, size)
+        return memory
+
+
+def native_config(
+    config: MergeConfig,
+    ratios: Sequence[float],
+    shapes: Sequence[tuple[int, int]],
+    *,
+    dtype: str = "float32",
+    batch: int = 1,
+    device: int = 0,
+) -> Config:
+    """`diffseg_config` of a merge. Raises ValueError where its fields cannot hold it."""
+    native = Config(
+        device=device,
+        max_batch=batch,
+        levels=len(shapes),
+        input_type=INPUT_TYPES[dtype],
+        anchors=config.grid,
+        iterations=len(config.thresholds),
+    )
+    for name, values, most in (
+        ("levels", shapes, len(native.grids)),
+        ("thresholds", config.thresholds, len(native.thresholds)),
+    ):
+        if len(values) > most:
+            raise ValueError(f"{name}: the merge core on a GPU takes {most} at most, found {len(values)}; use the CPU")
+    for index, (shape, ratio) in enumerate(zip(shapes, ratios, strict=True)):
+        native.grids[index][:] = shape
+        native.weights[index] = ratio
+    native.thresholds[: len(config.thresholds)] = config.thresholds
+    return native

@@ -1,0 +1,169 @@
+// The sequence of launches that makes labels.
+//
+// It is the same for every frame: how many proposals there are stays on the device, where the kernels read it. So a
+// call neither waits for the device nor allocates, and can be captured into a CUDA graph.
+#pragma once
+
+#include "device.h"
+#include "suppress.cuh"
+
+struct diffseg_handle {
+    diffseg_config config;
+    diffseg::Plan plan;
+    diffseg::Pyramid pyramid;          // but for the maps' addresses
+    int level[diffseg::MAX_LEVELS];    // which of the configuration's levels each of the pyramid's is
+    diffseg::Anchors anchors;
+    char *workspace;
+    bool owns_workspace;
+
+    template <class T>
+    T *at(size_t offset) const {
+        return reinterpret_cast<T *>(workspace + offset);
+    }
+};
+
+namespace diffseg {
+
+template <class Type>
+inline void launch_aggregate(const diffseg_handle &handle, const diffseg_frames &frames, Stream stream) {
+    const Plan &plan = handle.plan;
+    Pyramid pyramid = handle.pyramid;
+    for (int index = 0; index < pyramid.levels; ++index) pyramid.level[index].maps = frames.maps[handle.level[index]];
+    const unsigned batch = static_cast<unsigned>(frames.batch);
+    float *scales = handle.at<float>(plan.scales), *attention = handle.at<float>(plan.attention);
+    unsigned *flags = handle.at<unsigned>(plan.flags);
+    if (pyramid.coarse_rows) {
+        const dim3 rows(static_cast<unsigned>(pyramid.coarse_rows), 1, batch);
+        DIFFSEG_LAUNCH(coarse_scales<Type>, rows, THREADS, stream, pyramid, scales, flags);
+    }
+    const dim3 blocks(static_cast<unsigned>(divide_up(pyramid.w, QUERIES)), static_cast<unsigned>(pyramid.h), batch);
+    DIFFSEG_LAUNCH(aggregate<Type>, blocks, THREADS, stream, pyramid, scales, attention, flags);
+}
+
+inline void launch_copy(const diffseg_handle &handle, int batch, const float *from, int rows, const int32_t *counts, float *to,
+                 Stream stream) {
+    const Plan &plan = handle.plan;
+    const dim3 blocks(static_cast<unsigned>(divide_up(plan.n, THREADS)),
+                      static_cast<unsigned>(rows < 32768 ? rows : 32768), static_cast<unsigned>(batch));
+    const unsigned *flags = handle.at<unsigned>(plan.flags);
+    DIFFSEG_LAUNCH(copy_rows, blocks, THREADS, stream, from, rows, plan.n, plan.pitch, counts, flags, to);
+}
+
+inline void launch_divergence(const diffseg_handle &handle, int batch, const Products &products, float threshold,
+                       Stream stream) {
+    const Plan &plan = handle.plan;
+    const dim3 tiles(static_cast<unsigned>(divide_up(products.right_rows, TILE_N)),
+                     static_cast<unsigned>(divide_up(products.left_rows, TILE_M)),
+                     static_cast<unsigned>(batch * products.splits));
+    DIFFSEG_LAUNCH(divergence, tiles, THREADS, stream, products);
+    const dim3 pairs(static_cast<unsigned>(divide_up(products.cross_pitch, THREADS)),
+                     static_cast<unsigned>(products.left_rows), static_cast<unsigned>(batch));
+    const float limit = static_cast<float>(2.0 * plan.n * static_cast<double>(threshold));
+    unsigned *bits = handle.at<unsigned>(plan.bits);
+    DIFFSEG_LAUNCH(decide, pairs, THREADS, stream, products, limit, bits, plan.proposals, plan.words);
+}
+
+inline void launch_means(const diffseg_handle &handle, int batch, const Means &means, Stream stream) {
+    const dim3 tiles(static_cast<unsigned>(handle.plan.pitch / TILE_N),
+                     static_cast<unsigned>(divide_up(means.kept_rows, TILE_M)), static_cast<unsigned>(batch));
+    DIFFSEG_LAUNCH(member_means, tiles, THREADS, stream, means);
+}
+
+template <class Label>
+inline void launch_suppress(const diffseg_handle &handle, const diffseg_frames &frames, const float *proposals,
+                     const int32_t *counts, Stream stream) {
+    const Plan &plan = handle.plan;
+    const size_t pixels = static_cast<size_t>(frames.height) * static_cast<size_t>(frames.width);
+    const dim3 blocks(static_cast<unsigned>((pixels + THREADS - 1) / THREADS), 1, static_cast<unsigned>(frames.batch));
+    DIFFSEG_LAUNCH(suppress<Label>, blocks, THREADS, stream, proposals, plan.proposals, plan.pitch, handle.pyramid.h,
+                   handle.pyramid.w, counts, handle.at<unsigned>(plan.flags), handle.at<unsigned>(plan.bad),
+                   frames.height, frames.width, static_cast<Label *>(frames.labels), frames.segments);
+}
+
+// Everything from maps to labels. timer: marks the stages, or NULL.
+inline diffseg_status run(const diffseg_handle &handle, const diffseg_frames &frames, Stream stream, Timer *timer) {
+    const Plan &plan = handle.plan;
+    const diffseg_config &config = handle.config;
+    const int batch = frames.batch, anchors = plan.proposals;
+    const auto mark = [&] {
+        if (timer) timer->mark(stream);
+    };
+    float *attention = handle.at<float>(plan.attention);
+    int32_t *kept = handle.at<int32_t>(plan.kept), *counts = handle.at<int32_t>(plan.counts);
+    const size_t map_stride = static_cast<size_t>(plan.n) * plan.pitch;
+    const size_t mean_stride = static_cast<size_t>(anchors) * plan.pitch;
+
+    mark();
+    const diffseg_status cleared = clear(handle.at<char>(plan.flags), static_cast<size_t>(batch) * 4, stream);
+    if (cleared != DIFFSEG_OK) return cleared;
+    if (config.input_type == DIFFSEG_FLOAT32) launch_aggregate<Float32>(handle, frames, stream);
+    if (config.input_type == DIFFSEG_FLOAT16) launch_aggregate<Float16>(handle, frames, stream);
+    if (config.input_type == DIFFSEG_BFLOAT16) launch_aggregate<BFloat16>(handle, frames, stream);
+    if (frames.attention) launch_copy(handle, batch, attention, plan.n, nullptr, frames.attention, stream);
+    mark();
+
+    // Iteration 0: all anchors against all maps; every anchor is kept.
+    Products products{};
+    products.left = products.right = attention;
+    products.left_stride = products.right_stride = map_stride;
+    products.anchors = handle.anchors;
+    products.left_rows = anchors;
+    products.right_rows = plan.n;
+    products.pitch = plan.pitch;
+    products.splits = plan.first_splits;
+    products.smallest = static_cast<float>(plan.n * 1e-12);
+    products.cross = handle.at<float>(plan.cross);
+    products.cross_rows = plan.cross_rows();
+    products.cross_pitch = plan.pitch;
+    products.left_entropy = handle.at<float>(plan.left_entropy);
+    products.right_entropy = handle.at<float>(plan.right_entropy);
+    launch_divergence(handle, batch, products, config.thresholds[0], stream);
+    mark();
+
+    Means means{};
+    means.maps = attention;
+    means.stride = map_stride;
+    means.bits = handle.at<unsigned>(plan.bits);
+    means.bit_rows = anchors;
+    means.words = plan.words;
+    means.kept_rows = anchors;
+    means.map_rows = plan.n;
+    means.pitch = plan.pitch;
+    means.means = handle.at<float>(plan.means[0]);
+    launch_means(handle, batch, means, stream);
+    DIFFSEG_LAUNCH(all_present, dim3(static_cast<unsigned>(divide_up(batch, THREADS))), THREADS, stream, counts, batch,
+                   anchors);
+    mark();
+
+    // Later iterations: the same kernels, proposals against proposals.
+    for (int iteration = 1; iteration < config.iterations; ++iteration) {
+        const float *proposals = means.means;
+        products.left = products.right = proposals;
+        products.left_stride = products.right_stride = mean_stride;
+        products.anchors.per_axis = 0;
+        products.counts = counts;
+        products.right_rows = anchors;
+        products.splits = plan.later_splits;
+        products.cross_pitch = plan.later_pitch();
+        launch_divergence(handle, batch, products, config.thresholds[iteration], stream);
+        DIFFSEG_LAUNCH(claim, dim3(static_cast<unsigned>(batch)), THREADS, stream, means.bits, anchors, plan.words,
+                       counts, kept, counts + batch);
+        means.maps = proposals;
+        means.stride = mean_stride;
+        means.kept = kept;
+        means.kept_counts = counts + batch;
+        means.counts = counts;
+        means.means = handle.at<float>(plan.means[iteration % 2]);
+        launch_means(handle, batch, means, stream);
+        counts += batch;
+    }
+    if (frames.proposals) launch_copy(handle, batch, means.means, anchors, counts, frames.proposals, stream);
+    mark();
+
+    if (frames.label_type == DIFFSEG_UINT8) launch_suppress<uint8_t>(handle, frames, means.means, counts, stream);
+    else launch_suppress<uint16_t>(handle, frames, means.means, counts, stream);
+    mark();
+    return launched();
+}
+
+}  // namespace diffseg
