@@ -10,9 +10,9 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture(scope="session")
 def small_pipeline(tmp_path_factory):
     """A diffusers folder: 4 U-Net levels, attention at all four resolutions, random weights, uneven maps."""
-    from tests.pipelines import save_pipeline
+    from tools.random_pipelines import save_random_pipeline
 
-    return save_pipeline(tmp_path_factory.mktemp("models") / "small pipeline")
+    return save_random_pipeline(tmp_path_factory.mktemp("models") / "small pipeline")
 
 
 @pytest.fixture(scope="session")

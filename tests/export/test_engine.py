@@ -78,9 +78,9 @@ def test_command_line_writes_engine_and_report(small_pipeline, tmp_path):
 
 
 def test_check_finds_an_engine_of_another_model(small_engine, tmp_path):
-    from tests.pipelines import save_pipeline
+    from tools.random_pipelines import save_random_pipeline
 
-    other = save_pipeline(tmp_path / "other", seed=1)
+    other = save_random_pipeline(tmp_path / "other", seed=1)
     assert not all(check.passed for check in check_engine(small_engine, str(other)))
 
 
