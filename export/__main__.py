@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,14 +10,14 @@ import typer
 import typer.core
 
 from runtime.errors import DiffSegError
+from runtime.terminal import USAGE_ERROR, one_line_errors, run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from export.check import OutputCheck
     from export.head_check import LabelsCheck
 
-USAGE_ERROR = 2
 PRECISIONS = ("fp32", "fp16", "bf16")
 BLOCKS = ("down", "mid", "up")
 HEADS = ("attention", "labels")
@@ -167,16 +166,6 @@ def list_model(
         print(f"{name:12}{text}")
 
 
-@contextmanager
-def one_line_errors(status: int = 1) -> Iterator[None]:
-    """Turn a DiffSegError into one line on stderr and an exit status."""
-    try:
-        yield
-    except DiffSegError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        raise typer.Exit(status) from None
-
-
 def _parse(size: str | None, batch: str, timestep: int, threshold: str | None, attention: str) -> dict[str, Any]:
     """The options as `export_engine` takes them. Raises DiffSegError on the first that is out of range."""
     try:
@@ -247,4 +236,4 @@ def report(checks: Sequence[OutputCheck | LabelsCheck]) -> None:
 
 
 if __name__ == "__main__":
-    app(prog_name="python -m export")
+    run(app, "python -m export")

@@ -10,18 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from runtime.errors import DiffSegError
+from runtime.terminal import FAILED, USAGE_ERROR, complain, one_line_errors, run
 
 if TYPE_CHECKING:
     from runtime.frames import Source
     from runtime.segmenter import Segmenter
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-USAGE_ERROR = 2
-
-
-def complain(message: str) -> None:
-    """One line on stderr."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
 
 
 @app.command()
@@ -55,10 +50,9 @@ def main(
     from runtime.frames import find_sources
     from runtime.outputs import KINDS
 
-    kinds = [kind.strip() for kind in save.split(",") if kind.strip()]
-    unknown = [kind for kind in kinds if kind not in KINDS]
-    try:
-        if unknown or not kinds:
+    with one_line_errors(USAGE_ERROR):
+        kinds = [kind.strip() for kind in save.split(",") if kind.strip()]
+        if not kinds or not set(kinds) <= set(KINDS):
             raise DiffSegError(f"--save: expected some of {', '.join(KINDS)}, found {save!r}")
         from runtime.segmenter import Segmenter
 
@@ -72,17 +66,14 @@ def main(
             weights=weights if weights in (None, "proportional", "per-tensor") else _numbers(weights, "--weights"),
             grid=grid,
         )
-    except DiffSegError as error:
-        complain(str(error))
-        raise typer.Exit(USAGE_ERROR) from None
-    sources, failures = find_sources(inputs)
-    for failure in failures:
-        complain(failure)
-    failed = len(failures) + _run(segmenter, sources, output, kinds, as_json)
-    if not sources and not failures:
-        complain("nothing to do: every input is a picture that this program wrote")
-        failed = 1
-    raise typer.Exit(1 if failed else 0)
+    with one_line_errors():
+        sources, failures = find_sources(inputs)
+        for failure in failures:
+            complain(failure)
+        failed = len(failures) + _run(segmenter, sources, output, kinds, as_json)
+        if not sources and not failures:
+            raise DiffSegError("nothing to do: every input is a picture that this program wrote")
+    raise typer.Exit(FAILED if failed else 0)
 
 
 def _numbers(text: str | None, option: str) -> float | tuple[float, ...] | None:
@@ -146,8 +137,4 @@ def _segment_one(segmenter: Segmenter, source: Source, written: list[Path], kind
 
 
 if __name__ == "__main__":
-    try:
-        app(prog_name="python -m runtime.segment")
-    except KeyboardInterrupt:
-        complain("interrupted; the pictures written so far are whole")
-        sys.exit(130)
+    run(app, "python -m runtime.segment")

@@ -1,6 +1,8 @@
 """The command line: right answers, one-line errors, exit codes, whole files."""
 
 import json
+import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -260,3 +262,21 @@ def test_as_a_program(photos):
     assert done.returncode == 1
     assert json.loads(done.stdout)["input"] == "in/my cat.png"
     assert done.stderr.strip() == "error: gone.png: no such file or folder"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_in_the_middle(photos, number):
+    """Whole files only, and no temporary ones."""
+    for index in range(200):
+        shutil.copy("in/coffee.jpg", f"in/{index:03}.jpg")
+    command = [sys.executable, "-m", "runtime.segment", "in", "--json", "--save", "labels"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        done = [json.loads(process.stdout.readline()) for _ in range(3)]
+        process.send_signal(number)
+        rest, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in errors
+    assert errors.strip() == "error: interrupted; what was finished is whole, the rest is left out"
+    done += [json.loads(line) for line in rest.splitlines()]
+    files = list((photos / "segmented").iterdir())
+    assert 3 <= len(done) < 200 and len(done) <= len(files) <= len(done) + 1
+    assert all(cv2.imread(str(file), cv2.IMREAD_UNCHANGED) is not None and file.suffix == ".png" for file in files)

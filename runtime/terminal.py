@@ -1,0 +1,36 @@
+"""What the command lines share: errors in one line, and signals that let files finish."""
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+from runtime.errors import DiffSegError
+
+FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
+
+
+def complain(message: str) -> None:
+    """One line on stderr."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+
+
+@contextmanager
+def one_line_errors(status: int = FAILED) -> Iterator[None]:
+    """Turn a DiffSegError, or an interruption, into one line on stderr and an exit status."""
+    try:
+        yield
+    except DiffSegError as error:
+        complain(str(error))
+        raise typer.Exit(status) from None
+    except KeyboardInterrupt:
+        complain("interrupted; what was finished is whole, the rest is left out")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def run(app: typer.Typer, name: str) -> None:
+    """Run a command line. SIGTERM stops it as Ctrl-C does: temporary files are removed."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    app(prog_name=name)

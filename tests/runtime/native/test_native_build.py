@@ -1,0 +1,307 @@
+"""The native library builds for every GPU, races nowhere, is found where it should be, and says what it lacks."""
+
+import ctypes
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from runtime import native
+from runtime.errors import DiffSegError
+from runtime.merge import MergeConfig, segment_attention
+from runtime.native import build
+from runtime.native.arrays import device_array, from_capsule
+from runtime.native.library import Config, Frames, Library
+from tests.runtime.test_merge import random_pyramid
+
+SOURCES = Path(build.__file__).parent
+TINY = Path(__file__).with_name("tiny.c")
+C99 = ["gcc", "-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror", f"-I{SOURCES}"]
+BARRIERS = re.findall(
+    r"^ +([A-Z_]+) = (\d+)",
+    re.search(r"enum Barrier \{(.*?)\};", (SOURCES / "platform.cuh").read_text(), re.S)[1],
+    re.M,
+)
+
+
+def run(command, **options):
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False, **options)
+    return done.returncode, done.stdout + done.stderr
+
+
+def must(command, **options):
+    code, output = run(command, **options)
+    assert code == 0, output
+    return output
+
+
+def test_from_c99(cpu_library, tmp_path):
+    """The header is plain C99, and a C program gets its labels from the library."""
+    must([*C99, "-c", TINY, "-o", tmp_path / "tiny.o"])
+    must(
+        ["g++", tmp_path / "tiny.o", cpu_library.path, "-o", tmp_path / "tiny", f"-Wl,-rpath,{cpu_library.path.parent}"]
+    )
+    assert must([tmp_path / "tiny"]) == "ok, 2 segments, 0 wrong\n"
+
+
+def test_structs_are_the_headers(tmp_path):
+    """ctypes and the compiler lay the structs out alike."""
+    lines = []
+    for name, struct in (("diffseg_config", Config), ("diffseg_frames", Frames)):
+        lines.append(f'printf("%zu\\n", sizeof({name}));')
+        lines += [f'printf("%zu\\n", offsetof({name}, {field[0]}));' for field in struct._fields_]
+    program = "#include <stdio.h>\n#include <diffseg.h>\nint main(void) {" + "".join(lines) + "return 0;}"
+    (tmp_path / "offsets.c").write_text(program)
+    must([*C99, tmp_path / "offsets.c", "-o", tmp_path / "offsets"])
+    expected = []
+    for struct in (Config, Frames):
+        expected += [ctypes.sizeof(struct)] + [getattr(struct, field[0]).offset for field in struct._fields_]
+    assert list(map(int, must([tmp_path / "offsets"]).split())) == expected
+
+
+@pytest.fixture(scope="module")
+def racing(tmp_path_factory):
+    """The tiny program with the kernels' threads as real ones, under ThreadSanitizer."""
+    folder = tmp_path_factory.mktemp("races")
+    flags = ["-O1", "-g", "-fsanitize=thread"]
+    kernels = ["-x", "c++", "-std=c++17", "-DDIFFSEG_CPU", "-DDIFFSEG_CPU_THREADS", *build.STRICT]
+    must(["g++", *flags, *kernels, "-c", SOURCES / "diffseg.cu", "-o", folder / "diffseg.o"])
+    must([*C99, *flags, "-c", TINY, "-o", folder / "tiny.o"])
+    must(["g++", *flags, folder / "tiny.o", folder / "diffseg.o", "-o", folder / "tiny", "-pthread"])
+    return folder / "tiny"
+
+
+def run_racing(racing, *arguments):
+    environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1 exitcode=66"}
+    return run([racing, *arguments], env=environment, timeout=60)
+
+
+def test_no_races(racing):
+    code, output = run_racing(racing)
+    assert (code, output) == (0, "ok, 2 segments, 0 wrong\n")
+
+
+@pytest.mark.parametrize(("name", "number"), BARRIERS[:-1])
+def test_every_barrier_is_needed(racing, name, number):
+    """Without it there is a race, and ThreadSanitizer reports it: so the test above means something."""
+    code, output = run_racing(racing, number)
+    assert code == 66, output
+    assert "data race" in output
+
+
+def test_every_barrier_is_tested():
+    assert BARRIERS[-1] == ("BARRIERS", str(len(BARRIERS) - 1))
+    used = set(re.findall(r"DIFFSEG_BARRIER\(([A-Z_]+)\)", "".join(p.read_text() for p in SOURCES.glob("*.cuh"))))
+    assert used == {name for name, _ in BARRIERS[:-1]}
+
+
+@pytest.mark.skipif(not shutil.which("nvcc"), reason="nvcc is not installed: the CUDA build cannot be checked here")
+def test_compiles_for_every_gpu(tmp_path):
+    """Warnings are errors; the library loads without a driver, says so, and refuses what is wrong."""
+    path = build.build_library(tmp_path / build.NAME)
+    library = Library(path)
+    assert library.backend == "cuda"
+    config, handle = Config(), ctypes.c_void_p()
+    assert library.c.diffseg_create(ctypes.byref(config), None, 0, ctypes.byref(handle)) == 8
+
+
+@pytest.mark.skipif(not shutil.which("cmake"), reason="cmake is not installed")
+def test_cmake_package(tmp_path):
+    """Installed, found by find_package, linked statically and shared, run."""
+    consumer = tmp_path / "consumer"
+    consumer.mkdir()
+    (consumer / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.20)\nproject(consumer LANGUAGES C CXX)\n"
+        "find_package(diffseg 1 REQUIRED)\nadd_executable(tiny tiny.c)\n"
+        "target_link_libraries(tiny PRIVATE diffseg::diffseg)\nset_target_properties(tiny PROPERTIES LINKER_LANGUAGE CXX)\n"
+    )
+    shutil.copy(TINY, consumer)
+    for shared in ("ON", "OFF"):
+        made, there = tmp_path / f"build {shared}", tmp_path / f"installed {shared}"
+        options = ["-DDIFFSEG_CPU=ON", f"-DBUILD_SHARED_LIBS={shared}", f"-DCMAKE_INSTALL_PREFIX={there}"]
+        must(["cmake", "-S", SOURCES, "-B", made, *options])
+        must(["cmake", "--build", made])
+        must(["cmake", "--install", made])
+        must(["cmake", "-S", consumer, "-B", made / "consumer", f"-DCMAKE_PREFIX_PATH={there}"])
+        must(["cmake", "--build", made / "consumer"])
+        assert must([made / "consumer" / "tiny"]) == "ok, 2 segments, 0 wrong\n"
+
+
+# Finding and loading.
+
+
+@pytest.fixture
+def alone(tmp_path, monkeypatch):
+    """A cache of its own, and nothing in the package."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    monkeypatch.delenv("CUDA_PATH", raising=False)
+    monkeypatch.setattr(build, "HERE", tmp_path / "package")
+    return tmp_path
+
+
+def touch(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    return path
+
+
+def test_where_the_library_is_looked_for(alone):
+    engine = alone / "engines" / "sd15.plan"
+    assert build.find_library(engine, 87) is None
+    everything = touch(build.cached_library(build.ARCHITECTURES))
+    assert build.find_library(engine, 87) == everything
+    own = touch(build.cached_library([87]))
+    assert build.find_library(engine, 87) == own
+    assert build.find_library(engine, 90) == everything
+    package = touch(alone / "package" / build.NAME)
+    assert build.find_library(engine, 87) == package
+    beside = touch(engine.parent / build.NAME)
+    assert build.find_library(engine, 87) == beside
+    assert build.find_library(None, 87) == package
+
+
+def test_cache_changes_with_the_sources(tmp_path, monkeypatch):
+    before = build.source_hash()
+    copy = tmp_path / "native"
+    shutil.copytree(SOURCES, copy)
+    monkeypatch.setattr(build, "HERE", copy)
+    assert build.source_hash() == before
+    (copy / "tile.cuh").write_text((copy / "tile.cuh").read_text() + "\n")
+    assert build.source_hash() != before
+
+
+def test_without_a_driver(monkeypatch):
+    def absent(name):
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(build.ctypes, "CDLL", absent)
+    with pytest.raises(DiffSegError, match=r"needs an NVIDIA GPU and its driver: .* was not found; use device='cpu'"):
+        build.check_driver()
+
+
+class Driver:
+    """A driver with `count` GPUs of compute capability 8.7."""
+
+    def __init__(self, count):
+        self.count = count
+
+    def cuInit(self, flags):
+        return 0 if self.count else 100
+
+    def cuDeviceGetCount(self, count):
+        count._obj.value = self.count
+        return 0
+
+    def cuDeviceGet(self, handle, device):
+        handle._obj.value = device
+        return 0
+
+    def cuDeviceGetAttribute(self, value, attribute, device):
+        value._obj.value = {75: 8, 76: 7}[attribute]
+        return 0
+
+
+def test_driver_without_a_gpu(monkeypatch):
+    build.driver_architecture.cache_clear()
+    monkeypatch.setattr(build.ctypes, "CDLL", lambda name: Driver(0))
+    with pytest.raises(DiffSegError, match="its driver is here, but finds none"):
+        segment_attention([np.eye(64, dtype=np.float32)], MergeConfig(grid=4), size=(8, 8), device="cuda")
+
+
+def test_gpu_but_no_compiler(alone, monkeypatch):
+    build.driver_architecture.cache_clear()
+    monkeypatch.setattr(build.ctypes, "CDLL", lambda name: Driver(1))
+    monkeypatch.setattr(build.shutil, "which", lambda name: None)
+    monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(DiffSegError, match=r"no CUDA compiler: nvcc is not on PATH.*beside the engine"):
+        native.load(0)
+    with pytest.raises(DiffSegError, match="'cuda:3': expected cuda:0 to cuda:0"):
+        native.load(3)
+    build.driver_architecture.cache_clear()
+
+
+def test_nvcc_of_cuda_home(alone, monkeypatch):
+    monkeypatch.setattr(build.shutil, "which", lambda name: None)
+    monkeypatch.setenv("CUDA_HOME", str(alone / "cuda"))
+    assert build.find_nvcc() == touch(alone / "cuda" / "bin" / "nvcc")
+
+
+def test_compiler_that_fails(alone):
+    with pytest.raises(DiffSegError, match=r"failed:\n.*no_such_option"):
+        build.build_cpu_library(alone / build.NAME, ["-no_such_option"])
+    assert list(alone.iterdir()) == []
+
+
+def test_not_a_library(tmp_path):
+    with pytest.raises(DiffSegError, match="is not a library of this merge core"):
+        Library(touch(tmp_path / build.NAME))
+
+
+def test_build_command(alone):
+    command = [sys.executable, "-m", "runtime.native", "build"]
+    root = SOURCES.parents[1]
+    code, output = run([*command, "--cpu", "--output", alone / "made"], cwd=root)
+    assert code == 0
+    assert Library(Path(output.strip())).backend == "cpu"
+    code, output = run([*command, "--arch", "orin"], cwd=root)
+    assert (code, output) == (2, "--arch: expected numbers such as 87 or 80,90, found 'orin'\n")
+
+
+# Arrays on a GPU; here the CPU build's "device memory" is the host's.
+
+
+class OnDevice:
+    """What CuPy and others offer."""
+
+    def __init__(self, array, strides=None):
+        self.array = array
+        self.__cuda_array_interface__ = {
+            "shape": array.shape,
+            "typestr": array.dtype.str,
+            "data": (array.ctypes.data, False),
+            "strides": strides,
+            "version": 3,
+        }
+
+
+def test_arrays_are_read_where_they_lie(cpu_library):
+    pyramid = random_pyramid(np.random.default_rng(0), [(16, 16), (8, 8)])
+    config = MergeConfig((0.2,) * 2, 8)
+    expected = native.segment(pyramid, config, (32, 32), library=cpu_library)
+    there = [OnDevice(level) for level in pyramid]
+    np.testing.assert_array_equal(native.segment(there, config, (32, 32), library=cpu_library), expected)
+    with pytest.raises(ValueError, match="found both"):
+        native.segment([there[0], pyramid[1]], config, (32, 32), library=cpu_library)
+    mixed = [there[0], OnDevice(pyramid[1].astype(np.float16))]
+    with pytest.raises(ValueError, match="expected one type for all levels, found float16, float32"):
+        native.segment(mixed, config, (32, 32), library=cpu_library)
+    with pytest.raises(ValueError, match=r"pyramid\[0\]: expected maps"):
+        native.segment([OnDevice(pyramid[0][:10])], config, (32, 32), library=cpu_library)
+    with pytest.raises(ValueError, match=r"pyramid\[0\]: expected a contiguous array on the GPU"):
+        native.segment([OnDevice(pyramid[0], (4, 1024))], config, (32, 32), library=cpu_library)
+    with pytest.raises(ValueError, match=r"pyramid\[0\]: expected float32.*found <f8"):
+        native.segment([OnDevice(pyramid[0].astype(float))], config, (32, 32), library=cpu_library)
+
+
+def test_dlpack_capsules():
+    """NumPy's capsules are the same structs, but for the device they name."""
+    for dtype in ("float32", "float16"):
+        array = np.ones((3, 4, 4), dtype)
+        found = from_capsule(array.__dlpack__(), "pyramid[0]")
+        assert (found.pointer, found.shape, found.dtype) == (array.ctypes.data, (3, 4, 4), dtype)
+    with pytest.raises(ValueError, match="contiguous"):
+        from_capsule(np.ones((4, 4), np.float32).T[:, :2].__dlpack__(), "pyramid[0]")
+    with pytest.raises(ValueError, match="DLPack type 2 of 64 bits"):
+        from_capsule(np.ones((4, 4)).__dlpack__(), "pyramid[0]")
+    assert device_array(np.ones(3), "pyramid[0]") is None
+
+
+def test_importing_it_loads_nothing():
+    code = "import runtime.native, sys; print({'numpy', 'ctypes', 'torch'} & set(sys.modules))"
+    assert must([sys.executable, "-c", code], cwd=SOURCES.parents[1]) == "set()\n"
