@@ -65,13 +65,13 @@ class Core:
         library.call("workspace_size", byref(native), byref(size))
         self.workspace_size = size.value
         library.call("create", byref(native), None, 0, byref(handle))
-        self._handle = handle
+        self._handle: c_void_p | None = handle
         self._memory: dict[str, Memory] = {}
 
     def __del__(self) -> None:
         if getattr(self, "_handle", None):
             self.library.c.diffseg_destroy(self._handle)
-            self._handle = c_void_p()
+            self._handle = None
 
     def __call__(
         self, maps: Sequence[Any], batch: int, size: tuple[int, int], *, details: bool = False, stream: int = 0

@@ -1,15 +1,26 @@
 """The native library, built once: its CPU build everywhere, the real one where there is a GPU."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from runtime import native
 from runtime.errors import DiffSegError
 from runtime.native import build
 
+ROOT = Path(__file__).parents[3]
+
 
 @pytest.fixture(scope="session")
 def cpu_library(tmp_path_factory):
-    return native.load(path=build.build_cpu_library(tmp_path_factory.mktemp("native") / build.NAME))
+    """Built by the command that people use."""
+    folder = tmp_path_factory.mktemp("native")
+    command = [sys.executable, "-m", "runtime.native", "build", "--cpu", "--output", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"{folder / build.NAME}\n"), done.stderr
+    return native.load(path=folder / build.NAME)
 
 
 @pytest.fixture(scope="session")

@@ -118,7 +118,8 @@ def test_cmake_package(tmp_path):
     (consumer / "CMakeLists.txt").write_text(
         "cmake_minimum_required(VERSION 3.20)\nproject(consumer LANGUAGES C CXX)\n"
         "find_package(diffseg 1 REQUIRED)\nadd_executable(tiny tiny.c)\n"
-        "target_link_libraries(tiny PRIVATE diffseg::diffseg)\nset_target_properties(tiny PROPERTIES LINKER_LANGUAGE CXX)\n"
+        "target_link_libraries(tiny PRIVATE diffseg::diffseg)\n"
+        "set_target_properties(tiny PROPERTIES LINKER_LANGUAGE CXX)\n"
     )
     shutil.copy(TINY, consumer)
     for shared in ("ON", "OFF"):
@@ -229,7 +230,8 @@ def test_gpu_but_no_compiler(alone, monkeypatch):
 def test_nvcc_of_cuda_home(alone, monkeypatch):
     monkeypatch.setattr(build.shutil, "which", lambda name: None)
     monkeypatch.setenv("CUDA_HOME", str(alone / "cuda"))
-    assert build.find_nvcc() == touch(alone / "cuda" / "bin" / "nvcc")
+    program = touch(alone / "cuda" / "bin" / "nvcc")
+    assert build.find_nvcc() == program
 
 
 def test_compiler_that_fails(alone):
@@ -243,13 +245,10 @@ def test_not_a_library(tmp_path):
         Library(touch(tmp_path / build.NAME))
 
 
-def test_build_command(alone):
-    command = [sys.executable, "-m", "runtime.native", "build"]
-    root = SOURCES.parents[1]
-    code, output = run([*command, "--cpu", "--output", alone / "made"], cwd=root)
-    assert code == 0
-    assert Library(Path(output.strip())).backend == "cpu"
-    code, output = run([*command, "--arch", "orin"], cwd=root)
+def test_build_command_refuses():
+    """That it builds is what the fixture `cpu_library` shows."""
+    command = [sys.executable, "-m", "runtime.native", "build", "--arch", "orin"]
+    code, output = run(command, cwd=SOURCES.parents[1])
     assert (code, output) == (2, "--arch: expected numbers such as 87 or 80,90, found 'orin'\n")
 
 
