@@ -47,11 +47,16 @@ def core(
     side: Annotated[int, typer.Option(min=16, help="Side of the finest resolution; the budget is set at 64.")] = 64,
     repeat: Annotated[int, typer.Option(min=1, help="Runs of each program, taking turns.")] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of the table.")] = False,
+    device: Annotated[str, typer.Option(help="cpu, or cuda[:N]: time per stage against the card's limits.")] = "cpu",
 ) -> None:
     """CPU merge core against elementwise KL in NumPy, from pyramid to labels, on one core.
 
     Exit 1: a budget is missed, or the two disagree on more than 0.1 % of the pixels.
     """
+    if device != "cpu":
+        from tools.benchmark_native import native_core
+
+        native_core(side, repeat, as_json, device)
     import cv2
     import numpy as np
 

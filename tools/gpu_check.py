@@ -1,0 +1,107 @@
+"""Everything that needs a GPU, in one command: ``python -m tools.gpu_check``.
+
+Builds the native library, runs every test marked `gpu`, times the merge core, and writes one JSON report.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def check(
+    output: Annotated[Path, typer.Option(help="The report.")] = Path("gpu_report.json"),
+    side: Annotated[int, typer.Option(min=16, help="Side of the finest resolution of the timed core.")] = 64,
+    repeat: Annotated[int, typer.Option(min=1, help="Timed runs.")] = 50,
+    device: Annotated[int, typer.Option(min=0, help="Which GPU.")] = 0,
+) -> None:
+    """Build, test and time on this machine's GPU. Exit 1: no GPU, a test that failed, or labels that differ."""
+    from runtime import native
+    from runtime.errors import DiffSegError
+    from tools.benchmark_native import measure
+
+    try:
+        library = native.load(device)
+        core = measure(library, side, repeat, device)
+    except DiffSegError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from None
+    tests = run_tests()
+    report = {
+        "device": core["device"],
+        "capability": core["capability"],
+        "versions": versions(),
+        "library": str(library.path),
+        "tests": tests,
+        "core": core,
+    }
+    output.write_text(json.dumps(report, indent=1) + "\n")
+    typer.echo(
+        f"{core['device']}: core {core['milliseconds']:.3f} ms, labels differ {core['difference']:.4%}, tests "
+        f"{tests['passed']} passed, {tests['failed']} failed, {tests['skipped']} skipped; wrote {output}"
+    )
+    raise typer.Exit(1 if tests["failed"] or not tests["passed"] or core["difference"] > 0.001 else 0)
+
+
+def run_tests() -> dict[str, Any]:
+    """Run the tests marked gpu: how many passed, failed and were skipped, and which and why."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "tests.xml")
+        command = [sys.executable, "-m", "pytest", "-m", "gpu", f"--junitxml={path}"]
+        done = subprocess.run(command, cwd=ROOT, stdout=sys.stderr, check=False)
+        if not path.exists():
+            return {"passed": 0, "failed": 1, "skipped": 0, "reasons": {"pytest": f"exit {done.returncode}"}}
+        return read_results(path)
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Counts and reasons from a JUnit file."""
+    counts: dict[str, Any] = {"passed": 0, "failed": 0, "skipped": 0, "reasons": {}}
+    for case in ElementTree.parse(path).iter("testcase"):
+        name = f"{case.get('classname')}::{case.get('name')}"
+        problem = next((child for child in case if child.tag in ("failure", "error", "skipped")), None)
+        kind = "passed" if problem is None else "skipped" if problem.tag == "skipped" else "failed"
+        counts[kind] += 1
+        if problem is not None:
+            counts["reasons"][name] = (problem.get("message") or "")[:500]
+    return counts
+
+
+def versions() -> dict[str, str]:
+    """What the figures were made with."""
+    import cv2
+    import numpy as np
+
+    found = {
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "opencv": cv2.__version__,
+    }
+    programs = {
+        "driver": ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
+        "nvcc": ["nvcc", "--version"],
+    }
+    for name, command in programs.items():
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        except OSError:
+            continue
+        lines = done.stdout.strip().splitlines()
+        if lines:
+            found[name] = lines[-1]
+    return found
+
+
+if __name__ == "__main__":
+    typer.run(check)
