@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from runtime.blas import one_thread
 from runtime.pyramid import Grid, check_pyramid, resolution_ratios
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Aggregation", "aggregate_attention", "interpolation", "resolution_ratios"]
 
 
+@one_thread()
 def aggregate_attention(
     pyramid: Sequence[Any],
     *,

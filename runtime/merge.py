@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from runtime.aggregate import Aggregation, aggregate_attention
+from runtime.blas import one_thread
 from runtime.pyramid import Weights, check_pyramid, check_weights, resolution_ratios
 from runtime.suppression import check_size, renumber, suppress
 
@@ -77,6 +78,7 @@ class MergeConfig:
         object.__setattr__(self, "weights", check_weights(self.weights))
 
 
+@one_thread()
 def segment_attention(
     pyramid: Sequence[Any],
     config: MergeConfig | None = None,
@@ -144,6 +146,7 @@ def anchor_queries(grid_shape: tuple[int, int], grid: int) -> NDArray[np.intp]:
     return (axis(grid_shape[0])[:, None] * grid_shape[1] + axis(grid_shape[1])).ravel()
 
 
+@one_thread()
 def merge_attention(aggregated: NDArray[Any], config: MergeConfig, grid_shape: tuple[int, int]) -> NDArray[np.float32]:
     """Merge similar maps into proposals (paper, section 3.3, "Iterative Attention Merging").
 

@@ -483,3 +483,15 @@ def test_needs_neither_scipy_nor_torch():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_blas_is_held_to_one_thread_and_let_go():
+    from threadpoolctl import ThreadpoolController
+
+    from runtime.blas import one_thread
+
+    pools = ThreadpoolController().select(user_api="blas")
+    before = [pool["num_threads"] for pool in pools.info()]
+    with one_thread(), one_thread():
+        assert all(pool["num_threads"] == 1 for pool in pools.info()) and pools.info()
+    assert [pool["num_threads"] for pool in pools.info()] == before
