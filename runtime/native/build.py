@@ -63,19 +63,24 @@ def find_library(engine: Path | None = None, architecture: int | None = None) ->
     return next((place for place in places if place.is_file()), None)
 
 
-def check_driver() -> None:
-    """Raise DiffSegError unless an NVIDIA driver with a GPU is here: other calls may crash without one."""
-    name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+def open_driver() -> ctypes.CDLL:
+    """NVIDIA's driver library. Raises OSError where there is none."""
+    return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+
+
+def check_driver() -> int:
+    """How many GPUs the driver finds. Raises DiffSegError for none, or no driver: other calls may crash without one."""
     advice = "use device='cpu', or install the NVIDIA driver"
     try:
-        driver = ctypes.CDLL(name)
-    except OSError:
+        driver = open_driver()
+    except OSError as error:
         raise DiffSegError(
-            f"device 'cuda' needs an NVIDIA GPU and its driver: {name} was not found; {advice}"
+            f"device 'cuda' needs an NVIDIA GPU and its driver, found none ({error}); {advice}"
         ) from None
     count = ctypes.c_int(0)
     if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)) or count.value < 1:
         raise DiffSegError(f"device 'cuda' needs an NVIDIA GPU: its driver is here, but finds none; {advice}")
+    return count.value
 
 
 @lru_cache(maxsize=8)
@@ -85,12 +90,11 @@ def driver_architecture(device: int) -> int:
     Raises:
         DiffSegError: without a driver, or without that device.
     """
-    check_driver()
-    driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    count, handle, major, minor = (ctypes.c_int(0) for _ in range(4))
-    driver.cuDeviceGetCount(ctypes.byref(count))
-    if device >= count.value:
-        raise DiffSegError(f"device 'cuda:{device}': expected cuda:0 to cuda:{count.value - 1}; choose one of them")
+    devices = check_driver()
+    if device >= devices:
+        raise DiffSegError(f"device 'cuda:{device}': expected cuda:0 to cuda:{devices - 1}; choose one of them")
+    driver = open_driver()
+    handle, major, minor = (ctypes.c_int(0) for _ in range(3))
     driver.cuDeviceGet(ctypes.byref(handle), device)
     driver.cuDeviceGetAttribute(ctypes.byref(major), 75, handle)
     driver.cuDeviceGetAttribute(ctypes.byref(minor), 76, handle)
@@ -112,8 +116,8 @@ def find_nvcc() -> Path:
             return place / program
     raise DiffSegError(
         "no CUDA compiler: nvcc is not on PATH, not below CUDA_HOME, and the package nvidia-cuda-nvcc is not "
-        "installed; install the CUDA toolkit, or put a library that was built elsewhere with "
-        f"'python -m runtime.native build' beside the engine as {NAME}"
+        "installed; 'pip install nvidia-cuda-nvcc nvidia-cuda-cccl' or install the CUDA toolkit, or put a library "
+        f"that was built elsewhere with 'python -m runtime.native build' beside the engine as {NAME}"
     )
 
 
@@ -124,6 +128,10 @@ def build_library(target: Path, architectures: Sequence[int] = ARCHITECTURES) ->
     newest = max(architectures)
     code.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")  # later GPUs compile it for themselves
     command = [str(nvcc), "-std=c++17", "-O3", "--shared", "-cudart=static", *code, "-Werror", "all-warnings"]
+    # The wheels keep their libraries where nvcc does not look.
+    libraries = nvcc.parent.parent / "lib"
+    if (libraries / "libcudart_static.a").is_file():
+        command.append(f"-L{libraries}")
     if sys.platform != "win32":
         command += ["-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra,-Werror"]
     return _compile([*command, "-DDIFFSEG_BUILDING", "-DDIFFSEG_SHARED", str(SOURCE)], target)

@@ -30,6 +30,7 @@ def programs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cpp")
     options = [
         "-DDIFFSEG_CPU=ON",
+        "-DCMAKE_BUILD_TYPE=Debug",
         "-DCMAKE_CXX_FLAGS=-Wall -Wextra -Werror",
         f"-DOpenVINO_DIR={Path(openvino.__path__[0], 'cmake')}",
     ]

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -124,7 +125,12 @@ def test_cmake_package(tmp_path):
     shutil.copy(TINY, consumer)
     for shared in ("ON", "OFF"):
         made, there = tmp_path / f"build {shared}", tmp_path / f"installed {shared}"
-        options = ["-DDIFFSEG_CPU=ON", f"-DBUILD_SHARED_LIBS={shared}", f"-DCMAKE_INSTALL_PREFIX={there}"]
+        options = [
+            "-DDIFFSEG_CPU=ON",
+            "-DCMAKE_BUILD_TYPE=Debug",
+            f"-DBUILD_SHARED_LIBS={shared}",
+            f"-DCMAKE_INSTALL_PREFIX={there}",
+        ]
         must(["cmake", "-S", SOURCES, "-B", made, *options])
         must(["cmake", "--build", made])
         must(["cmake", "--install", made])
@@ -178,11 +184,13 @@ def test_cache_changes_with_the_sources(tmp_path, monkeypatch):
 
 
 def test_without_a_driver(monkeypatch):
-    def absent(name):
-        raise OSError(f"{name}: cannot open shared object file")
+    def absent():
+        raise OSError("libcuda.so.1: cannot open shared object file")
 
-    monkeypatch.setattr(build.ctypes, "CDLL", absent)
-    with pytest.raises(DiffSegError, match=r"needs an NVIDIA GPU and its driver: .* was not found; use device='cpu'"):
+    monkeypatch.setattr(build, "open_driver", absent)
+    with pytest.raises(
+        DiffSegError, match=r"needs an NVIDIA GPU and its driver, found none \(libcuda.*use device='cpu'"
+    ):
         build.check_driver()
 
 
@@ -210,14 +218,14 @@ class Driver:
 
 def test_driver_without_a_gpu(monkeypatch):
     build.driver_architecture.cache_clear()
-    monkeypatch.setattr(build.ctypes, "CDLL", lambda name: Driver(0))
+    monkeypatch.setattr(build, "open_driver", lambda: Driver(0))
     with pytest.raises(DiffSegError, match="its driver is here, but finds none"):
         segment_attention([np.eye(64, dtype=np.float32)], MergeConfig(grid=4), size=(8, 8), device="cuda")
 
 
 def test_gpu_but_no_compiler(alone, monkeypatch):
     build.driver_architecture.cache_clear()
-    monkeypatch.setattr(build.ctypes, "CDLL", lambda name: Driver(1))
+    monkeypatch.setattr(build, "open_driver", lambda: Driver(1))
     monkeypatch.setattr(build.shutil, "which", lambda name: None)
     monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DiffSegError, match=r"no CUDA compiler: nvcc is not on PATH.*beside the engine"):
@@ -232,6 +240,20 @@ def test_nvcc_of_cuda_home(alone, monkeypatch):
     monkeypatch.setenv("CUDA_HOME", str(alone / "cuda"))
     program = touch(alone / "cuda" / "bin" / "nvcc")
     assert build.find_nvcc() == program
+
+
+def test_nvcc_of_the_wheel(alone, monkeypatch):
+    """Found in the wheel's folders, and told where the wheel keeps the CUDA runtime."""
+    monkeypatch.setattr(build.shutil, "which", lambda name: None)
+    spec = SimpleNamespace(submodule_search_locations=[str(alone / "nvidia")])
+    monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: spec)
+    program = touch(alone / "nvidia" / "cu13" / "bin" / "nvcc")
+    touch(alone / "nvidia" / "cu13" / "lib" / "libcudart_static.a")
+    assert build.find_nvcc() == program
+    monkeypatch.setattr(build, "_compile", lambda command, target: command)
+    command = build.build_library(alone / build.NAME, [87])
+    assert command[0] == str(program)
+    assert f"-L{alone / 'nvidia' / 'cu13' / 'lib'}" in command
 
 
 def test_compiler_that_fails(alone):
@@ -286,6 +308,36 @@ def test_arrays_are_read_where_they_lie(cpu_library):
         native.segment([OnDevice(pyramid[0], (4, 1024))], config, (32, 32), library=cpu_library)
     with pytest.raises(ValueError, match=r"pyramid\[0\]: expected float32.*found <f8"):
         native.segment([OnDevice(pyramid[0].astype(float))], config, (32, 32), library=cpu_library)
+
+
+class OrtValue:
+    """What ONNX Runtime's IOBinding gives."""
+
+    def __init__(self, array, kind="tensor(float)", device="cuda"):
+        self.array, self.kind, self.device = array, kind, device
+
+    def data_ptr(self):
+        return self.array.ctypes.data
+
+    def shape(self):
+        return list(self.array.shape)
+
+    def data_type(self):
+        return self.kind
+
+    def device_name(self):
+        return self.device
+
+
+def test_values_of_onnx_runtime(cpu_library):
+    pyramid = random_pyramid(np.random.default_rng(0), [(16, 16), (8, 8)])
+    config = MergeConfig((0.2,) * 2, 8)
+    expected = native.segment(pyramid, config, (32, 32), library=cpu_library)
+    found = native.segment([OrtValue(level) for level in pyramid], config, (32, 32), library=cpu_library)
+    np.testing.assert_array_equal(found, expected)
+    assert device_array(OrtValue(pyramid[0], device="cpu"), "pyramid[0]") is None
+    with pytest.raises(ValueError, match=r"found tensor\(double\); convert it first"):
+        device_array(OrtValue(pyramid[0], "tensor(double)"), "pyramid[0]")
 
 
 def test_dlpack_capsules():
