@@ -92,25 +92,27 @@ def export_model(
             raise DiffSegError(f"--output {output} is a folder; expected a name in it, such as {output}/NAME")
     path = output if output.suffix == ".onnx" else output.with_name(output.name + ".onnx")
     with one_line_errors():
-        from export.engine import ExportRequest, export_engine
+        from export.engine import CheckFailed, ExportRequest, export_engine
 
-        done = export_engine(
-            ExportRequest(
-                model=model,
-                prompt=prompt,
-                revision=revision,
-                precision=precision,
-                compact=compact,
-                noise_seed=noise_seed,
-                vae=vae,
-                config=config,
-                head=head,
-                grid=grid,
-                weights=fixed_weights,
-                **request,
-            ),
-            path,
+        asked = ExportRequest(
+            model=model,
+            prompt=prompt,
+            revision=revision,
+            precision=precision,
+            compact=compact,
+            noise_seed=noise_seed,
+            vae=vae,
+            config=config,
+            head=head,
+            grid=grid,
+            weights=fixed_weights,
+            **request,
         )
+        try:
+            done = export_engine(asked, path)
+        except CheckFailed as error:
+            report(error.checks)
+            raise
     report(done.checks)
     print(f"{done.stages}\nnetwork: {done.before}\nengine:  {done.after}", file=sys.stderr)
     size_on_disk = sum(file.stat().st_size for file in (path, path.with_name(path.name + ".data")) if file.exists())

@@ -12,7 +12,7 @@ from export.count import Cost, network_cost
 from export.head_check import LabelsCheck
 from export.progress import Stages
 from runtime.errors import DiffSegError
-from runtime.sidecar import EngineSpec
+from runtime.sidecar import EngineSpec, sidecar_path
 
 if TYPE_CHECKING:
     from torch import nn
@@ -66,6 +66,25 @@ class ExportReport:
     after: Cost
 
 
+class CheckFailed(DiffSegError):
+    """An engine that does not reproduce PyTorch. `checks`: the comparison, output by output."""
+
+    def __init__(self, checks: list[OutputCheck | LabelsCheck]) -> None:
+        self.checks = checks
+        failed = [check for check in checks if not check.passed]
+        maps = [check for check in failed if isinstance(check, OutputCheck)]
+        found = str(failed[0])
+        if maps:
+            worst = max(maps, key=lambda check: check.divergence)
+            found = (
+                f"{worst.output} has mean row KL {worst.divergence:.1e} (bound {worst.bound:.0e}), row sum error "
+                f"{worst.row_sum:.1e}, finite: {worst.finite}"
+            )
+        super().__init__(
+            f"the engine does not reproduce PyTorch: {found}; no engine was left; report this with the model's name"
+        )
+
+
 def export_engine(request: ExportRequest, path: Path, *, check: bool = True) -> ExportReport:
     """Export `request` to the engine `path` and check it against PyTorch.
 
@@ -75,6 +94,9 @@ def export_engine(request: ExportRequest, path: Path, *, check: bool = True) -> 
     does not reproduce PyTorch.
     """
     stages = Stages()
+    for target in (path, sidecar_path(path)):
+        if target.is_dir():
+            raise DiffSegError(f"{target} is a folder; expected a file or nothing there, choose another --output")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         workplace = tempfile.TemporaryDirectory(prefix=f".{path.stem}.", suffix=".part", dir=path.parent)
@@ -90,23 +112,14 @@ def export_engine(request: ExportRequest, path: Path, *, check: bool = True) -> 
         if check:
             with stages("check"):
                 checks = check_engine(part, request.model, vae=request.vae, config=request.config)
-        failed = [check for check in checks if not check.passed]
-        if failed:
-            worst = failed[0]
-            if isinstance(worst, LabelsCheck):
-                raise DiffSegError(
-                    f"the engine does not reproduce PyTorch: {worst}; no engine was left; report this with the "
-                    "model's name"
-                )
-            worst = max((check for check in failed if isinstance(check, OutputCheck)), key=lambda c: c.divergence)
-            raise DiffSegError(
-                f"the engine does not reproduce PyTorch: {worst.output} has mean row KL {worst.divergence:.1e} "
-                f"(bound {worst.bound:.0e}), row sum error {worst.row_sum:.1e}, finite: {worst.finite}; no engine was "
-                "left; report this with the model's name"
-            )
+        if not all(found.passed for found in checks):
+            raise CheckFailed(checks)
+        data = path.with_name(f"{path.name}.data")
+        if not part.with_name(data.name).exists():
+            data.unlink(missing_ok=True)  # of an older, larger engine of this name
         # The engine last: where it is, what belongs to it is there too.
         for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name):
-            shutil.move(file, path.parent / file.name)
+            file.replace(path.parent / file.name)
     return ExportReport(spec, checks, stages, before, after)
 
 
@@ -137,7 +150,7 @@ def _write(request: ExportRequest, path: Path, stages: Stages) -> tuple[EngineSp
     free = shutil.disk_usage(path.parent).free
     if free < needed:
         raise DiffSegError(
-            f"the disk of {path.parent.parent} has {free / 1e9:.1f} GB left, the engine needs {needed / 1e9:.1f} GB; "
+            f"the disk of {path.parent.parent} has {free / 1e6:.0f} MB left, the engine needs {needed / 1e6:.0f} MB; "
             "free some space or choose another --output"
         )
     with stages("fold"):

@@ -85,7 +85,10 @@ def open_engine(path: str | Path | None = None, device: str = "auto", backend: s
     Raises DiffSegError, before anything heavy is imported, when the file is missing, no backend runs its kind, or
     the backend's package is not installed.
     """
-    path = EMBEDDED if path is None else Path(path).expanduser()
+    try:
+        path = EMBEDDED if path is None else Path(path).expanduser()
+    except RuntimeError as error:
+        raise DiffSegError(f"no engine {path} ({error})") from None
     check_device(device)
     chosen = _choose(path, backend)
     if not path.is_file():

@@ -2,13 +2,16 @@
 
 import glob
 import os
+import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtime.errors import DiffSegError
+from runtime.outputs import is_own_output
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,36 +37,58 @@ class Source:
 def find_sources(inputs: Sequence[str]) -> tuple[list[Source], list[str]]:
     """Expand files, folders (searched recursively) and globs into sources, each image once, in a stable order.
 
-    Returns the sources and one message for every input that gives none. Pictures this program wrote are left out:
-    they are never inputs. The folder structure below an input is kept; names that would collide keep their suffix,
-    and where that is not enough their parent folders.
+    Returns the sources and one message for every input, or folder within, that cannot be read or gives none. Pictures
+    this program wrote are left out: they are never inputs. The folder structure below an input is kept; names that
+    would collide keep their suffix, and where that is not enough their parent folders.
     """
     found: dict[Path, tuple[Path, Path]] = {}  # absolute path → as given, and below the input's folder
     failures: list[str] = []
     for text in inputs:
-        paths, root, problem = _expand(text)
-        failures += [problem] if problem else []
+        try:
+            paths, root, problems = _expand(text)
+        except (OSError, RuntimeError, ValueError) as error:  # no permission, a loop, a name too long, no such user
+            failures.append(f"{text}: cannot be read ({getattr(error, 'strerror', None) or error})")
+            continue
+        failures += problems
         for path in paths:
             absolute = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links
             found.setdefault(absolute, (path, absolute.relative_to(os.path.abspath(root))))  # noqa: PTH100
     return _place(found), failures
 
 
-def _expand(text: str) -> tuple[list[Path], Path, str | None]:
+def _expand(text: str) -> tuple[list[Path], Path, list[str]]:
     """The images of one input, the folder their outputs' paths are relative to, and what is wrong with it."""
+    if not text:
+        return [], Path(), ["an empty INPUT; expected an image, a folder or a glob"]
     path = Path(text).expanduser()
+    problems: list[str] = []
     if path.is_dir():
-        images = _images(path.rglob("*"))
-        return images, path, None if images else f"{text}: no images in this folder; expected {_known()}"
-    if path.exists():
+        found = (
+            Path(folder, name)
+            for folder, _, names in os.walk(path, onerror=lambda e: problems.append(_unreadable(e)))
+            for name in names
+        )
+        images, ours = _images(found)
+        root = path
+    elif os.path.lexists(path):
         # Named outright, so read whatever its suffix says; only our own pictures stay out.
-        return ([] if is_own_output(path) else [path]), path.parent, None
-    if glob.has_magic(text):
-        matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
-        images = _images(matches)
-        fixed = Path(*_before_magic(path.parts)) if path.parts else Path()
-        return images, fixed, None if images else f"{text}: matches no images; expected {_known()}"
-    return [], path, f"{text}: no such file or folder"
+        return ([] if is_own_output(path) else [path]), path.parent, []
+    elif glob.has_magic(text):
+        images, ours = _images(Path(match) for match in glob.glob(str(path), recursive=True))
+        root = Path(*_before_magic(path.parts)) if path.parts else Path()
+    else:
+        try:
+            path.lstat()  # a name too long, or a folder that may not be entered, is another fault than absence
+        except FileNotFoundError:
+            return [], path, [f"{text}: no such file or folder"]
+    if not images and not problems:
+        reason = f"only pictures that this program wrote ({ours})" if ours else f"no images; expected {_known()}"
+        problems = [f"{text}: {reason}"]
+    return images, root, problems
+
+
+def _unreadable(error: OSError) -> str:
+    return f"{error.filename}: cannot be read ({error.strerror})"
 
 
 def _before_magic(parts: Sequence[str]) -> list[str]:
@@ -75,13 +100,23 @@ def _before_magic(parts: Sequence[str]) -> list[str]:
     return fixed
 
 
-def _images(paths: Iterable[Path]) -> list[Path]:
-    return sorted(
+def _images(paths: Iterable[Path]) -> tuple[list[Path], int]:
+    """The images among paths, sorted, and how many of our own pictures were left out."""
+    images = sorted(
         path
         for path in paths
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
-        if not is_own_output(path)
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and _may_be_file(path)
     )
+    others = [path for path in images if not is_own_output(path)]
+    return others, len(images) - len(others)
+
+
+def _may_be_file(path: Path) -> bool:
+    """Whether a name in a folder is a file, or may be one: reading it will tell why it cannot be read."""
+    try:
+        return path.is_file()
+    except OSError:
+        return True
 
 
 def _known() -> str:
@@ -95,25 +130,14 @@ def _place(found: dict[Path, tuple[Path, Path]]) -> list[Source]:
     targets = {path: below.with_suffix("") for path, (_, below) in found.items()}
     with_suffix = {path: below for path, (_, below) in found.items()}
     with_parents = {path: path.relative_to(common or path.anchor) for path in found}
-    for longer in (with_suffix, with_parents):
+    # The last step, a number for each, is for names that collide with what another's longer name has become.
+    numbered = {path: Path(f"{with_parents[path]}.{number}") for number, path in enumerate(found, 1)}
+    for longer in (with_suffix, with_parents, numbered):
         uses = Counter(str(target).casefold() for target in targets.values())
         targets = {
             path: target if uses[str(target).casefold()] == 1 else longer[path] for path, target in targets.items()
         }
     return [Source(given, targets[path]) for path, (given, _) in found.items()]
-
-
-def is_own_output(path: Path) -> bool:
-    """Whether `path` is a PNG that this program wrote (`runtime.outputs` leaves a mark in the first bytes)."""
-    from runtime.outputs import OWN_MARK
-
-    if path.suffix.lower() != ".png":
-        return False
-    try:
-        with path.open("rb") as file:
-            return OWN_MARK in file.read(128)
-    except OSError:
-        return False
 
 
 def read_frame(path: Path) -> "NDArray[np.uint8]":
@@ -124,9 +148,10 @@ def read_frame(path: Path) -> "NDArray[np.uint8]":
     import cv2
     import numpy as np
 
-    if path.is_dir():
-        raise DiffSegError(f"{path}: is a folder; expected an image")
     try:
+        if not path.is_file():
+            kind = "a folder" if path.is_dir() else "no regular file" if path.exists() else "a broken link"
+            raise DiffSegError(f"{path}: is {kind}; expected an image")
         data = path.read_bytes()
     except OSError as error:
         raise DiffSegError(f"{path}: cannot be read ({error.strerror})") from None
@@ -134,15 +159,33 @@ def read_frame(path: Path) -> "NDArray[np.uint8]":
         raise DiffSegError(f"{path}: is empty; expected an image")
     if is_cut_short(data):
         raise DiffSegError(f"{path}: the image is cut short ({len(data)} bytes); copy or download it again")
-    # Decoders print their own complaints on stderr; people get one line, ours.
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
-        frame = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        with _decoders_silenced():
+            frame = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error as error:
         raise DiffSegError(f"{path}: cannot be decoded ({error.err or error.msg})") from None
     if frame is None:
-        raise DiffSegError(f"{path}: is not an image that OpenCV can read; expected {_known()}")
-    return np.asarray(frame, np.uint8)
+        raise DiffSegError(
+            f"{path}: is not an image that OpenCV can read, or is damaged or cut short; expected {_known()}"
+        )
+    if frame.dtype != np.uint8:
+        raise DiffSegError(f"{path}: has {frame.dtype} pixels; expected 8 or 16 bits, convert it first")
+    return np.asarray(frame if frame.ndim == 3 else cv2.cvtColor(frame, cv2.COLOR_GRAY2BGR), np.uint8)
+
+
+@contextmanager
+def _decoders_silenced() -> Iterator[None]:
+    """libjpeg and libpng write their complaints to the process's stderr; people get one line, ours."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:  # noqa: PTH123
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def is_cut_short(data: bytes) -> bool:

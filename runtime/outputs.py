@@ -20,6 +20,17 @@ if TYPE_CHECKING:
 OWN_MARK = b"tEXtSoftware\x00diffseg"
 
 
+def is_own_output(path: Path) -> bool:
+    """Whether `path` is a PNG that this program wrote: the mark stands in its first bytes."""
+    try:
+        if path.suffix.lower() != ".png" or not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return OWN_MARK in file.read(128)
+    except OSError:
+        return False
+
+
 def palette(count: int) -> "NDArray[np.uint8]":
     """uint8 [count, 3] BGR: colours far apart for neighbours in number, the same for the same index always.
 
@@ -74,8 +85,10 @@ def output_path(folder: Path, target: Path, kind: str) -> Path:
 def write_png(path: Path, image: "NDArray[np.uint8] | NDArray[np.uint16]") -> None:
     """Write a PNG that carries the program's mark, whole or not at all.
 
-    Raises DiffSegError naming the path when it cannot be written.
+    Raises DiffSegError naming the path when it cannot be written, or a picture is there that is not ours.
     """
+    if path.exists() and not is_own_output(path):
+        raise DiffSegError(f"{path}: exists and is not this program's; move it away or choose another --output")
     _, encoded = cv2.imencode(".png", image)
     data = encoded.tobytes()
     header = 8 + 25  # signature and IHDR

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -94,35 +95,50 @@ def _run(segmenter: Segmenter, sources: list[Source], output: Path, kinds: list[
     from runtime.outputs import output_path
 
     console = Console(stderr=True)
-    taken = {source.path.resolve() for source in sources}
+    taken = {Path(os.path.realpath(source.path)) for source in sources}
     failed = 0
     quiet = len(sources) < 2 or not console.is_terminal
+
+    def say(error: DiffSegError) -> None:
+        if quiet:
+            complain(str(error))
+        else:  # above the bar, in one line however long
+            console.print(f"error: {error}", soft_wrap=True, markup=False, highlight=False, emoji=False)
+
     # stdout is for JSON alone: rich would otherwise send what is printed there to the bar's own stream.
-    with Progress(console=console, disable=quiet, transient=True, redirect_stdout=False) as progress:
+    with Progress(
+        console=console, disable=quiet, transient=True, redirect_stdout=False, redirect_stderr=False
+    ) as progress:
         for source in progress.track(sources, description="Segmenting"):
             try:
-                written = [output_path(output, source.target, kind) for kind in kinds]
-                clash = [path for path in written if path.resolve() in taken]
-                if clash:
-                    raise DiffSegError(f"{source.path}: would overwrite the input {clash[0]}; choose another --output")
-                line = _segment_one(segmenter, source, written, kinds)
-                if as_json:
-                    print(json.dumps(line, ensure_ascii=False), flush=True)
-                elif len(sources) == 1:
-                    print(f"{line['segments']} segments: {', '.join(map(str, written))}", file=sys.stderr)
+                line = _segment_one(segmenter, source, output, kinds, taken)
             except DiffSegError as error:
                 failed += 1
-                complain(str(error))
+                say(error)
+                continue
+            if as_json:
+                # ASCII, so that any name can be printed whatever the terminal's encoding.
+                print(json.dumps(line), flush=True)
+            elif len(sources) == 1:
+                written = ", ".join(str(output_path(output, source.target, kind)) for kind in kinds)
+                plural = "" if line["segments"] == 1 else "s"
+                print(f"{line['segments']} segment{plural}: {written}", file=sys.stderr)
     if not as_json and len(sources) > 1:
         print(f"{len(sources) - failed} of {len(sources)} images segmented into {output}", file=sys.stderr)
     return failed
 
 
-def _segment_one(segmenter: Segmenter, source: Source, written: list[Path], kinds: list[str]) -> dict[str, object]:
-    """Read, segment and write one image; returns its JSON line."""
+def _segment_one(
+    segmenter: Segmenter, source: Source, output: Path, kinds: list[str], taken: set[Path]
+) -> dict[str, object]:
+    """Read, segment and write one image, over none of the inputs `taken`; returns its JSON line."""
     from runtime.frames import read_frame
-    from runtime.outputs import KINDS, write_png
+    from runtime.outputs import KINDS, output_path, write_png
 
+    written = [output_path(output, source.target, kind) for kind in kinds]
+    clash = [path for path in written if Path(os.path.realpath(path)) in taken]
+    if clash:
+        raise DiffSegError(f"{source.path}: would overwrite the input {clash[0]}; choose another --output")
     frame = read_frame(source.path)
     result = segmenter(frame)
     for path, kind in zip(written, kinds, strict=True):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 
     from runtime.engine import Engine
     from runtime.sidecar import EngineSpec
+
+
+MOST_ITERATIONS = 100  # far beyond where the merge stands still
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,12 +127,14 @@ class Segmenter:
         Raises DiffSegError when the engine cannot be opened or an option is out of range.
         """
         opened = open_engine(engine, device, backend)
-        if iterations is not None and iterations < 1:
-            raise DiffSegError(f"iterations: expected at least 1, found {iterations}")
+        if iterations is not None and (not isinstance(iterations, int) or not 1 <= iterations <= MOST_ITERATIONS):
+            raise DiffSegError(f"iterations: expected 1 to {MOST_ITERATIONS}, found {iterations!r}")
         taus = opened.spec.thresholds
-        if isinstance(thresholds, (int, float)):
+        if isinstance(thresholds, Real) and not isinstance(thresholds, bool):
             taus = (float(thresholds),) * (iterations or len(taus))
         elif thresholds is not None:
+            if isinstance(thresholds, (str, bool)) or not isinstance(thresholds, Iterable):
+                raise DiffSegError(f"thresholds: expected a number or one per iteration, found {thresholds!r}")
             taus = tuple(thresholds)
             if iterations not in (None, len(taus)):
                 raise DiffSegError(

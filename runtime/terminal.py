@@ -1,5 +1,6 @@
 """What the command lines share: errors in one line, and signals that let files finish."""
 
+import errno
 import signal
 import sys
 from collections.abc import Iterator
@@ -25,6 +26,11 @@ def one_line_errors(status: int = FAILED) -> Iterator[None]:
     except DiffSegError as error:
         complain(str(error))
         raise typer.Exit(status) from None
+    except OSError as error:
+        if error.errno == errno.EPIPE:  # the reader of our output has gone, which is no fault
+            raise
+        complain(f"cannot read or write {error.filename or 'standard output'}: {error.strerror or error}")
+        raise typer.Exit(FAILED) from None
     except KeyboardInterrupt:
         complain("interrupted; what was finished is whole, the rest is left out")
         raise typer.Exit(INTERRUPTED) from None

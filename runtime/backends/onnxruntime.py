@@ -36,7 +36,10 @@ class OnnxRuntimeEngine(Engine):
                 f"device {device!r} needs ONNX Runtime's {wanted}, which did not start; found "
                 f"{', '.join(self.session.get_providers())}; check the driver, CUDA and cuDNN, or use --device cpu"
             )
-        text = self.session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+        try:
+            text = self.session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+        except UnicodeDecodeError as error:
+            raise DiffSegError(f"{path} is damaged: its metadata is no text ({error}); export it again") from None
         self._outputs = [output.name for output in self.session.get_outputs()]
         self.spec = read_spec(path, text, self._outputs)
 

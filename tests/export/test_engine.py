@@ -11,7 +11,6 @@ from export.__main__ import app
 from export.check import OutputCheck, check_engine, random_frame
 from export.engine import ExportRequest, export_engine
 from runtime.engine import open_engine
-from runtime.errors import DiffSegError
 from runtime.sidecar import METADATA_KEY, sidecar_path
 
 
@@ -85,9 +84,11 @@ def test_check_finds_an_engine_of_another_model(small_engine, tmp_path):
 
 
 def test_an_engine_that_fails_its_check_is_not_left(small_pipeline, tmp_path, monkeypatch):
+    from export.engine import CheckFailed
+
     bad = OutputCheck("attention_16x16", 1.0, 1.0, 1.0, 0.0, True, 1e-6)
     monkeypatch.setattr("export.engine.check_engine", lambda path, model, **_: [bad])
-    with pytest.raises(DiffSegError, match=r"does not reproduce PyTorch: attention_16x16.*no engine was left"):
+    with pytest.raises(CheckFailed, match=r"does not reproduce PyTorch: attention_16x16.*no engine was left"):
         export_engine(ExportRequest(model=str(small_pipeline), size=(64, 64)), tmp_path / "bad.onnx")
     assert list(tmp_path.iterdir()) == []
 
@@ -131,12 +132,26 @@ def test_bad_models(small_pipeline, tmp_path):
     assert not list(tmp_path.glob("*.onnx*"))
 
 
+def test_a_folder_where_the_engine_would_go(small_pipeline, tmp_path):
+    (tmp_path / "x.onnx").mkdir()
+    result = run(small_pipeline, "--output", tmp_path / "x")
+    assert result.exit_code == 1 and "x.onnx is a folder" in result.stderr
+
+
+def test_an_older_engine_is_replaced_whole(small_pipeline, tmp_path):
+    for name in ("x.onnx", "x.onnx.json", "x.onnx.data"):
+        (tmp_path / name).write_text("old")
+    export_engine(ExportRequest(model=str(small_pipeline), size=(64, 64)), tmp_path / "x.onnx", check=False)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["x.onnx", "x.onnx.json"]
+    assert open_engine(tmp_path / "x.onnx", "cpu").spec.height == 64
+
+
 def test_full_disk(small_pipeline, tmp_path, monkeypatch):
     import shutil
 
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
     result = run(small_pipeline, "--output", tmp_path / "x")
-    assert result.exit_code == 1 and "has 0.0 GB left, the engine needs" in result.stderr
+    assert result.exit_code == 1 and "has 1 MB left, the engine needs" in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 

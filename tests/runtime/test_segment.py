@@ -1,6 +1,7 @@
 """The command line: right answers, one-line errors, exit codes, whole files."""
 
 import json
+import os
 import shutil
 import signal
 import stat
@@ -74,6 +75,7 @@ def test_folder_with_subfolders_json_and_a_second_run(photos):
     again = run("in", "--json", "--output", "in/out")
     assert len(again.stdout.splitlines()) == 3 and written(photos / "in" / "out") == expected
     fails(run("in/out/cat_labels.png"), 1, "nothing to do")
+    fails(run("in/out"), 1, "only pictures that this program wrote (6)")
 
 
 def test_glob(photos):
@@ -105,6 +107,37 @@ def test_names_that_collide(photos):
     ]
 
 
+def test_names_that_collide_with_longer_names(photos):
+    for name in ("a.jpg", "a.png", "a.jpg.png", "a.jpg.png.png"):
+        shutil.copy("in/coffee.jpg", f"in/{name}")
+    assert run("in", "--save", "labels").exit_code == 0
+    assert len(written(photos / "segmented")) == 6
+
+
+def test_a_file_of_someone_elses_is_never_overwritten(photos):
+    cv2.imwrite("in/cat_labels.png", COFFEE)
+    before = (photos / "in" / "cat_labels.png").read_bytes()
+    fails(run("in/cat.png", "--output", "in"), 1, "in/cat_labels.png: exists and is not this program's")
+    assert (photos / "in" / "cat_labels.png").read_bytes() == before
+
+
+def test_an_unreadable_folder_is_named_and_the_rest_finishes(photos, monkeypatch):
+    """Tests may run as a user whom permissions do not stop, so the refusal is made here."""
+    import os as system
+
+    (photos / "in" / "locked").mkdir()
+    scandir = system.scandir
+
+    def refuse(path):
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(system, "scandir", refuse)
+    fails(run("in", "--save", "labels"), 1, "in/locked: cannot be read (Permission denied)")
+    assert len(written(photos / "segmented")) == 2
+
+
 def test_an_input_is_never_overwritten(photos):
     cv2.imwrite("in/cat_labels.png", COFFEE)
     before = (photos / "in" / "cat_labels.png").read_bytes()
@@ -132,10 +165,19 @@ def test_broken_images(photos):
     fails(run("empty.jpg"), 1, "empty.jpg: is empty")
     (photos / "noise.jpg").write_bytes(b"\xff\xd8\xff\xe0" + bytes(range(256)) * 4 + b"\xff\xd9")
     fails(run("noise.jpg"), 1, "noise.jpg:")
+    (photos / "grey.pfm").write_bytes(b"Pf\n2 2\n-1.0\n" + np.ones(4, np.float32).tobytes())
+    os.mkfifo("pipe.jpg")
+    fails(run("pipe.jpg"), 1, "pipe.jpg: is no regular file")
+    (photos / "dir.jpg").mkdir()
+    (photos / "gone.jpg").symlink_to("nowhere.jpg")
+    fails(run("gone.jpg"), 1, "gone.jpg: is a broken link")
+    fails(run("x" * 300 + ".jpg"), 1, "File name too long")
+    fails(run("~nosuchuser/x.jpg"), 1, "home directory")
+    fails(run(""), 1, "an empty INPUT")
     fails(run("missing.jpg"), 1, "missing.jpg: no such file or folder")
     fails(run("*.bmp"), 1, "*.bmp: matches no images")
     (photos / "nothing").mkdir()
-    fails(run("nothing"), 1, "nothing: no images in this folder")
+    fails(run("nothing"), 1, "nothing: no images")
     assert not (photos / "segmented").exists()
 
 

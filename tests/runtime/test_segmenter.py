@@ -85,7 +85,7 @@ def test_options_change_the_result(result):
         ({"grid": 33}, "expected a grid from 2 to 32"),
         ({"thresholds": -1.0}, "thresholds: expected"),
         ({"thresholds": float("nan")}, "thresholds: expected"),
-        ({"iterations": 0}, "iterations: expected at least 1"),
+        ({"iterations": 0}, "iterations: expected 1 to 100, found 0"),
         ({"thresholds": (1.0, 2.0), "iterations": 3}, "one for each of 3 iterations, found 2"),
         ({"refine": "snap2"}, "refine: expected"),
         ({"weights": (1.0, 2.0)}, "expected"),
