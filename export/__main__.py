@@ -86,6 +86,8 @@ def export_model(
         fixed_weights = _weights(weights)
         if grid is not None and grid < 2:
             raise DiffSegError(f"--grid: expected at least 2 anchors per axis, found {grid}")
+        if noise_seed is not None and not 0 <= noise_seed < 2**63:
+            raise DiffSegError(f"--noise-seed: expected 0 to 2^63 - 1, found {noise_seed}")
         if compact and precision != "fp32":
             raise DiffSegError(f"--compact goes with --precision fp32; {precision} weights are as small already")
         if output.is_dir():
@@ -114,9 +116,10 @@ def export_model(
             report(error.checks)
             raise
     report(done.checks)
-    print(f"{done.stages}\nnetwork: {done.before}\nengine:  {done.after}", file=sys.stderr)
-    size_on_disk = sum(file.stat().st_size for file in (path, path.with_name(path.name + ".data")) if file.exists())
-    print(f"wrote {path} ({size_on_disk / 1e6:.1f} MB) and {path}.json", file=sys.stderr)
+    files = [file for file in (path, path.with_name(path.name + ".data")) if file.exists()]
+    print(f"{done.stages}\nmodel:  {done.before}", file=sys.stderr)
+    print(f"engine: {done.after}, {sum(file.stat().st_size for file in files) / 1e6:.1f} MB", file=sys.stderr)
+    print(f"wrote {path} and {path}.json", file=sys.stderr)
 
 
 @app.command()
@@ -222,19 +225,21 @@ def report(checks: Sequence[OutputCheck | LabelsCheck]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from export.check import OutputCheck
     from export.head_check import LabelsCheck
 
     table = Table(title="engine against PyTorch", box=None, pad_edge=False)
     for column in ("output", "worst", "mean", "row KL", "bound", "row sum", ""):
         table.add_column(column, justify="left" if column == "output" else "right", no_wrap=True)
     for check in checks:
+        if isinstance(check, OutputCheck):
+            figures = (check.worst, check.mean, check.divergence, check.bound, check.row_sum)
+            table.add_row(check.output, *(f"{f:.1e}" for f in figures), "ok" if check.passed else "FAILED")
+    Console(stderr=True).print(table)
+    for check in checks:
         if isinstance(check, LabelsCheck):
-            print(f"engine against PyTorch: {check}, {'ok' if check.passed else 'FAILED'}", file=sys.stderr)
-            continue
-        figures = (check.worst, check.mean, check.divergence, check.bound, check.row_sum)
-        table.add_row(check.output, *(f"{f:.1e}" for f in figures), "ok" if check.passed else "FAILED")
-    if table.row_count:
-        Console(stderr=True).print(table)
+            verdict = "FAILED" if not check.passed else "ok" if check.conclusive else "inconclusive"
+            print(f"{check}: {verdict}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -31,8 +31,8 @@ def network_cost(network: "nn.Module", height: int, width: int) -> Cost:
     return Cost(sum(p.numel() for p in network.parameters()), counter.get_total_flops())
 
 
-def graph_cost(model: "onnx_ir.Model") -> Cost:
-    """Cost of an ONNX graph with known shapes; a dynamic batch counts as one frame."""
+def graph_cost(model: "onnx_ir.Model", batch: int) -> Cost:
+    """Cost of an ONNX graph with known shapes for `batch` frames (a dynamic one counts as 1), per frame."""
     parameters = sum(value.const_value.size for value in model.graph.initializers.values() if value.const_value)
     flops = 0
     for node in model.graph:
@@ -43,7 +43,7 @@ def graph_cost(model: "onnx_ir.Model") -> Cost:
         else:
             continue
         flops += 2 * inner * _size(_shape(node.outputs[0]))
-    return Cost(parameters, flops)
+    return Cost(parameters, flops // batch)
 
 
 def _shape(value: "onnx_ir.Value | None") -> list[int]:

@@ -63,6 +63,8 @@ def describe(
             f"{model}: its configuration makes no model ({first_line(error)}); download it again"
         ) from None
     stride = vae_stride(source.vae)
+    levels = _levels(unet, height // stride, width // stride, blocks)
+    check_levels(levels, blocks)
     return Description(
         source=source.name,
         family=_generation(source.family.name, source.unet),
@@ -71,13 +73,21 @@ def describe(
         width=width,
         native_size=side,
         stride=frame_stride(source.unet, source.vae),
-        levels=_levels(unet, height // stride, width // stride, blocks),
+        levels=levels,
         parameters={
             name: sum(parameter.numel() for parameter in module.parameters())
             for name, module in (("U-Net", unet), ("VAE encoder", encoder))
         },
         thresholds=source.family.thresholds,
     )
+
+
+def check_levels(levels: Sequence[Level], blocks: Sequence[str]) -> None:
+    """Raise DiffSegError when the wanted blocks have no self-attention."""
+    if not levels:
+        raise DiffSegError(
+            f"no self-attention in the blocks {','.join(blocks)} of this model; expected others of {','.join(BLOCKS)}"
+        )
 
 
 def _generation(family: str, unet: Config) -> str:

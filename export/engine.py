@@ -77,7 +77,7 @@ class CheckFailed(DiffSegError):
         if maps:
             worst = max(maps, key=lambda check: check.divergence)
             found = (
-                f"{worst.output} has mean row KL {worst.divergence:.1e} (bound {worst.bound:.0e}), row sum error "
+                f"{worst.output} has mean row KL {worst.divergence:.1e} (bound {worst.bound:.1e}), row sum error "
                 f"{worst.row_sum:.1e}, finite: {worst.finite}"
             )
         super().__init__(
@@ -130,6 +130,7 @@ def _write(request: ExportRequest, path: Path, stages: Stages) -> tuple[EngineSp
         import torch
 
         import runtime
+        from export.describe import check_levels
         from export.network import FrameToPyramid, pyramid_levels
         from export.onnx import write_onnx
         from export.pipeline import load_pipeline
@@ -158,11 +159,7 @@ def _write(request: ExportRequest, path: Path, stages: Stages) -> tuple[EngineSp
             pipeline, request.timestep, request.blocks, size=(height, width), noise_seed=request.noise_seed
         ).eval()
         levels = pyramid_levels(network, height, width)
-    if not levels:
-        raise DiffSegError(
-            f"no self-attention in the blocks {', '.join(request.blocks)} of this model; expected some of "
-            f"{', '.join(BLOCKS)}"
-        )
+    check_levels(levels, request.blocks)
     side = min(levels[0].height, levels[0].width)
     spec = EngineSpec(
         source=pipeline.source,

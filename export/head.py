@@ -231,10 +231,14 @@ class FrameToLabels(nn.Module):
         super().__init__()
         self.network, self.head = network, head
 
-    def forward(self, frame: Tensor, thresholds: Tensor) -> tuple[Tensor, Tensor]:
-        """frame uint8 [B, H, W, 3] BGR and thresholds float32 [iterations] → labels [B, H, W], segments int32 [B]."""
+    def forward(self, frame: Tensor, thresholds: Tensor) -> tuple[Tensor, ...]:
+        """frame uint8 [B, H, W, 3] BGR and thresholds float32 [iterations] → labels [B, H, W], segments int32 [B].
+
+        The pyramid follows them: it gives its values in the graph their names, and is then no output (`export.onnx`).
+        """
         # float32 whatever the network's own precision: the divergences of near maps would drown in less.
-        return self.head([level.float() for level in self.network(frame)], thresholds)
+        pyramid = [level.float() for level in self.network(frame)]
+        return *self.head(pyramid, thresholds), *pyramid
 
 
 def merge_proposals(proposals: Tensor, valid: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:

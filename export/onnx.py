@@ -1,10 +1,15 @@
 """Network → ONNX file: tracing, clean-up, metadata."""
 
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export.count import Cost, graph_cost
 from export.progress import Stages
+from runtime.errors import DiffSegError
 from runtime.sidecar import METADATA_KEY, EngineSpec, sidecar_path, write_atomically
 
 if TYPE_CHECKING:
@@ -26,6 +31,8 @@ def write_onnx(network: "nn.Module", spec: EngineSpec, path: Path, stages: Stage
     with stages("trace"):
         program = _trace(network, spec)
     model = program.model
+    # The maps inside a labels engine keep their names, by which a check finds them.
+    del model.graph.outputs[len(spec.outputs) :]
     _clean(model)
     _fill_at_load(model)
     if spec.storage == "fp16" and spec.precision == "fp32":
@@ -37,7 +44,39 @@ def write_onnx(network: "nn.Module", spec: EngineSpec, path: Path, stages: Stage
     with stages("write"):
         onnx_ir.save(model, path, external_data=f"{path.name}.data" if large else None)
     write_atomically(sidecar_path(path), spec.to_json().encode())
-    return graph_cost(model)
+    return graph_cost(model, spec.batch or 1)
+
+
+@contextmanager
+def attention_part(path: Path, spec: EngineSpec) -> Iterator[Path]:
+    """The attention engine that a labels engine contains, as a temporary file beside it: its maps can be checked.
+
+    Raises DiffSegError when the maps are not found by their names, OSError when nothing can be written there.
+    """
+    import onnx_ir
+
+    model = onnx_ir.load(path)
+    values = {value.name: value for node in model.graph for value in node.outputs}
+    missing = [level.output for level in spec.levels if level.output not in values]
+    if missing:
+        raise DiffSegError(f"{path} has no values {', '.join(missing)} to check; export the engine again")
+    model.graph.outputs[:] = [values[level.output] for level in spec.levels]
+    # Backwards from the maps: the library's own pass keeps loops that nothing uses.
+    needed, waiting = set(), [values[level.output].producer() for level in spec.levels]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in needed:
+            needed.add(node)
+            waiting += [value.producer() for value in node.inputs if value is not None]
+    model.graph.remove([node for node in model.graph if node not in needed])
+    del model.graph.inputs[1:]
+    model.metadata_props[METADATA_KEY] = replace(spec, head="attention").to_json()
+    part = path.with_name(f".{uuid.uuid4().hex}.onnx")
+    try:
+        onnx_ir.save(model, part)
+        yield part
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _trace(network: "nn.Module", spec: EngineSpec) -> Any:
@@ -62,7 +101,7 @@ def _trace(network: "nn.Module", spec: EngineSpec) -> Any:
             dynamo=True,
             opset_version=OPSET[spec.precision],
             input_names=list(inputs),
-            output_names=list(spec.outputs),
+            output_names=list(dict.fromkeys((*spec.outputs, *(level.output for level in spec.levels)))),
             dynamic_shapes=tuple(first if name == "frame" else None for name in inputs) if dynamic else None,
             verbose=False,
         )
@@ -75,7 +114,7 @@ def _clean(model: "onnx_ir.Model") -> None:
     from onnx_ir.passes import common
 
     common.InlinePass()(model)  # the bodies of loops are traced to functions
-    common.DeduplicateInitializersPass()(model)
+    common.DeduplicateInitializersPass(size_limit=2**62)(model)
     common.RemoveUnusedNodesPass()(model)
     for node in model.graph.all_nodes():
         node.metadata_props.clear()

@@ -2,6 +2,8 @@
 
 import importlib
 import importlib.util
+import json
+import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtime.errors import DiffSegError
-from runtime.sidecar import EngineSpec
+from runtime.sidecar import EngineSpec, sidecar_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -123,7 +125,19 @@ def _thresholds(spec: EngineSpec, thresholds: Sequence[float] | None) -> "np.nda
 
 def rebuild_command(spec: EngineSpec, options: str) -> str:
     """The export that changes what is part of a labels engine's graph."""
-    return f"'python -m export {spec.source} --head labels {options} --output engines/NAME'"
+    baked = {
+        f"--size {spec.height}x{spec.width}": True,
+        f"--batch {spec.batch or 'dynamic'}": spec.batch != 1,
+        f"--precision {spec.precision}": spec.precision != "fp32",
+        "--compact": spec.storage != spec.precision,
+        f"--attention {','.join(spec.blocks)}": len(spec.blocks) < 3,
+        f"--timestep {spec.timestep}": spec.timestep != 300,
+        f"--prompt {shlex.quote(spec.prompt)}": spec.prompt != "",
+        f"--noise-seed {spec.noise_seed}": spec.noise_seed is not None,
+        f"--vae {spec.vae}": spec.vae is not None,
+    }
+    kept = " ".join(option for option, differs in baked.items() if differs)
+    return f"'python -m export {spec.source} --head labels {kept} {options} --output engines/NAME'"
 
 
 def _choose(path: Path, name: str | None) -> Backend:
@@ -133,10 +147,20 @@ def _choose(path: Path, name: str | None) -> Backend:
             f"cannot run {path.name}: expected an engine that ends in {_names(b.suffix for b in BACKENDS)}; "
             "make one with 'python -m export MODEL --output engines/NAME'"
         )
+    if name is None and _is_bfloat16(path) and importlib.util.find_spec("openvino"):
+        name = "openvino"  # the only one that runs bfloat16 on a CPU
     for backend in runs:
         if name in (None, backend.name):
             return backend
     raise DiffSegError(f"no backend {name!r} for {path.suffix} engines; expected {_names(b.name for b in runs)}")
+
+
+def _is_bfloat16(path: Path) -> bool:
+    """Whether the sidecar says so; what is wrong with a sidecar comes out when the engine is opened."""
+    try:
+        return json.loads(sidecar_path(path).read_text(encoding="utf-8"))["precision"] == "bf16"
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _names(words: Iterable[str]) -> str:

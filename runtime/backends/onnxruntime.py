@@ -23,6 +23,11 @@ class OnnxRuntimeEngine(Engine):
         try:
             self.session = ort.InferenceSession(path, options, providers=providers)
         except Exception as error:
+            if "NOT_IMPLEMENTED" in str(error):
+                raise DiffSegError(
+                    f"ONNX Runtime {ort.__version__} has no {device} kernels for {path.name}, as for all bf16 engines; "
+                    "use --backend openvino (pip install 'diffseg[openvino]')"
+                ) from None
             raise DiffSegError(
                 f"{path} is not an ONNX file that ONNX Runtime {ort.__version__} can load "
                 f"({str(error).strip().splitlines()[0][:200]}); export the engine again with 'python -m export'"

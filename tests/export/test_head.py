@@ -249,7 +249,10 @@ def test_segmenter_runs_either_head(labels_engine, small_engine):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"grid": 8}, r"grid: expected 12, .* found 8; 'python -m export .* --head labels --grid 8 --output"),
+        (
+            {"grid": 8},
+            r"grid: expected 12, .* found 8; 'python -m export .* --head labels --size 128x192 --batch dynamic --grid 8 --output",
+        ),
         ({"weights": "proportional"}, r"weights: expected per-tensor, .*--weights proportional"),
         ({"weights": (1, 0, 0, 0)}, r"weights: expected per-tensor, .* found 1,0,0,0; .*--weights 1,0,0,0"),
         ({"iterations": 3}, r"iterations: expected 2, .* found 3; .*--threshold 0.8,0.75,0.75"),

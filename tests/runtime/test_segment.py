@@ -175,7 +175,7 @@ def test_broken_images(photos):
     fails(run("~nosuchuser/x.jpg"), 1, "home directory")
     fails(run(""), 1, "an empty INPUT")
     fails(run("missing.jpg"), 1, "missing.jpg: no such file or folder")
-    fails(run("*.bmp"), 1, "*.bmp: matches no images")
+    fails(run("*.bmp"), 1, "*.bmp: no images")
     (photos / "nothing").mkdir()
     fails(run("nothing"), 1, "nothing: no images")
     assert not (photos / "segmented").exists()
