@@ -251,7 +251,7 @@ def test_segmenter_runs_either_head(labels_engine, small_engine):
     [
         (
             {"grid": 8},
-            r"grid: expected 12, .* found 8; 'python -m export .* --head labels --size 128x192 --batch dynamic --grid 8 --output",
+            r"grid: expected 12, .* found 8; .* --head labels --size 128x192 --batch dynamic --grid 8 --output",
         ),
         ({"weights": "proportional"}, r"weights: expected per-tensor, .*--weights proportional"),
         ({"weights": (1, 0, 0, 0)}, r"weights: expected per-tensor, .* found 1,0,0,0; .*--weights 1,0,0,0"),
