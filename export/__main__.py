@@ -117,9 +117,18 @@ def export_model(
             raise
     report(done.checks)
     files = [file for file in (path, path.with_name(path.name + ".data")) if file.exists()]
-    print(f"{done.stages}\nmodel:  {done.before}", file=sys.stderr)
+    before = f", {_weights_on_disk(Path(model)) / 1e6:.1f} MB" if Path(model).exists() else ""
+    print(f"{done.stages}\nmodel:  {done.before}{before}", file=sys.stderr)
     print(f"engine: {done.after}, {sum(file.stat().st_size for file in files) / 1e6:.1f} MB", file=sys.stderr)
     print(f"wrote {path} and {path}.json", file=sys.stderr)
+
+
+def _weights_on_disk(model: Path) -> int:
+    """Bytes of a checkpoint file, or of the weights in a pipeline folder, text encoder and VAE decoder too."""
+    if model.is_file():
+        return model.stat().st_size
+    parts = (list(part.glob("*.safetensors")) or list(part.glob("*.bin")) for part in model.iterdir() if part.is_dir())
+    return sum(file.stat().st_size for files in parts for file in files)
 
 
 @app.command()
