@@ -1,5 +1,6 @@
 """The native library builds for every GPU, races nowhere, is found where it should be, and says what it lacks."""
 
+import contextlib
 import ctypes
 import os
 import re
@@ -77,9 +78,9 @@ def racing(tmp_path_factory):
     return folder / "tiny"
 
 
-def run_racing(racing, *arguments):
+def run_racing(racing, *arguments, timeout=300):
     environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1 exitcode=66"}
-    return run([racing, *arguments], env=environment, timeout=60)
+    return run([racing, *arguments], env=environment, timeout=timeout)
 
 
 def test_no_races(racing):
@@ -90,7 +91,13 @@ def test_no_races(racing):
 @pytest.mark.parametrize(("name", "number"), BARRIERS[:-1])
 def test_every_barrier_is_needed(racing, name, number):
     """Without it there is a race, and ThreadSanitizer reports it: so the test above means something."""
-    code, output = run_racing(racing, number)
+    code, output = 0, "it never ended"
+    for _ in range(5):
+        # Threads that part ways wait for each other for ever, which may come before the report on a busy machine.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            code, output = run_racing(racing, number, timeout=30)
+        if code == 66:
+            break
     assert code == 66, output
     assert "data race" in output
 
