@@ -25,6 +25,7 @@ __all__ = [
     "MergeConfig",
     "aggregate_attention",
     "merge_attention",
+    "propose",
     "renumber",
     "segment_attention",
     "suppress",
@@ -124,6 +125,28 @@ def segment_attention(
         proposals = _merge(Aggregation(frame, shapes, ratios, total=n), config)
         target[...] = suppress(proposals, shapes[0], (height, width))
     return labels[0] if maps[0].ndim == 2 else labels
+
+
+@one_thread()
+def propose(
+    pyramid: Sequence[Any],
+    config: MergeConfig | None = None,
+    *,
+    grids: Sequence[Sequence[int]] | None = None,
+    layers: Sequence[int] | None = None,
+) -> NDArray[np.float32]:
+    """The proposals of one frame (paper, sections 3.2 and 3.3): float32 [P, n], each sums to 1.
+
+    They are those of `merge_attention` on the aggregated attention, which is never formed as a whole.
+    Arguments and errors are those of `segment_attention`, for maps [n, n].
+    """
+    config = config or MergeConfig()
+    maps, shapes = check_pyramid(pyramid, grids)
+    if maps[0].ndim != 2:
+        raise ValueError(f"pyramid: expected the maps [n, n] of one frame, found {list(maps[0].shape)}")
+    ratios = resolution_ratios(config.weights, shapes, layers)
+    anchor_queries(shapes[0], config.grid)
+    return _merge(Aggregation(maps, shapes, ratios, total=maps[0].shape[-1]), config)
 
 
 def anchor_queries(grid_shape: tuple[int, int], grid: int) -> NDArray[np.intp]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 
 from runtime.engine import open_engine, rebuild_command
 from runtime.errors import DiffSegError
-from runtime.merge import MergeConfig, aggregate_attention, merge_attention, renumber, segment_attention, suppress
+from runtime.merge import MergeConfig, aggregate_attention, merge_attention, propose, renumber, suppress
 from runtime.pyramid import check_weights, resolution_ratios
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from runtime.engine import Engine
     from runtime.sidecar import EngineSpec
+    from runtime.temporal import TrackerConfig
 
 
 MOST_ITERATIONS = 100  # far beyond where the merge stands still
@@ -47,6 +48,8 @@ class Result:
             is part of the network and its own stage takes 0.
         proposals: on request, float32 [count, h, w]: the merged attention map of each segment; sums to 1.
         attention: on request, float32 [h·w, h·w]: the aggregated attention; row i is where token i looks.
+        identities: from `stream` and a Tracker, int32 [count]: the identities in sight, ascending. Then the labels are
+            these numbers, which stay with their objects from frame to frame and have gaps; None: they are 0 … count−1.
     """
 
     labels: NDArray[np.int32]
@@ -54,21 +57,25 @@ class Result:
     milliseconds: dict[str, float]
     proposals: NDArray[np.float32] | None = field(default=None, repr=False)
     attention: NDArray[np.float32] | None = field(default=None, repr=False)
+    identities: NDArray[np.int32] | None = None
 
     def mask(self, index: int) -> NDArray[np.bool_]:
-        """bool [H, W]: the pixels of segment `index`. Raises IndexError beyond the last segment."""
-        if not 0 <= index < self.count:
+        """bool [H, W]: the pixels of a segment, given by its label. Raises IndexError where there is no such one."""
+        if self.identities is not None and index not in self.identities:
+            raise IndexError(f"expected an identity in sight, one of {self.identities.tolist()}, found {index}")
+        if self.identities is None and not 0 <= index < self.count:
             raise IndexError(f"expected a segment from 0 to {self.count - 1}, found {index}")
         return self.labels == index
 
     @property
     def segments(self) -> tuple[Segment, ...]:
-        """Area and box of every segment, in index order."""
+        """Area and box of every segment, in the order of their labels."""
         width = self.labels.shape[1]
         order = np.argsort(self.labels, axis=None, kind="stable")
-        areas = np.bincount(self.labels.ravel(), minlength=self.count)
+        areas = np.bincount(self.labels.ravel())
         segments, start = [], 0
-        for index, area in enumerate(areas.tolist()):
+        for index in np.flatnonzero(areas).tolist():
+            area = int(areas[index])
             rows, columns = np.divmod(order[start : start + area], width)
             x, y = int(columns.min()), int(rows[0])
             box = (x, y, int(columns.max()) - x + 1, int(rows[-1]) - y + 1)
@@ -151,9 +158,17 @@ class Segmenter:
             raise DiffSegError(str(error)) from None
         return cls(opened, config)
 
-    def __call__(self, frame: NDArray[np.uint8], *, details: bool = False) -> Result:
-        """Segment one frame, uint8 [H, W, 3] BGR of any size; `details` adds proposals and aggregated attention.
+    def __call__(
+        self,
+        frame: NDArray[np.uint8],
+        *,
+        details: bool = False,
+        proposals: bool = False,
+    ) -> Result:
+        """Segment one frame, uint8 [H, W, 3] BGR of any size.
 
+        `details` adds proposals and aggregated attention; `proposals` the proposals alone, which costs nothing (None
+        from an engine with the head labels).
         Raises DiffSegError when the frame has another shape or type.
         """
         if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
@@ -172,7 +187,7 @@ class Segmenter:
         times.append(time.perf_counter())
         # A fixed batch is filled with the one frame there is.
         batch = np.repeat(resized[None], spec.batch or 1, axis=0)
-        proposals = attention = None
+        merged = attention = None
         if spec.head == "labels":
             raw = self.engine.infer(batch, self.config.thresholds)[0][0].astype(np.int32, copy=False)
             times += [time.perf_counter()] * 2
@@ -183,11 +198,11 @@ class Segmenter:
             shapes: dict[str, Any] = {"grids": self._grids, "layers": self._layers}
             if details:
                 attention = aggregate_attention(pyramid, weights=self.config.weights, **shapes)
-                proposals = merge_attention(attention, self.config, self._grids[0])
-                raw = suppress(proposals, self._grids[0], size)
+                merged = merge_attention(attention, self.config, self._grids[0])
             else:
-                # The same labels, without ever forming the aggregated attention as a whole.
-                raw = segment_attention(pyramid, self.config, size=size, **shapes)
+                # The same proposals, without ever forming the aggregated attention as a whole.
+                merged = propose(pyramid, self.config, **shapes)
+            raw = suppress(merged, self._grids[0], size)
             times.append(time.perf_counter())
         fitted = cv2.resize(raw, frame.shape[1::-1], interpolation=cv2.INTER_NEAREST_EXACT)
         labels, count = renumber(fitted)
@@ -197,10 +212,28 @@ class Segmenter:
             name: round(float(ms), 3) for name, ms in zip(("resize", "network", "merge", "labels"), stages, strict=True)
         }
         milliseconds["total"] = round((times[-1] - times[0]) * 1e3, 3)
-        if not details or proposals is None:
+        if not (details or proposals) or merged is None:
             return Result(labels, count, milliseconds)
-        kept = proposals[np.unique(fitted)].reshape(count, *self._grids[0])
+        kept = merged[np.unique(fitted)].reshape(count, *self._grids[0])
         return Result(labels, count, milliseconds, kept, attention)
+
+    def stream(
+        self, frames: Iterable[NDArray[np.uint8]], *, temporal: bool | TrackerConfig = True, every: int = 1
+    ) -> Iterator[Result]:
+        """Segment frame after frame of one clip, camera or stream, one result for each, in order.
+
+        Args:
+            frames: uint8 [H, W, 3] BGR; where their size changes, a new scene begins.
+            temporal: labels are identities that stay with their objects (`runtime.temporal`); False: every frame by
+                itself, exactly as a call gives it.
+            every: the engine sees every so many frames; between them labels are carried along the optical flow.
+
+        Raises:
+            DiffSegError: where `every` is below 1, a frame is none, or the extra `video` is missing.
+        """
+        from runtime.temporal import stream
+
+        return stream(self, frames, temporal, every)
 
     def clone(self) -> Segmenter:
         """A Segmenter for another thread, on the same weights."""
