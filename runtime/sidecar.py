@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from runtime.errors import DiffSegError
 
@@ -28,6 +29,51 @@ class Level:
 
 
 @dataclass(frozen=True, slots=True)
+class PlanInfo:
+    """What a plan is besides: who built it, for which GPU, and what the builder was asked for.
+
+    What only a GPU can tell is None where there was none. `flavour`: tensorrt or tensorrt_rtx, with its `version`.
+    `sha256`, `size`: of the plan file, in bytes. `platform`: system and processor it was built on. `gpu`,
+    `compute_capability`: of the card it was built on, "8.9". `targets`: compute capabilities asked of TensorRT-RTX,
+    None for its default. `batch`: least, best and most frames per call of a dynamic batch. `types`: of inputs and
+    outputs; `arithmetic`: how many convolutions, matrix products and softmaxes the parsed network has of each type;
+    `inspected`: how many layers of the built plan give each type. `seconds`: the build took.
+    """
+
+    flavour: str
+    version: str
+    sha256: str
+    size: int
+    platform: str
+    gpu: str | None
+    compute_capability: str | None
+    optimization_level: int
+    workspace: int
+    types: Mapping[str, str]
+    arithmetic: Mapping[str, Mapping[str, int]]
+    seconds: float
+    tf32: bool = False
+    targets: tuple[str, ...] | None = None
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+    batch: tuple[int, int, int] | None = None
+    inspected: Mapping[str, int] | None = None
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> "PlanInfo":
+        """From parsed JSON. Raises KeyError, TypeError or ValueError where a field is missing or of another type."""
+        known = {f.name for f in fields(cls)}
+        given = {name: value for name, value in data.items() if name in known}
+        for name in ("targets", "batch"):
+            given[name] = None if given.get(name) is None else tuple(given[name])
+        plan = cls(**given)
+        texts, numbers = (plan.flavour, plan.version, plan.sha256, plan.platform), (plan.size, *(plan.batch or ()))
+        if not all(isinstance(text, str) for text in texts) or not all(type(number) is int for number in numbers):
+            raise ValueError(f"flavour {plan.flavour!r}, version {plan.version!r}, size {plan.size!r}")
+        return plan
+
+
+@dataclass(frozen=True, slots=True)
 class EngineSpec:
     """Everything the runtime must know of an engine before it runs it (DESIGN: engine contract).
 
@@ -36,6 +82,7 @@ class EngineSpec:
     bf16; `storage`: of the weights in the file. `thresholds`, `grid` and `weights`: the model's defaults for the merge;
     with the head `labels`, grid, weights and the number of thresholds are part of the graph.
     `noise_seed`: of the noise in the latent, None for none. `vae`: the one swapped in, None for the model's own.
+    `plan`: of a plan alone.
     """
 
     source: str
@@ -58,6 +105,7 @@ class EngineSpec:
     vae: str | None = None
     producer: Mapping[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
+    plan: PlanInfo | None = None
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -66,7 +114,10 @@ class EngineSpec:
 
     def to_json(self) -> str:
         """The sidecar's text; `from_json` is its inverse."""
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+        data = asdict(self)
+        if self.plan is None:
+            del data["plan"]
+        return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str, where: str) -> "EngineSpec":
@@ -95,6 +146,8 @@ class EngineSpec:
             data["thresholds"] = tuple(float(t) for t in data["thresholds"])
             if not isinstance(data.get("weights", ""), str):
                 data["weights"] = tuple(float(weight) for weight in data["weights"])
+            if data.get("plan") is not None:
+                data["plan"] = PlanInfo.from_data(data["plan"])
             spec = cls(**{k: v for k, v in data.items() if k in known})
             sizes = (spec.height, spec.width, spec.timestep, spec.grid, spec.batch or 1)
             if spec.head not in HEADS or not spec.levels or not all(isinstance(s, int) for s in sizes):
