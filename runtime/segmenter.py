@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -82,6 +82,15 @@ class Result:
             segments.append(Segment(index, area, box))
             start += area
         return tuple(segments)
+
+
+class Merged(NamedTuple):
+    """What the merge gives: proposal indices int32 [H, W] at the engine's size; proposals [P, h·w] and aggregated
+    attention, or None."""
+
+    raw: NDArray[np.int32]
+    proposals: NDArray[np.float32] | None
+    attention: NDArray[np.float32] | None
 
 
 class Segmenter:
@@ -171,51 +180,71 @@ class Segmenter:
         from an engine with the head labels).
         Raises DiffSegError when the frame has another shape or type.
         """
-        if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
-            found = f"{frame.dtype} {list(frame.shape)}" if isinstance(frame, np.ndarray) else type(frame).__name__
-            raise DiffSegError(f"expected a frame uint8 [H, W, 3] BGR, found {found}; read it with cv2.imread")
-        if 0 in frame.shape:
-            raise DiffSegError(f"expected a frame of at least one pixel, found {list(frame.shape)}")
-        spec = self.engine.spec
-        if details and spec.head == "labels":
+        if details and self.engine.spec.head == "labels":
             raise DiffSegError(
                 "details: an engine with the head labels gives no maps; expected the head attention, found labels; "
-                f"'python -m export {spec.source} --head attention --output engines/NAME' makes one"
+                f"'python -m export {self.engine.spec.source} --head attention --output engines/NAME' makes one"
             )
         times = [time.perf_counter()]
-        resized = resize_frame(frame, spec.height, spec.width)
+        resized = self.resize(frame)
         times.append(time.perf_counter())
-        # A fixed batch is filled with the one frame there is.
-        batch = np.repeat(resized[None], spec.batch or 1, axis=0)
-        merged = attention = None
-        if spec.head == "labels":
-            raw = self.engine.infer(batch, self.config.thresholds)[0][0].astype(np.int32, copy=False)
-            times += [time.perf_counter()] * 2
-        else:
-            pyramid = [maps[0] for maps in self.engine.infer(batch)]
-            times.append(time.perf_counter())
-            size = (spec.height, spec.width)
-            shapes: dict[str, Any] = {"grids": self._grids, "layers": self._layers}
-            if details:
-                attention = aggregate_attention(pyramid, weights=self.config.weights, **shapes)
-                merged = merge_attention(attention, self.config, self._grids[0])
-            else:
-                # The same proposals, without ever forming the aggregated attention as a whole.
-                merged = propose(pyramid, self.config, **shapes)
-            raw = suppress(merged, self._grids[0], size)
-            times.append(time.perf_counter())
-        fitted = cv2.resize(raw, frame.shape[1::-1], interpolation=cv2.INTER_NEAREST_EXACT)
-        labels, count = renumber(fitted)
+        maps = self.network(resized)
+        times.append(time.perf_counter())
+        merged = self.merge(maps, details=details)
+        times.append(time.perf_counter())
+        labels, count, kept = self.fit(merged, frame.shape[:2], proposals=details or proposals)
         times.append(time.perf_counter())
         stages = np.diff(times) * 1e3
         milliseconds = {
             name: round(float(ms), 3) for name, ms in zip(("resize", "network", "merge", "labels"), stages, strict=True)
         }
         milliseconds["total"] = round((times[-1] - times[0]) * 1e3, 3)
-        if not (details or proposals) or merged is None:
-            return Result(labels, count, milliseconds)
-        kept = merged[np.unique(fitted)].reshape(count, *self._grids[0])
-        return Result(labels, count, milliseconds, kept, attention)
+        return Result(labels, count, milliseconds, kept, merged.attention)
+
+    # The four stages of a call, one after the other. Each may run in a thread of its own, on a frame of its own.
+
+    def resize(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The frame at the engine's size. Raises DiffSegError when it is not uint8 [H, W, 3]."""
+        if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+            found = f"{frame.dtype} {list(frame.shape)}" if isinstance(frame, np.ndarray) else type(frame).__name__
+            raise DiffSegError(f"expected a frame uint8 [H, W, 3] BGR, found {found}; read it with cv2.imread")
+        if 0 in frame.shape:
+            raise DiffSegError(f"expected a frame of at least one pixel, found {list(frame.shape)}")
+        return resize_frame(frame, self.engine.spec.height, self.engine.spec.width)
+
+    def network(self, resized: NDArray[np.uint8]) -> list[NDArray[Any]]:
+        """The attention pyramid of a resized frame, [n, n] each; with the head labels its labels [H, W] alone."""
+        spec = self.engine.spec
+        # A fixed batch is filled with the one frame there is.
+        batch = np.repeat(resized[None], spec.batch or 1, axis=0)
+        if spec.head == "labels":
+            return [self.engine.infer(batch, self.config.thresholds)[0][0]]
+        return [maps[0] for maps in self.engine.infer(batch)]
+
+    def merge(self, maps: list[NDArray[Any]], *, details: bool = False) -> Merged:
+        """Merge a pyramid; with the head labels that is done already. `details` keeps the aggregated attention."""
+        spec = self.engine.spec
+        if spec.head == "labels":
+            return Merged(maps[0].astype(np.int32, copy=False), None, None)
+        attention = None
+        shapes: dict[str, Any] = {"grids": self._grids, "layers": self._layers}
+        if details:
+            attention = aggregate_attention(maps, weights=self.config.weights, **shapes)
+            proposals = merge_attention(attention, self.config, self._grids[0])
+        else:
+            # The same proposals, without ever forming the aggregated attention as a whole.
+            proposals = propose(maps, self.config, **shapes)
+        return Merged(suppress(proposals, self._grids[0], (spec.height, spec.width)), proposals, attention)
+
+    def fit(
+        self, merged: Merged, size: tuple[int, ...], *, proposals: bool = False
+    ) -> tuple[NDArray[np.int32], int, NDArray[np.float32] | None]:
+        """Labels int32 at the frame's size (height, width), their number, and on request their proposals."""
+        fitted = cv2.resize(merged.raw, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+        labels, count = renumber(fitted)
+        if not proposals or merged.proposals is None:
+            return labels, count, None
+        return labels, count, merged.proposals[np.unique(fitted)].reshape(count, *self._grids[0])
 
     def stream(
         self, frames: Iterable[NDArray[np.uint8]], *, temporal: bool | TrackerConfig = True, every: int = 1
