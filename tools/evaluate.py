@@ -1,4 +1,4 @@
-"""Measure segmentations against known truth: ``python -m tools.evaluate scenes``."""
+"""Measure segmentations against known truth: `python -m tools.evaluate bsds500 ROOT`, `scenes` and others."""
 
 from __future__ import annotations
 
@@ -6,67 +6,21 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
-import cv2
 import numpy as np
 import typer
 
+from runtime.terminal import run
 from tools.agreement import agreement
+from tools.evaluation import metrics
+from tools.evaluation.classical import Method, felzenszwalb, kmeans_lab, one_segment
+from tools.evaluation.command import add_commands
 from tools.scenes import Split, draw_scene
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from numpy.typing import NDArray
-
-    Method = Callable[[NDArray[np.uint8]], NDArray[np.int32]]
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 app.command()(agreement)
-
-
-def covering(truth: NDArray[np.int32], labels: NDArray[np.int32]) -> float:
-    """Covering of ``truth`` by ``labels``, both int [H, W] and ≥ 0: Σ_R |R|/N · max_S IoU(R, S), 0…1.
-
-    Arbeláez et al., "Contour Detection and Hierarchical Image Segmentation", PAMI 2011, section 3.1.
-
-    Raises:
-        ValueError: the shapes differ or a value is negative.
-    """
-    if truth.shape != labels.shape or truth.min() < 0 or labels.min() < 0:
-        raise ValueError(
-            f"covering compares two maps of one shape with values ≥ 0: got {truth.shape} and {labels.shape}"
-        )
-    _, rows = np.unique(truth, return_inverse=True)
-    _, columns = np.unique(labels, return_inverse=True)
-    shape = (int(rows.max()) + 1, int(columns.max()) + 1)
-    counts = np.bincount(rows.ravel() * shape[1] + columns.ravel(), minlength=shape[0] * shape[1])
-    common = counts.reshape(shape).astype(np.float64)
-    regions, segments = common.sum(1), common.sum(0)
-    overlap = common / (regions[:, None] + segments - common)
-    return float((regions * overlap.max(1)).sum() / regions.sum())
-
-
-def one_segment(frame: NDArray[np.uint8]) -> NDArray[np.int32]:
-    """The whole frame as one segment: int32 [H, W], all 0."""
-    return np.zeros(frame.shape[:2], np.int32)
-
-
-def kmeans_lab(frame: NDArray[np.uint8], clusters: int = 6) -> NDArray[np.int32]:
-    """K-means on the pixels' Lab colours, seeded alike on every call: int32 [H, W]."""
-    lab = cv2.cvtColor(frame.astype(np.float32) / 255, cv2.COLOR_BGR2LAB).reshape(-1, 3)
-    cv2.setRNGSeed(0)
-    stop = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 30, 0.1)
-    labels = cv2.kmeans(lab, clusters, np.empty(0, np.int32), stop, 3, cv2.KMEANS_PP_CENTERS)[1]
-    return labels.reshape(frame.shape[:2]).astype(np.int32)
-
-
-def felzenszwalb(frame: NDArray[np.uint8], scale: float = 400) -> NDArray[np.int32]:
-    """Felzenszwalb and Huttenlocher's graph segmentation as scikit-image has it: int32 [H, W]."""
-    from skimage.segmentation import felzenszwalb as segment
-
-    return np.asarray(segment(frame[..., ::-1], scale=scale), np.int32)
+add_commands(app)
 
 
 def measure(methods: dict[str, Method], count: int, split: Split) -> dict[str, Any]:
@@ -79,7 +33,9 @@ def measure(methods: dict[str, Method], count: int, split: Split) -> dict[str, A
             started = time.perf_counter()
             labels = method(scene.frame)
             seconds = time.perf_counter() - started
-            scores[name].append((covering(scene.mask, labels), len(np.unique(labels)), seconds))
+            scores[name].append(
+                (metrics.covering(metrics.contingency(scene.mask, labels)), len(np.unique(labels)), seconds)
+            )
     return {
         name: {
             "covering": round(float(np.mean([c for c, _, _ in rows])), 4),
@@ -139,4 +95,4 @@ def scenes(
 
 
 if __name__ == "__main__":
-    app()
+    run(app, "python -m tools.evaluate")

@@ -1,0 +1,199 @@
+"""`python -m tools.evaluate DATASET ROOT`: the command line of the evaluation."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import Enum
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from runtime.errors import DiffSegError
+from runtime.terminal import FAILED, complain, one_line_errors
+
+Method = Enum(
+    "Method",
+    {
+        name: name
+        for name in ("diffseg", "kmeans-c", "kmeans-s", "felzenszwalb", "mean-shift", "kmeans-lab", "one-segment")
+    },
+    type=str,
+)
+Similarity = Enum("Similarity", {"kl": "kl", "js": "js"}, type=str)
+
+
+def evaluate(
+    context: typer.Context,
+    root: Annotated[Path, typer.Argument(help="The folder the data set was unpacked into.")],
+    engine: Annotated[
+        list[Path] | None,
+        typer.Option("--engine", "-e", help="Engine file; default: the embedded one. Repeat to compare."),
+    ] = None,
+    method: Annotated[list[Method] | None, typer.Option(help="diffseg by default. Repeat to compare.")] = None,
+    threshold: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="KL threshold, one or one per iteration with commas; default: the engine's. Repeat to compare."
+        ),
+    ] = None,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="proportional, per-tensor, 64-only, or numbers with commas; default: the engine's. Repeat to compare."
+        ),
+    ] = None,
+    grid: Annotated[
+        list[int] | None, typer.Option(help="Anchors per axis; default: the engine's. Repeat to compare.")
+    ] = None,
+    iterations: Annotated[
+        list[int] | None, typer.Option(min=1, max=100, help="Of the merge; default: the engine's. Repeat to compare.")
+    ] = None,
+    similarity: Annotated[
+        list[Similarity] | None,
+        typer.Option(
+            help="kl (the paper's) or js (Jensen–Shannon; its default threshold is a quarter). Repeat to compare."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for results; default: evaluated/DATASET.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Such as train, val or test; default: the usual one.")] = None,
+    every: Annotated[int, typer.Option(min=1, help="Take every n-th image.")] = 1,
+    limit: Annotated[int | None, typer.Option(min=1, help="Take the first n images.")] = None,
+    partial: Annotated[bool, typer.Option("--partial", help="Leave out images without picture or mask.")] = False,
+    images: Annotated[str | None, typer.Option(help="Folder of the pictures below ROOT.")] = None,
+    masks: Annotated[str | None, typer.Option(help="Folder of the masks below ROOT.")] = None,
+    mask_ending: Annotated[
+        str | None, typer.Option(help="What a mask's name has in place of the picture's suffix, such as _mask.png.")
+    ] = None,
+    classes: Annotated[Path | None, typer.Option(help="Class map of your own, JSON.")] = None,
+    ignore: Annotated[
+        list[int] | None,
+        typer.Option(help="Value in masks without a class map that means unlabelled. Repeat for more."),
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", "-j", min=1, help="Processes; default: one per core that memory allows.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    backend: Annotated[str | None, typer.Option(help="onnxruntime or openvino.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout instead of a table.")] = False,
+) -> None:
+    """Evaluate methods on a data set with ground truth."""
+    with one_line_errors():
+        from rich.console import Console
+
+        from tools.evaluation import report, runner
+        from tools.evaluation.datasets import open_dataset
+        from tools.evaluation.layouts import ALIASES
+
+        name = ALIASES.get(str(context.info_name), str(context.info_name))
+        data = open_dataset(
+            name,
+            root,
+            split=split,
+            images=images,
+            masks=masks,
+            mask_ending=mask_ending,
+            classes=classes,
+            ignore=frozenset(ignore or ()),
+            every=every,
+            limit=limit,
+            partial=partial,
+        )
+        variants = _variants(data, engine, method, threshold, weights, grid, iterations, similarity, device, backend)
+        job = runner.Job(data, variants, device, backend)
+        folder = output or Path("evaluated") / name
+        with _progress(len(data.samples), data.protocol.title) as advance:
+            records, failures = runner.run(job, folder, jobs or _default_jobs(variants), advance)
+        for message in failures.values():
+            complain(message)
+        if len(failures) == len(data.samples):
+            raise DiffSegError(f"none of {len(failures)} images could be evaluated")
+        summary = report.summarise(data, variants, records)
+        report.write(folder, variants, summary, records)
+        if as_json:
+            print(json.dumps(summary))
+        else:
+            Console(width=None).print(report.table(data, variants, summary))
+        if failures:
+            complain(f"{len(failures)} of {len(data.samples)} images left out of all figures")
+            raise typer.Exit(FAILED)
+
+
+def add_commands(app: typer.Typer) -> None:
+    """One command per data set, and their short names."""
+    from tools.evaluation.layouts import ALIASES, KNOWN
+
+    for name, known in KNOWN.items():
+        app.command(name, help=known.help)(evaluate)
+    for short in ALIASES:
+        app.command(short, hidden=True)(evaluate)
+
+
+def _variants(
+    data: Any,
+    engines: Any,
+    methods: Any,
+    thresholds: Any,
+    weights: Any,
+    grids: Any,
+    iterations: Any,
+    similarities: Any,
+    device: str,
+    backend: str | None,
+) -> tuple[Any, ...]:
+    """Every combination of what was asked for, each once, in the order asked for."""
+    from runtime.engine import EMBEDDED
+    from tools.evaluation.methods import ATTENTION_METHODS, Evaluator, settle
+
+    evaluator = Evaluator(device, backend)
+    found = []
+    for method in [one.value for one in methods or [Method.diffseg]]:
+        if method not in ATTENTION_METHODS:
+            found.append(settle(method, None, None, data, None, None, None, None, "kl"))
+            continue
+        for path in engines or [EMBEDDED]:
+            spec = evaluator.engine(str(path)).spec
+            axes = (weights or [None], [_numbers(text) for text in thresholds or [None]], iterations or [None])
+            for weight, taus, count, side, alike in product(*axes, grids or [None], similarities or [Similarity.kl]):
+                found.append(settle(method, str(path), spec, data, weight, taus, count, side, alike.value))
+    return tuple(dict.fromkeys(found))
+
+
+def _numbers(text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise DiffSegError(f"--threshold {text}: expected numbers such as 0.9 or 1.1,0.9,0.9") from None
+
+
+def _default_jobs(variants: Any) -> int:
+    """One process per core this one may use, as far as memory allows for their engines."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    engines = {Path(variant.engine) for variant in variants if variant.engine}
+    weights = sum(p.stat().st_size for e in engines for p in (e, e.with_name(e.name + ".data")) if p.is_file())
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return cores
+    return max(1, min(cores, int(free / (2 * weights + 500e6))))
+
+
+@contextmanager
+def _progress(total: int, title: str) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr, on a terminal only; gives the function that advances it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda count: bar.advance(task, count)

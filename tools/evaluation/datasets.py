@@ -1,0 +1,203 @@
+"""Data sets in the layouts of their official downloads: which images there are, and which mask belongs to each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+
+from runtime.errors import DiffSegError
+from runtime.frames import read_frame
+from tools.evaluation.layouts import ALIASES, KNOWN, Layout
+from tools.evaluation.masks import (
+    MASK_SUFFIXES,
+    Protocol,
+    is_image,
+    is_mask,
+    read_protocol,
+    read_truths,
+    shipped_protocol,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image and its ground truth. `name`: its path below the image folder, without the suffix."""
+
+    name: str
+    image: Path
+    mask: Path
+
+
+@dataclass(frozen=True, slots=True)
+class DataSet:
+    """Samples in a fixed order, and what their masks mean. `missing`: how many had to be left out."""
+
+    name: str
+    protocol: Protocol
+    samples: tuple[Sample, ...]
+    ignore: frozenset[int] = field(default_factory=frozenset)
+    missing: int = 0
+
+    def load(self, sample: Sample) -> tuple[NDArray[np.uint8], list[NDArray[np.int32]]]:
+        """Frame uint8 [H, W, 3] BGR and the annotators' maps int32; with a crop both are cut square by the protocol.
+
+        The frame keeps its own resolution; the truth of a crop has the protocol's.
+        Raises DiffSegError when a file cannot be read, sizes differ or no pixel is labelled.
+        """
+        frame = read_frame(sample.image)
+        truths = read_truths(sample.mask, self.protocol, self.ignore)
+        for truth in truths:
+            if truth.shape != frame.shape[:2]:
+                raise DiffSegError(
+                    f"{sample.mask}: expected the size of its image {sample.image.name}, "
+                    f"{frame.shape[1]}x{frame.shape[0]}, found {truth.shape[1]}x{truth.shape[0]}"
+                )
+        if self.protocol.crop:
+            frame = centre_square(frame)
+            truths = [resize_labels(centre_square(truth), self.protocol.crop) for truth in truths]
+        if not all((truth >= 0).any() for truth in truths):
+            raise DiffSegError(f"{sample.mask}: no pixel is labelled{', after the crop' if self.protocol.crop else ''}")
+        return frame, truths
+
+
+def centre_square(image: NDArray[np.generic]) -> NDArray[np.generic]:
+    """The largest square in the middle of [H, W, ...]; where a margin is odd, the smaller half comes first."""
+    height, width = image.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return image[top : top + side, left : left + side]
+
+
+def resize_labels(labels: NDArray[np.int32], side: int) -> NDArray[np.int32]:
+    """Nearest neighbour with half-pixel centres, to [side, side]."""
+    return np.asarray(cv2.resize(labels, (side, side), interpolation=cv2.INTER_NEAREST_EXACT), np.int32)
+
+
+def resize_bilinear(frame: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """Plain bilinear interpolation with half-pixel centres and without antialiasing, rounded to uint8.
+
+    In float32, for OpenCV's own arithmetic on uint8 errs by up to a level.
+    """
+    if frame.shape[:2] == (height, width):
+        return frame
+    resized = cv2.resize(frame.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
+    return np.rint(resized).astype(np.uint8)
+
+
+def open_dataset(
+    name: str,
+    root: Path,
+    *,
+    split: str | None = None,
+    images: str | None = None,
+    masks: str | None = None,
+    mask_ending: str | None = None,
+    classes: Path | None = None,
+    ignore: frozenset[int] = frozenset(),
+    every: int = 1,
+    limit: int | None = None,
+    partial: bool = False,
+) -> DataSet:
+    """Find a data set's files below `root`.
+
+    `split`: None for the usual one. `images`, `masks`, `mask_ending`: folders and ending of one's own. `classes`: a
+    class map of one's own. `every`, `limit`: take every n-th image, at most so many. `partial`: leave out what has no
+    mask or is not there, where that would be an error.
+    Raises DiffSegError when root is no such data set; the text says what was expected and found.
+    """
+    name = ALIASES.get(name, name)
+    known = KNOWN[name]
+    if not root.is_dir():
+        raise DiffSegError(f"no folder {root}; expected the folder that {name} was unpacked into")
+    protocol = read_protocol(classes) if classes else Protocol(name) if name == "folder" else shipped_protocol(name)
+    layouts = known.layouts
+    if images or masks:
+        first = layouts[0]
+        layouts = (replace(first, images=images or first.images, masks=masks or first.masks, listing=None),)
+    if mask_ending is not None:
+        layouts = tuple(replace(layout, mask_ending=mask_ending) for layout in layouts)
+    samples, missing = _pairs(name, root, layouts, split, known.split, protocol.images)
+    total = len(samples) + len(missing)
+    if missing and not partial:
+        raise DiffSegError(
+            f"{name}: {len(missing)} of {total} images lack their picture or mask, the first is {missing[0]}; "
+            "complete the data set, or leave them out with --partial"
+        )
+    if not samples:
+        raise DiffSegError(f"{root}: none of {total} images has its picture and mask; the first lacks {missing[0]}")
+    chosen = tuple(samples[::every][:limit])
+    return DataSet(name, protocol, chosen, ignore, len(missing))
+
+
+def _pairs(
+    name: str, root: Path, layouts: tuple[Layout, ...], split: str | None, usual: str, listed: tuple[str, ...]
+) -> tuple[list[Sample], list[Path]]:
+    """Samples and missing files by the layout that explains most of what lies below root."""
+    tried, found = [], []
+    for layout in layouts:
+        if split is not None and "{split}" not in f"{layout.images} {layout.listing}":
+            continue  # a split asked for is not to be ignored
+        for below in layout.roots:
+            images = root / below / layout.images.format(split=split or usual)
+            masks = root / below / layout.masks.format(split=split or usual)
+            listing = root / below / layout.listing.format(split=split or usual) if layout.listing else None
+            tried.append(" and ".join(str(path.relative_to(root)) for path in (images, masks, listing) if path))
+            if images.is_dir() and masks.is_dir() and (listing is None or listing.is_file()):
+                found.append(_pair(images, masks, layout, _stems(images, layout, listing, listed)))
+    if found:
+        best = max(found, key=lambda pair: len(pair[0]))
+        if best[0] or best[1]:
+            return best
+        raise DiffSegError(f"{root}: no images in {tried[0].split(' and ')[0]}; expected those of {name}")
+    there = sorted(path.name + "/" * path.is_dir() for path in root.iterdir())
+    shown = ", ".join(there[:8]) + (", …" if len(there) > 8 else "")
+    hint = (
+        ""
+        if split or not any("{split}" in f"{one.images}{one.listing}" for one in layouts)
+        else (f"; another split than {usual} is chosen by --split")
+    )
+    expected = "; or ".join(dict.fromkeys(tried)) or f"a layout without splits, for {name} has none"
+    raise DiffSegError(f"{root}: no {name} there: expected {expected}; found {shown or 'nothing'}{hint}")
+
+
+def _stems(images: Path, layout: Layout, listing: Path | None, listed: tuple[str, ...]) -> list[tuple[str, Path]]:
+    """Name and path of every image that the protocol, the split's list or else the folder has."""
+    if listing is not None:
+        listed = tuple(line.split()[0] for line in listing.read_text(encoding="utf-8").splitlines() if line.strip())
+    if listed:
+        return [(stem, images / f"{stem}{layout.image_ending}") for stem in listed]
+    ending = layout.image_ending
+    paths = sorted(path for path in images.rglob("*") if is_image(path) and path.name.endswith(ending))
+    if layout.mask_ending:  # pictures and masks may share a folder
+        paths = [path for path in paths if not path.name.endswith(layout.mask_ending)]
+    names = [path.relative_to(images).as_posix() for path in paths]
+    stems = [
+        text[: -len(ending)] if ending else text[: -len(path.suffix)] for text, path in zip(names, paths, strict=True)
+    ]
+    return list(zip(stems, paths, strict=True))
+
+
+def _pair(images: Path, masks: Path, layout: Layout, stems: list[tuple[str, Path]]) -> tuple[list[Sample], list[Path]]:
+    there = {path.relative_to(masks).as_posix() for path in masks.rglob("*") if is_mask(path)}
+    endings = (
+        [layout.mask_ending]
+        if Path(f"x{layout.mask_ending}").suffix
+        else [layout.mask_ending + suffix for suffix in MASK_SUFFIXES]
+    )
+    samples, missing = [], []
+    for stem, path in stems:
+        mask = next((masks / f"{stem}{ending}" for ending in endings if f"{stem}{ending}" in there), None)
+        if mask is None:
+            missing.append(masks / f"{stem}{endings[0]}")
+        elif not path.is_file():
+            missing.append(path)
+        else:
+            samples.append(Sample(stem, path, mask))
+    return samples, missing

@@ -1,0 +1,119 @@
+"""Figures of merit. All come from one table per image: how many pixels a region and a segment have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def contingency(
+    truth: NDArray[Any], labels: NDArray[Any], rows: int | None = None, columns: int = 0
+) -> NDArray[np.int64]:
+    """Pixels that truth's region i and labels' segment j have in common: int64 [rows, max(columns, K)].
+
+    Args:
+        truth: int [H, W]; negative: unlabelled, left out.
+        labels: int [H, W], ≥ 0, K − 1 the largest.
+        rows: number of classes; None: as many as truth has.
+        columns: at least so many columns, the surplus ones 0.
+
+    Raises:
+        ValueError: the shapes differ, labels has a negative value, or truth one beyond `rows`.
+    """
+    if truth.shape != labels.shape or labels.min() < 0:
+        raise ValueError(
+            f"expected two maps of one shape, the labels ≥ 0: got {truth.shape} and {labels.shape}, "
+            f"labels from {labels.min()}"
+        )
+    most = int(truth.max()) + 1
+    rows = max(most, 0) if rows is None else rows
+    if most > rows:
+        raise ValueError(f"expected classes 0 to {rows - 1}, found {most - 1}")
+    # The width counts segments that lie on unlabelled pixels alone, as the authors' code does.
+    columns = max(columns, int(labels.max()) + 1)
+    labelled = truth >= 0
+    pairs = truth[labelled].astype(np.int64) * columns + labels[labelled]
+    return np.bincount(pairs, minlength=rows * columns).reshape(rows, columns).astype(np.int64)
+
+
+def covering(table: NDArray[np.int64]) -> float:
+    """Covering of the regions by the segments: Σ_R |R|/N · max_S IoU(R, S), 0…1.
+
+    Arbeláez et al., "Contour Detection and Hierarchical Image Segmentation", PAMI 2011, section 3.1.3.
+    """
+    common = table[table.sum(1) > 0].astype(np.float64)
+    regions, segments = common.sum(1), common.sum(0)
+    overlap = common / (regions[:, None] + segments - common)
+    return float((regions * overlap.max(1)).sum() / regions.sum())
+
+
+def rand_index(table: NDArray[np.int64]) -> float:
+    """Share of the pairs of pixels on which regions and segments agree whether they belong together, 0…1.
+
+    Its mean over the annotators is the probabilistic Rand index (Unnikrishnan et al., PAMI 2007). In whole numbers, so
+    nothing is rounded before the one division.
+    """
+    total = int(table.sum())
+    squares = sum(int((counts.astype(object) ** 2).sum()) for counts in (table.sum(1), table.sum(0)))
+    twice_disagreeing = squares - 2 * int((table[table > 0].astype(object) ** 2).sum())
+    return 1.0 if total < 2 else 1 - twice_disagreeing / (total * (total - 1))
+
+
+def variation_of_information(table: NDArray[np.int64]) -> float:
+    """H(regions) + H(segments) − 2·I(regions; segments) in bits, 0 where they are the same (Meilă, 2005)."""
+    joint = table / table.sum()
+    return float(2 * _entropy(joint.ravel()) - _entropy(joint.sum(1)) - _entropy(joint.sum(0)))
+
+
+def _entropy(shares: NDArray[np.float64]) -> float:
+    some = shares[shares > 0]
+    return float(-(some * np.log2(some)).sum())
+
+
+REGION_FIGURES = {"covering": covering, "pri": rand_index, "voi": variation_of_information}
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Pixels per class after one image's assignment, int64 [classes] each; their sum over images gives the figures."""
+
+    tp: NDArray[np.int64]
+    fp: NDArray[np.int64]
+    fn: NDArray[np.int64]
+
+
+def assign(table: NDArray[np.int64]) -> Counts:
+    """Give each class at most one segment so that most pixels are right, and count (the paper's protocol, section 4.1).
+
+    `table`: [classes, max(classes, K)]. Every class gets a column; where the best choice is not unique (a surplus
+    segment and a class that is absent), scipy's solver and the order of the columns decide, as in the authors' code.
+    A false positive counts for the class its column went to; pixels of columns left over are only missed.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    rows, columns = linear_sum_assignment(table, maximize=True)
+    matched = table[rows, columns]
+    return Counts(matched, table[:, columns].sum(0) - matched, table.sum(1) - matched)
+
+
+def intersection_over_union(tp: NDArray[Any], fp: NDArray[Any], fn: NDArray[Any]) -> NDArray[np.float64]:
+    """IoU of every class; NaN for one that neither truth nor an assigned segment has."""
+    union = np.asarray(tp + fp + fn, np.float64)
+    return np.divide(tp, union, out=np.full(union.shape, np.nan), where=union > 0)
+
+
+def class_figures(counts: Sequence[Counts]) -> dict[str, Any]:
+    """Accuracy ΣTP/Σlabelled, mIoU (mean over classes that occur) and IoU per class, summed over images first."""
+    tp, fp, fn = (sum(np.asarray(getattr(one, name)) for one in counts) for name in ("tp", "fp", "fn"))
+    iou = intersection_over_union(tp, fp, fn)
+    return {
+        "accuracy": float(tp.sum() / (tp.sum() + fn.sum())),
+        "miou": float(np.nanmean(iou)),
+        "iou": [None if np.isnan(value) else float(value) for value in iou],
+    }
