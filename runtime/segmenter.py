@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from runtime.engine import Engine
+    from runtime.native.library import Library
     from runtime.sidecar import EngineSpec
     from runtime.temporal import TrackerConfig
 
@@ -86,11 +88,12 @@ class Result:
 
 class Merged(NamedTuple):
     """What the merge gives: proposal indices int32 [H, W] at the engine's size; proposals [P, h·w] and aggregated
-    attention, or None."""
+    attention, or None. `milliseconds`: how long it took, where that was part of the network's stage."""
 
     raw: NDArray[np.int32]
     proposals: NDArray[np.float32] | None
     attention: NDArray[np.float32] | None
+    milliseconds: float = 0.0
 
 
 class Segmenter:
@@ -123,6 +126,7 @@ class Segmenter:
             )
         if spec.head == "labels":
             _check_baked(spec, self.config)
+        self._library = _native_core(engine, self.config)
 
     @classmethod
     def open(
@@ -134,15 +138,17 @@ class Segmenter:
         thresholds: float | tuple[float, ...] | None = None,
         iterations: int | None = None,
         grid: int | None = None,
+        options: Mapping[str, Any] | None = None,
         **merge: Any,
     ) -> Segmenter:
         """Open an engine file (None: the embedded default) on a device: auto, cpu, cuda or cuda:N.
 
+        `options`: of the backend, such as {"threads": 2, "precision": "fp32"}; see `runtime.engine.open_engine`.
         `thresholds`: one KL threshold for every iteration or one each; `iterations`: how many; `grid`: anchors per
         axis; `merge`: the other fields of MergeConfig. What is left out comes from the engine's sidecar.
         Raises DiffSegError when the engine cannot be opened or an option is out of range.
         """
-        opened = open_engine(engine, device, backend)
+        opened = open_engine(engine, device, backend, **(options or {}))
         if iterations is not None and (not isinstance(iterations, int) or not 1 <= iterations <= MOST_ITERATIONS):
             raise DiffSegError(f"iterations: expected 1 to {MOST_ITERATIONS}, found {iterations!r}")
         taus = opened.spec.thresholds
@@ -188,9 +194,10 @@ class Segmenter:
         times = [time.perf_counter()]
         resized = self.resize(frame)
         times.append(time.perf_counter())
-        maps = self.network(resized)
+        maps = self.network(resized, proposals=proposals, details=details)
         times.append(time.perf_counter())
         merged = self.merge(maps, details=details)
+        times[-1] -= merged.milliseconds / 1e3
         times.append(time.perf_counter())
         labels, count, kept = self.fit(merged, frame.shape[:2], proposals=details or proposals)
         times.append(time.perf_counter())
@@ -212,17 +219,56 @@ class Segmenter:
             raise DiffSegError(f"expected a frame of at least one pixel, found {list(frame.shape)}")
         return resize_frame(frame, self.engine.spec.height, self.engine.spec.width)
 
-    def network(self, resized: NDArray[np.uint8]) -> list[NDArray[Any]]:
-        """The attention pyramid of a resized frame, [n, n] each; with the head labels its labels [H, W] alone."""
+    def network(
+        self, resized: NDArray[np.uint8], *, proposals: bool = False, details: bool = False
+    ) -> list[NDArray[Any]] | Merged:
+        """The attention pyramid of a resized frame, [n, n] each; with the head labels its labels [H, W] alone.
+
+        On a GPU the maps are merged there at once, and `proposals` and `details` say what comes to the host besides
+        labels.
+        """
         spec = self.engine.spec
         # A fixed batch is filled with the one frame there is.
         batch = np.repeat(resized[None], spec.batch or 1, axis=0)
         if spec.head == "labels":
             return [self.engine.infer(batch, self.config.thresholds)[0][0]]
+        if self._library is not None:
+            return self._merge_on_device(batch, proposals, details)
         return [maps[0] for maps in self.engine.infer(batch)]
 
-    def merge(self, maps: list[NDArray[Any]], *, details: bool = False) -> Merged:
-        """Merge a pyramid; with the head labels that is done already. `details` keeps the aggregated attention."""
+    def _merge_on_device(self, batch: NDArray[np.uint8], proposals: bool, details: bool) -> Merged:
+        """Network and merge on the GPU where the maps lie: only what is asked for crosses to the host."""
+        from dataclasses import replace
+
+        from runtime import native
+
+        spec = self.engine.spec
+        maps = [replace(level, shape=level.shape[1:]) for level in self.engine.infer_on_device(batch)]
+        start = time.perf_counter()
+        try:
+            found = native.run(
+                maps,
+                self.config,
+                (spec.height, spec.width),
+                self._grids,
+                self._layers,
+                self.engine.device,
+                self._library,
+                proposals=proposals,
+                details=details,
+            )
+        except ValueError as error:  # as for instance a map with a NaN
+            raise DiffSegError(str(error)) from None
+        kept = None if found.proposals is None else found.proposals[: int(found.segments[0])]
+        return Merged(found.labels, kept, found.attention, (time.perf_counter() - start) * 1e3)
+
+    def merge(self, maps: list[NDArray[Any]] | Merged, *, details: bool = False) -> Merged:
+        """Merge a pyramid; with the head labels, or on a GPU, that is done already.
+
+        `details` keeps the aggregated attention.
+        """
+        if isinstance(maps, Merged):
+            return maps
         spec = self.engine.spec
         if spec.head == "labels":
             return Merged(maps[0].astype(np.int32, copy=False), None, None)
@@ -267,6 +313,29 @@ class Segmenter:
     def clone(self) -> Segmenter:
         """A Segmenter for another thread, on the same weights."""
         return Segmenter(self.engine.clone(), self.config)
+
+
+def _native_core(engine: Engine, config: MergeConfig) -> Library | None:
+    """The merge core for maps that lie on a GPU; None where they do not, or the head has merged them already.
+
+    Raises DiffSegError where a GPU was asked for by name, and there is no core for it or it cannot do what is wanted.
+    """
+    if not engine.on_device or engine.spec.head == "labels":
+        return None
+    try:
+        if config.refine != "none":
+            raise DiffSegError(
+                f"refine: expected none on device {engine.device}, for the merge core there cannot refine, found "
+                f"{config.refine}; use --device cpu, or leave it out"
+            )
+        from runtime import native
+
+        return native.load(native.device_number(engine.device), engine.path)
+    except DiffSegError as error:
+        if engine.asked != "auto":
+            raise
+        logging.getLogger("diffseg").warning("merging on the CPU: %s", error)
+        return None
 
 
 def default_grid(engine: Engine) -> int:

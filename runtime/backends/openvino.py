@@ -1,27 +1,51 @@
-"""ONNX engines through OpenVINO, on the CPU: also bfloat16 graphs, which ONNX Runtime cannot run there."""
+"""ONNX engines through OpenVINO, on the CPU: in bfloat16 where it has units for that, and also bfloat16 graphs."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import contextlib
+import os
+import time
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino as ov
 
 from runtime.engine import Engine
 from runtime.errors import DiffSegError
+from runtime.native.build import cache_folder
 from runtime.sidecar import METADATA_KEY, read_spec
 
-if TYPE_CHECKING:
-    from pathlib import Path
+HINTS = {"fp32": "f32", "bf16": "bf16"}
+CACHED_DAYS = 30  # a compiled model that long without use goes: at full size one takes gigabytes
 
 
 class OpenVinoEngine(Engine):
     """An ONNX engine compiled by OpenVINO. Clones share the weights and have an inference request each."""
 
-    def __init__(self, path: Path, device: str) -> None:
+    def __init__(
+        self,
+        path: Path,
+        device: str,
+        *,
+        threads: int | None = None,
+        streams: int = 1,
+        precision: str | None = None,
+        cache: str | Path | None = None,
+    ) -> None:
+        """Compile an engine, or take it from the cache.
+
+        `threads`: of the CPU, None for all. `streams`: how many clones run at the same time, each with its share of
+        the threads. `precision`: fp32 keeps a float32 graph exact, bf16 multiplies matrices in bfloat16; None = bf16
+        where the CPU has units for it. `cache`: folder of compiled models, None for the one in the user's cache, ""
+        for none. Weights are mapped from the file, not read.
+        Raises DiffSegError where the file is no engine, the CPU lacks the precision, or OpenVINO cannot compile it.
+        """
         if device not in ("auto", "cpu"):
             raise DiffSegError(f"the openvino backend runs on the CPU, found device {device!r}; use --device cpu")
         core = ov.Core()
+        core.set_property({"ENABLE_MMAP": True})
+        options = _options(threads, streams, precision)
         try:
             model = core.read_model(path)
         except Exception as error:
@@ -31,13 +55,20 @@ class OpenVinoEngine(Engine):
             ) from None
         self.spec = read_spec(path, _metadata(model), [output.get_any_name() for output in model.outputs])
         self.device = "cpu"
-        # float32 engines stay exact; in the others OpenVINO may use the matrix units the CPU has.
-        options = {"INFERENCE_PRECISION_HINT": "f32"} if self.spec.precision == "fp32" else {}
+        folder = compiled_folder() if cache is None else Path(cache) if cache else None
+        if folder is not None and _usable(folder):
+            options["CACHE_DIR"] = str(folder)
         try:
             self.compiled = core.compile_model(model, "CPU", options)
         except Exception as error:
             raise DiffSegError(f"OpenVINO cannot compile {path}: {_first_line(error)}") from None
         self._request = self.compiled.create_infer_request()
+
+    @property
+    def precision(self) -> str:
+        """What matrices are multiplied in: fp32 or bf16."""
+        hint = self.compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        return next((name for name, value in HINTS.items() if value == hint), hint)
 
     def _infer(self, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
         try:
@@ -50,6 +81,51 @@ class OpenVinoEngine(Engine):
         other = object.__new__(OpenVinoEngine)
         other.__dict__.update(self.__dict__, _request=self.compiled.create_infer_request())
         return other
+
+
+def has_bfloat16() -> bool:
+    """Whether the CPU has units that multiply bfloat16: there OpenVINO runs a float32 engine the fastest."""
+    return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def compiled_folder() -> Path:
+    """Where compiled models are kept."""
+    return cache_folder() / "openvino"
+
+
+def _options(threads: int | None, streams: int, precision: str | None) -> dict[str, Any]:
+    for name, value in (("threads", threads), ("streams", streams)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise DiffSegError(f"{name}: expected a whole number above 0, found {value!r}; leave it out for the best")
+    if precision not in (None, *HINTS):
+        raise DiffSegError(f"precision: expected {' or '.join(HINTS)}, found {precision!r}; leave it out for the best")
+    able = has_bfloat16()
+    if precision == "bf16" and not able:
+        raise DiffSegError(
+            "precision bf16: expected a CPU with bfloat16 units (AMX, AVX-512 BF16), found none; use fp32"
+        )
+    options: dict[str, Any] = {
+        "INFERENCE_PRECISION_HINT": HINTS[precision or ("bf16" if able else "fp32")],
+        "NUM_STREAMS": streams,
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    if threads is not None:
+        options["INFERENCE_NUM_THREADS"] = threads
+    return options
+
+
+def _usable(folder: Path) -> bool:
+    """Make the cache's folder and forget what has long not been used; whether it can be written at all."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        oldest = time.time() - CACHED_DAYS * 86400
+        for blob in folder.glob("*.blob"):
+            with contextlib.suppress(OSError):  # another process may have been quicker
+                if max(blob.stat().st_atime, blob.stat().st_mtime) < oldest:
+                    blob.unlink()
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
 
 
 def _metadata(model: ov.Model) -> str | None:
