@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from runtime.merge import MergeConfig
-    from runtime.native.core import Core
+    from runtime.native.core import Core, Output
     from runtime.native.library import Library
 
-__all__ = ["load", "release", "segment"]
+__all__ = ["load", "release", "run", "segment"]
 
 _loaded: dict[Path, Library] = {}
 
@@ -63,13 +63,34 @@ def segment(
     layers: Sequence[int] | None = None,
     device: str = "cuda",
     library: Library | None = None,
+    engine: Path | None = None,
 ) -> NDArray[Any]:
     """As `runtime.merge.segment_attention`, on a GPU. Arrays on the host are uploaded, arrays on the GPU are read
-    where they lie (see `runtime.native.arrays`); only labels come back.
+    where they lie (see `runtime.native.arrays`); only labels come back. `engine`: as for `load`.
 
     Raises:
         ValueError: if an argument is wrong or maps are no probabilities.
         DiffSegError: if there is no driver, GPU, library or compiler, or the GPU fails.
+    """
+    return run(pyramid, config, size, grids, layers, device, library, engine).labels
+
+
+def run(
+    pyramid: Sequence[Any],
+    config: MergeConfig,
+    size: Sequence[int],
+    grids: Sequence[Sequence[int]] | None = None,
+    layers: Sequence[int] | None = None,
+    device: str = "cuda",
+    library: Library | None = None,
+    engine: Path | None = None,
+    *,
+    proposals: bool = False,
+    details: bool = False,
+) -> Output:
+    """As `segment`; `proposals` come too on request, with `details` the aggregated attention as well.
+
+    Maps without a batch dimension give an output without one.
     """
     import numpy as np
 
@@ -104,12 +125,13 @@ def segment(
     ratios = resolution_ratios(config.weights, shapes, layers)
     anchor_queries(shapes[0], config.grid)
     height, width = check_size(size)
-    library = library or load(number)
+    library = library or load(number, engine)
     single = checked[0].ndim == 2
     batch = 1 if single else len(checked[0])
     core = _core(library, config, tuple(ratios), tuple(shapes), dtype, batch, number)
-    labels = core(maps, batch, (height, width)).labels
-    return labels[0] if single else labels
+    stream = next((level.stream for level in there if level), 0)  # behind what writes the maps
+    found = core(maps, batch, (height, width), proposals=proposals, details=details, stream=stream)
+    return found.first() if single else found
 
 
 class _Kept(threading.local):

@@ -18,13 +18,14 @@ ORT_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(b
 
 @dataclass(frozen=True, slots=True)
 class DeviceArray:
-    """An array on a GPU. `owner` keeps its memory while this exists."""
+    """An array on a GPU. `owner` keeps its memory while this exists; `stream`: it is written there."""
 
     pointer: int
     shape: tuple[int, ...]
     dtype: str
     device: int | None
     owner: Any = field(repr=False, compare=False)
+    stream: int = 0
 
 
 class _Tensor(ctypes.Structure):
@@ -52,6 +53,8 @@ def device_array(array: Any, name: str, stream: int = 0) -> DeviceArray | None:
     Raises:
         ValueError: if it is on a GPU, but not contiguous or of a type the core does not read.
     """
+    if isinstance(array, DeviceArray):
+        return array
     interface = getattr(array, "__cuda_array_interface__", None)
     if interface is not None:
         return _from_interface(array, interface, name)

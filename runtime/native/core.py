@@ -31,6 +31,12 @@ class Output:
     proposals: NDArray[np.float32] | None = None
     attention: NDArray[np.float32] | None = None
 
+    def first(self) -> Output:
+        """The first frame's alone, without the batch dimension; segments stays int32 [1]."""
+        proposals = None if self.proposals is None else self.proposals[0]
+        attention = None if self.attention is None else self.attention[0]
+        return Output(self.labels[0], self.segments[:1], proposals, attention)
+
 
 class Core:
     """The merge core for one shape of pyramid and one configuration. Safe to use from one thread.
@@ -74,19 +80,26 @@ class Core:
             self._handle = None
 
     def __call__(
-        self, maps: Sequence[Any], batch: int, size: tuple[int, int], *, details: bool = False, stream: int = 0
+        self,
+        maps: Sequence[Any],
+        batch: int,
+        size: tuple[int, int],
+        *,
+        proposals: bool = False,
+        details: bool = False,
+        stream: int = 0,
     ) -> Output:
         """Segment a batch of pyramids, [batch, n, n] per level: NumPy arrays or `DeviceArray`s.
 
+        `proposals` gives them too, `details` them and the aggregated attention.
         Raises ValueError where maps are no probabilities, and DiffSegError where the device fails.
         """
-        frames, kind = self._frames(maps, batch, size, details, stream)
+        wanted = ("proposals", "attention") if details else ("proposals",) if proposals else ()
+        frames, kind = self._frames(maps, batch, size, wanted, stream)
         self.library.call("run", self._handle, byref(frames), stream)
         self.library.call("check", self._handle, stream, None)
         shapes = {"labels": ((batch, *size), kind), "segments": ((batch,), "int32")}
-        if details:
-            shapes["proposals"] = ((batch, self.grid**2, self.n), "float32")
-            shapes["attention"] = ((batch, self.n, self.n), "float32")
+        shapes |= {name: ((batch, self._rows(name), self.n), "float32") for name in wanted}
         found = {}
         for name, (shape, dtype) in shapes.items():
             found[name] = np.empty(shape, dtype)
@@ -98,7 +111,7 @@ class Core:
         self, maps: Sequence[Any], batch: int, size: tuple[int, int], repeat: int = 1
     ) -> list[dict[str, float]]:
         """Milliseconds on the device of every stage, `repeat` times; the maps are uploaded once."""
-        frames, _ = self._frames(maps, batch, size, False, 0)
+        frames, _ = self._frames(maps, batch, size, (), 0)
         runs = []
         for _ in range(repeat):
             times = (c_float * len(STAGES))()
@@ -107,7 +120,7 @@ class Core:
         return runs
 
     def _frames(
-        self, maps: Sequence[Any], batch: int, size: tuple[int, int], details: bool, stream: int
+        self, maps: Sequence[Any], batch: int, size: tuple[int, int], wanted: Sequence[str], stream: int
     ) -> tuple[Frames, str]:
         kind = "uint8" if self.grid <= 16 else "uint16"
         frames = Frames(batch=batch, label_type=LABEL_TYPES[kind], height=size[0], width=size[1])
@@ -121,10 +134,12 @@ class Core:
                 frames.maps[index] = level.pointer
         frames.labels = self._buffer("labels", batch * size[0] * size[1] * np.dtype(kind).itemsize).pointer
         frames.segments = self._buffer("segments", batch * 4).pointer
-        if details:
-            frames.proposals = self._buffer("proposals", batch * self.grid**2 * self.n * 4).pointer
-            frames.attention = self._buffer("attention", batch * self.n * self.n * 4).pointer
+        for name in wanted:
+            setattr(frames, name, self._buffer(name, batch * self._rows(name) * self.n * 4).pointer)
         return frames, kind
+
+    def _rows(self, name: str) -> int:
+        return self.grid**2 if name == "proposals" else self.n
 
     def _buffer(self, name: str, size: int) -> Memory:
         """Device memory that is kept from call to call, and grows where it must."""

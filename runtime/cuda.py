@@ -1,0 +1,236 @@
+"""CUDA through the driver's own library: streams, events, memory and graphs, as little as running an engine takes.
+
+The driver is there wherever a GPU is. cuda-python would be one more package for the same calls, and the native library,
+which a compiler has to build first, is not needed at all by an engine with the head labels.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import weakref
+from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint, c_uint64, c_void_p
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from runtime.errors import DiffSegError
+from runtime.native import build
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+NON_BLOCKING = 1  # a stream that does not wait for the default one
+NO_TIMING = 2  # an event that only orders
+THREAD_LOCAL = 1  # a capture that lets other threads allocate
+MAJOR, MINOR = 75, 76  # attributes: compute capability
+
+_HANDLE = POINTER(c_void_p)
+_FUNCTIONS: dict[str, tuple[Any, ...]] = {
+    "cuInit": (c_uint,),
+    "cuDeviceGetCount": (POINTER(c_int),),
+    "cuDeviceGet": (POINTER(c_int), c_int),
+    "cuDeviceGetName": (c_char_p, c_int, c_int),
+    "cuDeviceGetAttribute": (POINTER(c_int), c_int, c_int),
+    "cuDeviceTotalMem_v2": (POINTER(c_size_t), c_int),
+    "cuDevicePrimaryCtxRetain": (_HANDLE, c_int),
+    "cuCtxSetCurrent": (c_void_p,),
+    "cuMemAlloc_v2": (POINTER(c_uint64), c_size_t),
+    "cuMemFree_v2": (c_uint64,),
+    "cuMemHostAlloc": (_HANDLE, c_size_t, c_uint),
+    "cuMemFreeHost": (c_void_p,),
+    "cuMemGetInfo_v2": (POINTER(c_size_t), POINTER(c_size_t)),
+    "cuMemcpyHtoDAsync_v2": (c_uint64, c_void_p, c_size_t, c_void_p),
+    "cuMemcpyDtoHAsync_v2": (c_void_p, c_uint64, c_size_t, c_void_p),
+    "cuMemcpyDtoDAsync_v2": (c_uint64, c_uint64, c_size_t, c_void_p),
+    "cuStreamCreate": (_HANDLE, c_uint),
+    "cuStreamDestroy_v2": (c_void_p,),
+    "cuStreamSynchronize": (c_void_p,),
+    "cuStreamWaitEvent": (c_void_p, c_void_p, c_uint),
+    "cuStreamBeginCapture_v2": (c_void_p, c_int),
+    "cuStreamEndCapture": (c_void_p, _HANDLE),
+    "cuEventCreate": (_HANDLE, c_uint),
+    "cuEventDestroy_v2": (c_void_p,),
+    "cuEventRecord": (c_void_p, c_void_p),
+    "cuEventSynchronize": (c_void_p,),
+    "cuGraphInstantiateWithFlags": (_HANDLE, c_void_p, c_uint64),
+    "cuGraphLaunch": (c_void_p, c_void_p),
+    "cuGraphDestroy": (c_void_p,),
+    "cuGraphExecDestroy": (c_void_p,),
+    "cuGetErrorName": (c_int, POINTER(c_char_p)),
+}
+
+
+@lru_cache(maxsize=1)
+def _driver() -> ctypes.CDLL:
+    build.check_driver()
+    driver = build.open_driver()
+    for name, arguments in _FUNCTIONS.items():
+        function = getattr(driver, name)
+        function.argtypes, function.restype = arguments, c_int
+    return driver
+
+
+def _try(name: str, *arguments: Any) -> int:
+    """Call a function of the driver; its status."""
+    return int(getattr(_driver(), name)(*arguments))
+
+
+def _call(name: str, *arguments: Any) -> None:
+    """Call a function of the driver. Raises DiffSegError with CUDA's own name of what failed."""
+    status = _try(name, *arguments)
+    if status:
+        text = c_char_p()
+        _try("cuGetErrorName", status, byref(text))
+        error = (text.value or b"unknown error").decode()
+        advice = "; close what else uses the GPU, or take a smaller engine" if error.endswith("OUT_OF_MEMORY") else ""
+        raise DiffSegError(f"CUDA: {name} failed with {error} ({status}){advice}")
+
+
+@lru_cache(maxsize=64)
+def gpu(number: int) -> Gpu:
+    """The GPU of that number. Raises DiffSegError without a driver, or without that GPU."""
+    return Gpu(number)
+
+
+class Gpu:
+    """A GPU and its primary context, which TensorRT and the merge core use too: pointers are good in all three.
+
+    `name`, `capability` ("8.9") and `memory` (bytes) are its own.
+    """
+
+    def __init__(self, number: int) -> None:
+        architecture = build.driver_architecture(number)
+        self.number, self.capability = number, f"{architecture // 10}.{architecture % 10}"
+        device, name, memory, context = c_int(), ctypes.create_string_buffer(256), c_size_t(), c_void_p()
+        _call("cuDeviceGet", byref(device), number)
+        _call("cuDeviceGetName", name, len(name), device)
+        _call("cuDeviceTotalMem_v2", byref(memory), device)
+        _call("cuDevicePrimaryCtxRetain", byref(context), device)  # for as long as the process lives
+        self.name, self.memory, self._context = name.value.decode(), memory.value, context.value
+
+    def use(self) -> None:
+        """Make this the calling thread's GPU: the calls of this module act on it."""
+        _call("cuCtxSetCurrent", self._context)
+
+    def free(self) -> int:
+        """Bytes of memory that nobody uses."""
+        self.use()
+        free, total = c_size_t(), c_size_t()
+        _call("cuMemGetInfo_v2", byref(free), byref(total))
+        return free.value
+
+
+class _Owned:
+    """Something of the driver's that is given back with its owner, on whatever thread."""
+
+    handle: int
+
+    def __init__(self, card: Gpu, create: str, *arguments: Any, destroy: str, kind: Any = c_void_p) -> None:
+        card.use()
+        handle = kind()
+        _call(create, byref(handle), *arguments)
+        self.handle, self.card = handle.value or 0, card
+        self._close = weakref.finalize(self, _destroy, card, destroy, self.handle)
+
+    def close(self) -> None:
+        """Give it back now."""
+        self._close()
+
+
+def _destroy(card: Gpu, name: str, handle: int) -> None:
+    # A process whose context is lost cannot give anything back, and has said why already.
+    if not _try("cuCtxSetCurrent", card._context):
+        _try(name, handle)
+
+
+class Buffer(_Owned):
+    """Memory on a GPU: `handle` is its address."""
+
+    def __init__(self, card: Gpu, size: int) -> None:
+        super().__init__(card, "cuMemAlloc_v2", max(size, 1), destroy="cuMemFree_v2", kind=c_uint64)
+        self.size = size
+
+
+class Pinned(_Owned):
+    """Memory on the host that a GPU copies from and to without the processor's help."""
+
+    def __init__(self, card: Gpu, size: int) -> None:
+        super().__init__(card, "cuMemHostAlloc", max(size, 1), 0, destroy="cuMemFreeHost")
+        self.size = size
+
+    def array(self, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
+        """This memory from its start as an array, valid while this object is."""
+        import numpy as np
+
+        kind, count = np.dtype(dtype), math.prod(shape)
+        memory = (ctypes.c_uint8 * (count * kind.itemsize)).from_address(self.handle)
+        return np.ctypeslib.as_array(memory).view(kind).reshape(shape)
+
+
+class Event(_Owned):
+    """A mark in a stream that other streams and the host can wait for."""
+
+    def __init__(self, card: Gpu) -> None:
+        super().__init__(card, "cuEventCreate", NO_TIMING, destroy="cuEventDestroy_v2")
+
+    def wait(self) -> None:
+        """Let the host wait; returns at once for a mark that was never made."""
+        _call("cuEventSynchronize", self.handle)
+
+
+class Graph(_Owned):
+    """A captured sequence of work, to be launched again and again."""
+
+    def __init__(self, card: Gpu, graph: int) -> None:
+        super().__init__(card, "cuGraphInstantiateWithFlags", graph, 0, destroy="cuGraphExecDestroy")
+
+
+class Stream(_Owned):
+    """A queue of work on a GPU; everything below only queues, but for `wait`."""
+
+    def __init__(self, card: Gpu) -> None:
+        super().__init__(card, "cuStreamCreate", NON_BLOCKING, destroy="cuStreamDestroy_v2")
+
+    def wait(self) -> None:
+        """Let the host wait until all is done. Raises DiffSegError if any of it failed."""
+        _call("cuStreamSynchronize", self.handle)
+
+    def upload(self, to: Buffer, source: Pinned, size: int) -> None:
+        """Copy `size` bytes to the GPU."""
+        _call("cuMemcpyHtoDAsync_v2", to.handle, source.handle, size, self.handle)
+
+    def download(self, to: Pinned, source: Buffer, size: int) -> None:
+        """Copy `size` bytes to the host."""
+        _call("cuMemcpyDtoHAsync_v2", to.handle, source.handle, size, self.handle)
+
+    def copy(self, to: Buffer, source: Buffer, size: int) -> None:
+        """Copy `size` bytes on the GPU."""
+        _call("cuMemcpyDtoDAsync_v2", to.handle, source.handle, size, self.handle)
+
+    def mark(self, event: Event) -> None:
+        """Let the event stand for all that is queued so far."""
+        _call("cuEventRecord", event.handle, self.handle)
+
+    def after(self, event: Event) -> None:
+        """Let what follows wait for the event."""
+        _call("cuStreamWaitEvent", self.handle, event.handle, 0)
+
+    def launch(self, graph: Graph) -> None:
+        """Queue a captured sequence."""
+        _call("cuGraphLaunch", graph.handle, self.handle)
+
+    def begin_capture(self) -> None:
+        """From here on, work is noted and not done."""
+        _call("cuStreamBeginCapture_v2", self.handle, THREAD_LOCAL)
+
+    def end_capture(self) -> Graph | None:
+        """What was noted; None if there was something among it that cannot be captured."""
+        graph = c_void_p()
+        if _try("cuStreamEndCapture", self.handle, byref(graph)) or not graph.value:
+            return None
+        try:
+            return Graph(self.card, graph.value)
+        except DiffSegError:
+            return None
+        finally:
+            _try("cuGraphDestroy", graph.value)
