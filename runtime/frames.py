@@ -1,14 +1,16 @@
-"""Sources: which images an INPUT stands for, where their outputs go, and reading them as frames."""
+"""Sources: which images and clips an INPUT stands for, where their outputs go, and reading images as frames."""
 
 import glob
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import quote, urlsplit
 
 from runtime.errors import DiffSegError
 from runtime.outputs import is_own_output
@@ -24,26 +26,56 @@ IMAGE_SUFFIXES = frozenset(
         *("ppm", "tif", "tiff", "webp"),
     )
 )
+VIDEO_SUFFIXES = frozenset(
+    f".{name}"
+    for name in (
+        *("3gp", "asf", "avi", "flv", "h264", "hevc", "m2ts", "m4v", "mjpeg", "mjpg", "mkv", "mov", "mp4", "mpeg"),
+        *("mpg", "mts", "mxf", "ogv", "vob", "webm", "wmv", "y4m"),
+    )
+)
+NAMED_VIDEO_SUFFIXES = VIDEO_SUFFIXES | {".ts"}  # in a folder, .ts is more often a program than a broadcast
+
+Kind = Literal["image", "video", "sequence", "stream", "camera", "stdin"]
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One image to segment. `path` is read; `target` is its outputs' path below the output folder, no suffix."""
+    """One image or clip to segment.
+
+    `path` is read, for a sequence it is the pattern; `target` is its outputs' path below the output folder, no suffix;
+    `address` stands for the path of what is no file: a URL, a camera's index, "-".
+    """
 
     path: Path
     target: Path
+    kind: Kind = "image"
+    address: str = ""
+
+    @property
+    def name(self) -> str:
+        """For people: the path, or the address without its password."""
+        return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", self.address) if self.address else str(self.path)
 
 
 def find_sources(inputs: Sequence[str]) -> tuple[list[Source], list[str]]:
     """Expand files, folders (searched recursively) and globs into sources, each image once, in a stable order.
 
-    Returns the sources and one message for every input, or folder within, that cannot be read or gives none. Pictures
-    this program wrote are left out: they are never inputs. The folder structure below an input is kept; names that
+    Videos are found as images are. `-` is standard input, a number a camera, what has `://` a stream, and a name with
+    a number's place, `shot_%04d.png`, a sequence of pictures: each where no file is called so.
+    Returns the sources and one message for every input, or folder within, that cannot be read or gives none. What this
+    program wrote is left out: it is never an input. The folder structure below an input is kept; names that
     would collide keep their suffix, and where that is not enough their parent folders.
     """
     found: dict[Path, tuple[Path, Path]] = {}  # absolute path → as given, and below the input's folder
+    special: dict[Path, tuple[Kind, str]] = {}
     failures: list[str] = []
     for text in inputs:
+        if (kind := _special(text)) is not None:
+            # A path that no file has, so that all targets are chosen together.
+            absolute = Path(os.path.abspath(text if kind == "sequence" else quote(text, safe="")))  # noqa: PTH100
+            special[absolute] = (kind, "" if kind == "sequence" else text)
+            found.setdefault(absolute, (Path(text), Path(_called(kind, text))))
+            continue
         try:
             paths, root, problems = _expand(text)
         except (OSError, RuntimeError, ValueError) as error:  # no permission, a loop, a name too long, no such user
@@ -53,13 +85,50 @@ def find_sources(inputs: Sequence[str]) -> tuple[list[Source], list[str]]:
         for path in paths:
             absolute = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links
             found.setdefault(absolute, (path, absolute.relative_to(os.path.abspath(root))))  # noqa: PTH100
-    return _place(found), failures
+    return [
+        Source(given, target, *special.get(path, (_kind(path), "")))
+        for (path, (given, _)), target in zip(found.items(), _place(found), strict=True)
+    ], failures
+
+
+def _special(text: str) -> Kind | None:
+    """What an input stands for that is neither file, folder nor glob."""
+    from runtime.video.sources import split_pattern
+
+    if text == "-":
+        return "stdin"
+    try:
+        if not text or os.path.lexists(text):
+            return None
+    except ValueError:  # a null byte
+        return None
+    if text.isascii() and text.isdigit() and len(text) < 4:
+        return "camera"
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
+        return "stream"
+    return "sequence" if split_pattern(Path(text).name) else None
+
+
+def _called(kind: Kind, text: str) -> str:
+    """The name of the outputs of what is no file, with a suffix (that may be left out)."""
+    if kind == "sequence":
+        stem = re.sub(r"%\d*d", "", Path(text).stem).strip("._- ")
+        return f"{stem or Path(text).absolute().parent.name or 'sequence'}{Path(text).suffix}"
+    if kind == "stream":
+        parts = urlsplit(text)
+        words = f"{parts.netloc.rpartition('@')[2]}{parts.path}"
+        return re.sub(r"[^A-Za-z0-9.]+", "_", words).strip("_.") or "stream"
+    return "stdin" if kind == "stdin" else f"camera{int(text)}"
+
+
+def _kind(path: Path) -> Kind:
+    return "video" if path.suffix.lower() in NAMED_VIDEO_SUFFIXES else "image"
 
 
 def _expand(text: str) -> tuple[list[Path], Path, list[str]]:
     """The images of one input, the folder their outputs' paths are relative to, and what is wrong with it."""
     if not text:
-        return [], Path(), ["an empty INPUT; expected an image, a folder or a glob"]
+        return [], Path(), ["an empty INPUT; expected an image, a video, a folder or a glob"]
     path = Path(text).expanduser()
     problems: list[str] = []
     if path.is_dir():
@@ -82,7 +151,9 @@ def _expand(text: str) -> tuple[list[Path], Path, list[str]]:
         except FileNotFoundError:
             return [], path, [f"{text}: no such file or folder"]
     if not images and not problems:
-        reason = f"only pictures that this program wrote ({ours})" if ours else f"no images; expected {_known()}"
+        reason = (
+            f"only pictures that this program wrote ({ours})" if ours else f"no images or videos; expected {_known()}"
+        )
         problems = [f"{text}: {reason}"]
     return images, root, problems
 
@@ -101,11 +172,13 @@ def _before_magic(parts: Sequence[str]) -> list[str]:
 
 
 def _images(paths: Iterable[Path]) -> tuple[list[Path], int]:
-    """The images among paths, sorted, and how many of our own pictures were left out."""
+    """The images and videos among paths, sorted, and how many of our own were left out."""
     images = sorted(
         path
         for path in paths
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and _may_be_file(path)
+        if path.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES
+        and not path.name.startswith(".")
+        and _may_be_file(path)
     )
     others = [path for path in images if not is_own_output(path)]
     return others, len(images) - len(others)
@@ -123,7 +196,7 @@ def _known() -> str:
     return " ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
 
 
-def _place(found: dict[Path, tuple[Path, Path]]) -> list[Source]:
+def _place(found: dict[Path, tuple[Path, Path]]) -> list[Path]:
     """Choose every source's target so that no two share one (ignoring case, as some file systems do)."""
     anchors = {path.anchor for path in found}
     common = os.path.commonpath([path.parent for path in found]) if len(anchors) == 1 else None
@@ -137,7 +210,20 @@ def _place(found: dict[Path, tuple[Path, Path]]) -> list[Source]:
         targets = {
             path: target if uses[str(target).casefold()] == 1 else longer[path] for path, target in targets.items()
         }
-    return [Source(given, targets[path]) for path, (given, _) in found.items()]
+    return [targets[path] for path in found]
+
+
+def check_file(path: Path, what: str) -> None:
+    """Raise DiffSegError where `path` is no file that can be read, or is empty. `what`: what it should be."""
+    try:
+        if not path.is_file():
+            kind = "a folder" if path.is_dir() else "no regular file" if path.exists() else "a broken link"
+            raise DiffSegError(f"{path}: is {kind}; expected {what}")
+        with path.open("rb") as file:
+            if not file.read(1):
+                raise DiffSegError(f"{path}: is empty; expected {what}")
+    except OSError as error:
+        raise DiffSegError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def read_frame(path: Path) -> "NDArray[np.uint8]":
@@ -148,20 +234,16 @@ def read_frame(path: Path) -> "NDArray[np.uint8]":
     import cv2
     import numpy as np
 
+    check_file(path, "an image")
     try:
-        if not path.is_file():
-            kind = "a folder" if path.is_dir() else "no regular file" if path.exists() else "a broken link"
-            raise DiffSegError(f"{path}: is {kind}; expected an image")
         data = path.read_bytes()
     except OSError as error:
         raise DiffSegError(f"{path}: cannot be read ({error.strerror})") from None
-    if not data:
-        raise DiffSegError(f"{path}: is empty; expected an image")
     if is_cut_short(data):
         raise DiffSegError(f"{path}: the image is cut short ({len(data)} bytes); copy or download it again")
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
-        with _decoders_silenced():
+        with decoders_silenced():
             frame = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error as error:
         raise DiffSegError(f"{path}: cannot be decoded ({error.err or error.msg})") from None
@@ -175,7 +257,7 @@ def read_frame(path: Path) -> "NDArray[np.uint8]":
 
 
 @contextmanager
-def _decoders_silenced() -> Iterator[None]:
+def decoders_silenced() -> Iterator[None]:
     """libjpeg and libpng write their complaints to the process's stderr; people get one line, ours."""
     sys.stderr.flush()
     kept = os.dup(2)

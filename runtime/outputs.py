@@ -1,4 +1,4 @@
-"""Sinks: drawing a result and writing its pictures."""
+"""Drawing a result and writing its pictures; how outputs are known for this program's own."""
 
 import zlib
 from collections.abc import Callable
@@ -18,15 +18,23 @@ if TYPE_CHECKING:
 
 # A PNG text entry, so that a second run over the same folder knows these pictures for outputs.
 OWN_MARK = b"tEXtSoftware\x00diffseg"
+# The same for videos, as a box that players skip, and for label archives, as the zip file's comment: both stand last.
+OWN_ARCHIVE = b"diffseg"
+OWN_BOX = (8 + len(OWN_ARCHIVE)).to_bytes(4, "big") + b"free" + OWN_ARCHIVE
+_LAST = {".mp4": OWN_BOX, ".npz": OWN_ARCHIVE}
 
 
 def is_own_output(path: Path) -> bool:
-    """Whether `path` is a PNG that this program wrote: the mark stands in its first bytes."""
+    """Whether `path` is a PNG, a video or an archive that this program wrote: its mark stands first or last in it."""
+    suffix = path.suffix.lower()
     try:
-        if path.suffix.lower() != ".png" or not path.is_file():
+        if suffix not in (".png", *_LAST) or not path.is_file():
             return False
         with path.open("rb") as file:
-            return OWN_MARK in file.read(128)
+            if suffix == ".png":
+                return OWN_MARK in file.read(128)
+            file.seek(-min(len(_LAST[suffix]), path.stat().st_size), 2)
+            return file.read() == _LAST[suffix]
     except OSError:
         return False
 
@@ -55,9 +63,14 @@ def borders(labels: "NDArray[np.int32]", thickness: int = 1) -> "NDArray[np.bool
     return edges.astype(bool)
 
 
+def paint(labels: "NDArray[np.int32]") -> "NDArray[np.uint8]":
+    """uint8 [H, W, 3] BGR: every label in its colour, which depends on nothing but its number."""
+    return palette(int(labels.max(initial=0)) + 1)[labels]
+
+
 def draw_overlay(frame: "NDArray[np.uint8]", result: "Result", opacity: float = 0.5) -> "NDArray[np.uint8]":
     """The frame under its segments' colours with white borders: uint8 [H, W, 3] BGR."""
-    colours = palette(result.count)[result.labels]
+    colours = paint(result.labels)
     overlay = cv2.addWeighted(frame, 1 - opacity, colours, opacity, 0)
     # About one pixel of border for every 400 of the frame, so that it shows at any size.
     overlay[borders(result.labels, 1 + min(frame.shape[:2]) // 400)] = 255
@@ -65,15 +78,18 @@ def draw_overlay(frame: "NDArray[np.uint8]", result: "Result", opacity: float = 
 
 
 def label_image(frame: "NDArray[np.uint8]", result: "Result") -> "NDArray[np.uint8] | NDArray[np.uint16]":
-    """Single-channel label picture [H, W], 0-based: uint8 up to 256 segments, uint16 above."""
-    return result.labels.astype(np.uint8) if result.count <= 256 else result.labels.astype(np.uint16)
+    """Single-channel label picture [H, W], 0-based: uint8 where all labels are below 256, else uint16.
+
+    Identities of a stream beyond 65,535 start again at 0.
+    """
+    return result.labels.astype(np.uint8) if result.labels.max(initial=0) < 256 else result.labels.astype(np.uint16)
 
 
 Draw = Callable[["NDArray[np.uint8]", "Result"], "NDArray[np.uint8] | NDArray[np.uint16]"]
 KINDS: dict[str, Draw] = {
     "overlay": draw_overlay,
     "labels": label_image,
-    "segments": lambda frame, result: palette(result.count)[result.labels],
+    "segments": lambda frame, result: paint(result.labels),
 }
 
 

@@ -3,6 +3,7 @@
 import errno
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -34,6 +35,24 @@ def one_line_errors(status: int = FAILED) -> Iterator[None]:
     except KeyboardInterrupt:
         complain("interrupted; what was finished is whole, the rest is left out")
         raise typer.Exit(INTERRUPTED) from None
+
+
+@contextmanager
+def interruptions_held() -> Iterator[None]:
+    """Let what is inside come to its end; Ctrl-C and SIGTERM that come meanwhile count afterwards."""
+    caught = []
+    held = {
+        number: signal.signal(number, lambda number, frame: caught.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if threading.current_thread() is threading.main_thread()  # handlers of others cannot be set, nor are needed
+    }
+    try:
+        yield
+    finally:
+        for number, handler in held.items():
+            signal.signal(number, handler)
+        if caught:
+            raise KeyboardInterrupt
 
 
 def run(app: typer.Typer, name: str) -> None:
