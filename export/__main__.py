@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import typer.core
 
+from export import plan_command
 from runtime.errors import DiffSegError
 from runtime.terminal import USAGE_ERROR, one_line_errors, run
 
@@ -33,7 +34,10 @@ class _ExportUnlessNamed(typer.core.TyperGroup):
 app = typer.Typer(cls=_ExportUnlessNamed, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
-@app.command("model", epilog="Other commands, each with --help: list MODEL, check ENGINE MODEL.")
+app.command("plan")(plan_command.plan)
+
+
+@app.command("model", epilog="Other commands, each with --help: list MODEL, check ENGINE MODEL, plan ENGINE.onnx.")
 def export_model(
     model: Annotated[
         str, typer.Argument(help="Diffusers folder, id on the model hub (owner/name), or .safetensors checkpoint.")
@@ -72,6 +76,15 @@ def export_model(
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Revision on the model hub.")] = None,
     compact: Annotated[bool, typer.Option("--compact", help="Store weights as float16: half the file.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Build a TensorRT plan of the engine, too.")] = False,
+    flavour: plan_command.Flavour = None,
+    optimization_level: plan_command.OptimizationLevel = 3,
+    workspace: plan_command.Workspace = 4096,
+    profile: plan_command.Profile = None,
+    version_compatible: plan_command.VersionCompatible = False,
+    hardware_compatible: plan_command.HardwareCompatible = False,
+    tf32: plan_command.Tf32 = False,
+    targets: plan_command.Targets = None,
 ) -> None:
     """Export a Stable Diffusion pipeline's VAE encoder and U-Net to an ONNX engine with its attention exposed.
 
@@ -92,6 +105,15 @@ def export_model(
             raise DiffSegError(f"--compact goes with --precision fp32; {precision} weights are as small already")
         if output.is_dir():
             raise DiffSegError(f"--output {output} is a folder; expected a name in it, such as {output}/NAME")
+        plan_options = (
+            *(flavour, optimization_level, workspace, profile),
+            *(version_compatible, hardware_compatible, tf32, targets),
+        )
+        if not plan and plan_options != (None, 3, 4096, None, False, False, False, None):
+            raise DiffSegError("--flavour and the builder's other options go with --plan")
+        if profile is not None and batch != "dynamic":
+            raise DiffSegError(f"--profile goes with --batch dynamic, found --batch {batch}")
+        plan_request = plan_command.plan_request(*plan_options) if plan else None
     path = output if output.suffix == ".onnx" else output.with_name(output.name + ".onnx")
     with one_line_errors():
         from export.engine import CheckFailed, ExportRequest, export_engine
@@ -121,6 +143,9 @@ def export_model(
     print(f"{done.stages}\nmodel:  {done.before}{before}", file=sys.stderr)
     print(f"engine: {done.after}, {sum(file.stat().st_size for file in files) / 1e6:.1f} MB", file=sys.stderr)
     print(f"wrote {path} and {path}.json", file=sys.stderr)
+    if plan_request is not None:
+        with one_line_errors():
+            plan_command.write_plan(path, path.with_suffix(".plan"), plan_request)
 
 
 def _weights_on_disk(model: Path) -> int:

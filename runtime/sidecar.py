@@ -210,7 +210,7 @@ def read_text(path: Path) -> str:
         raise DiffSegError(f"cannot read {path}: {error}") from None
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes | memoryview) -> None:
     """Write under a temporary name in the same folder and move into place: a whole file or none.
 
     Raises OSError when the folder cannot be written or the disk is full.

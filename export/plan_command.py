@@ -1,0 +1,121 @@
+"""The command line's part in plans: options shared by `python -m export MODEL --plan` and `python -m export plan`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from runtime.errors import DiffSegError
+from runtime.terminal import USAGE_ERROR, one_line_errors
+
+if TYPE_CHECKING:
+    from export.plan import PlanRequest
+    from runtime.sidecar import EngineSpec
+
+Flavour = Annotated[
+    str | None, typer.Option(metavar="tensorrt|tensorrt_rtx", help="Who builds; whichever is installed if left out.")
+]
+OptimizationLevel = Annotated[int, typer.Option(min=0, max=5, help="How long the builder searches.")]
+Workspace = Annotated[int, typer.Option(min=1, metavar="MB", help="Most memory of a layer beside inputs and outputs.")]
+Profile = Annotated[
+    str | None,
+    typer.Option(metavar="LEAST,BEST,MOST", help="Frames per call, of a dynamic batch.  [default: 1,1,4]"),
+]
+VersionCompatible = Annotated[
+    bool, typer.Option("--version-compatible", help="Run with newer versions of TensorRT too; may be slower.")
+]
+HardwareCompatible = Annotated[
+    bool, typer.Option("--hardware-compatible", help="Run on all GPUs from Ampere on; may be slower.")
+]
+Tf32 = Annotated[bool, typer.Option("--tf32", help="Let float32 products round to TF32: faster, 10 bits of mantissa.")]
+Targets = Annotated[
+    str | None,
+    typer.Option(
+        metavar="8.6,12.0", help="Compute capabilities that TensorRT-RTX builds for; its default if left out."
+    ),
+]
+
+
+def plan(
+    engine: Annotated[Path, typer.Argument(metavar="ENGINE.onnx", help="An exported ONNX engine.")],
+    output: Annotated[Path | None, typer.Option(help="Plan to write; ENGINE.plan if left out.")] = None,
+    flavour: Flavour = None,
+    optimization_level: OptimizationLevel = 3,
+    workspace: Workspace = 4096,
+    profile: Profile = None,
+    version_compatible: VersionCompatible = False,
+    hardware_compatible: HardwareCompatible = False,
+    tf32: Tf32 = False,
+    targets: Targets = None,
+) -> None:
+    """Build a TensorRT or TensorRT-RTX plan from an ONNX engine, with its sidecar.
+
+    Precision is the engine's own. Exit status: 0 done, 1 failed, 2 bad usage.
+    """
+    with one_line_errors(USAGE_ERROR):
+        request = plan_request(
+            flavour, optimization_level, workspace, profile, version_compatible, hardware_compatible, tf32, targets
+        )
+    with one_line_errors():
+        write_plan(engine, output or engine.with_suffix(".plan"), request)
+
+
+def plan_request(
+    flavour: str | None,
+    optimization_level: int,
+    workspace: int,
+    profile: str | None,
+    version_compatible: bool,
+    hardware_compatible: bool,
+    tf32: bool,
+    targets: str | None,
+) -> PlanRequest:
+    """The options as `export.plan` takes them. Raises DiffSegError for the first that cannot be, before any work."""
+    from export.plan import PlanRequest, check_request
+
+    batch = None
+    if profile is not None:
+        words = profile.split(",")
+        if len(words) != 3 or not all(word.strip().isdecimal() for word in words):
+            raise DiffSegError(f"--profile: expected least,best,most frames per call, such as 1,1,4, found {profile!r}")
+        least, best, most = map(int, words)
+        batch = (least, best, most)
+    request = PlanRequest(
+        flavour=flavour,
+        optimization_level=optimization_level,
+        workspace=workspace * 2**20,
+        profile=batch,
+        version_compatible=version_compatible,
+        hardware_compatible=hardware_compatible,
+        tf32=tf32,
+        targets=tuple(word.strip() for word in targets.split(",")) if targets else None,
+    )
+    check_request(request)
+    return request
+
+
+def write_plan(engine: Path, output: Path, request: PlanRequest) -> EngineSpec:
+    """Build, and say on stderr what was built. Raises what `build_plan` does."""
+    from export.plan import build_plan
+    from export.progress import Stages
+    from runtime.plan import FLAVOURS
+
+    path = output if output.suffix == ".plan" else output.with_name(output.name + ".plan")
+    stages = Stages()
+    spec = build_plan(engine, path, request, stages)
+    found = spec.plan
+    assert found is not None
+    counted = "; ".join(
+        f"{kind.replace('_', ' ')}: {', '.join(f'{n} {name}' for name, n in count.items())}"
+        for kind, count in found.arithmetic.items()
+    )
+    where = found.gpu or "no GPU: what only one can tell is left open"
+    print(
+        f"{stages}\n{FLAVOURS[found.flavour]} {found.version} ({where}), {found.size / 1e6:.1f} MB; {counted}\n"
+        f"wrote {path} and {path}.json",
+        file=sys.stderr,
+    )
+    return spec
