@@ -230,7 +230,7 @@ def _flavour(path: Path, name: str | None) -> str:
     if name not in (None, plan.flavour):
         raise DiffSegError(
             f"{path} was built with {plan.flavour} {plan.version}, which alone can run it; expected that backend, "
-            f"found {name!r}; leave --backend out, or build a plan for it with {rebuild(path, plan)} --flavour NAME"
+            f"found {name!r}; leave --backend out"
         )
     return plan.flavour
 

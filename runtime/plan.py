@@ -103,9 +103,9 @@ def check_content(path: Path, plan: PlanInfo, content: "bytes | memoryview") -> 
         )
 
 
-def rebuild(path: Path, plan: PlanInfo | None = None) -> str:
-    """The command that builds a plan anew, with the options of the old one."""
-    options = []
+def rebuild(path: Path, plan: PlanInfo | None = None, *more: str) -> str:
+    """The command that builds a plan anew, with the options of the old one, and more."""
+    options: list[str] = []
     if plan is not None:
         wanted = {
             "--version-compatible": plan.version_compatible,
@@ -114,7 +114,7 @@ def rebuild(path: Path, plan: PlanInfo | None = None) -> str:
             f"--profile {','.join(map(str, plan.batch or ()))}": plan.batch is not None,
         }
         options = [option for option, given in wanted.items() if given]
-    return f"'{' '.join(['python -m export plan', shlex.quote(str(path.with_suffix('.onnx'))), *options])}'"
+    return f"'{' '.join(['python -m export plan', shlex.quote(str(path.with_suffix('.onnx'))), *options, *more])}'"
 
 
 def _numbers(version: str) -> tuple[int, ...]:

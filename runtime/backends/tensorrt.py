@@ -43,7 +43,11 @@ class TensorRtEngine(Engine):
         check_platform(path, self.plan, build_platform())
         trt = importlib.import_module(self.plan.flavour)
         check_library(path, self.plan, trt.__version__)
-        card = cuda.gpu(int(device.partition(":")[2] or 0))
+        try:
+            card = cuda.gpu(int(device.partition(":")[2] or 0))
+        except DiffSegError as error:
+            found = str(error).rpartition("; ")[0]
+            raise DiffSegError(f"{path}: {found}; a plan runs there alone, the .onnx engine on a CPU too") from None
         check_gpu(path, self.plan, card.name, card.capability)
         self.device, self.path = f"cuda:{card.number}", path
         card.use()
