@@ -150,6 +150,12 @@ class Aggregation:
             self.block(np.s_[y : y + 1], np.s_[x : x + 1], row[None])
         return out
 
+    def pool(self, maps: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Maps [k, n] summed into the blocks of `pooled`: float32 [k, cells]."""
+        pooled = np.empty((len(maps), self.pooled.shape[1]), np.float32)
+        _pool(np.ascontiguousarray(maps), self.shape, self.cells_per_axis, pooled)
+        return pooled
+
     def full(self, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """A as a whole, float32 [n, n]."""
         h, w = self.shape

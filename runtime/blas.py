@@ -1,10 +1,14 @@
-"""Holding NumPy's matrix products to one thread while the merge runs."""
+"""Threads of the merge: its own, each with a part of the tiles, while NumPy's matrix products are held to one."""
 
 import functools
+import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
+MOST_THREADS = 4  # each has sums of its own, and memory is what they then wait for
 
 _lock = threading.Lock()
 _inside = 0
@@ -37,3 +41,28 @@ def one_thread() -> Iterator[None]:
             _inside -= 1
             if _inside == 0:
                 _limit.restore_original_limits()
+
+
+def thread_count() -> int:
+    """Threads of the merge: OMP_NUM_THREADS where it is set, or the cores this process may use; at most four."""
+    text = os.environ.get("OMP_NUM_THREADS", "")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(int(text) if text.isdecimal() else cores, cores, MOST_THREADS))
+
+
+def add_in_threads(work: Callable[[Sequence[Item]], tuple[Any, ...]], items: Sequence[Item]) -> tuple[Any, ...]:
+    """`work(items)`, a tuple of arrays that add up over the items, with a part of them in every thread.
+
+    Which thread takes what is fixed, so that the same sums are rounded the same way in every run.
+    """
+    threads = min(thread_count(), len(items))
+    if threads < 2:
+        return work(items)
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(threads) as pool:
+        first, *rest = pool.map(work, (items[part::threads] for part in range(threads)))
+    for other in rest:
+        for total, part in zip(first, other, strict=True):
+            total += part
+    return first
