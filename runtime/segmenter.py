@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -179,11 +179,12 @@ class Segmenter:
         *,
         details: bool = False,
         proposals: bool = False,
+        seeds: NDArray[np.float32] | None = None,
     ) -> Result:
         """Segment one frame, uint8 [H, W, 3] BGR of any size.
 
         `details` adds proposals and aggregated attention; `proposals` the proposals alone, which costs nothing (None
-        from an engine with the head labels).
+        from an engine with the head labels). `seeds`: see `merge`.
         Raises DiffSegError when the frame has another shape or type.
         """
         if details and self.engine.spec.head == "labels":
@@ -196,7 +197,7 @@ class Segmenter:
         times.append(time.perf_counter())
         maps = self.network(resized, proposals=proposals, details=details)
         times.append(time.perf_counter())
-        merged = self.merge(maps, details=details)
+        merged = self.merge(maps, details=details, seeds=seeds)
         times[-1] -= merged.milliseconds / 1e3
         times.append(time.perf_counter())
         labels, count, kept = self.fit(merged, frame.shape[:2], proposals=details or proposals)
@@ -238,8 +239,6 @@ class Segmenter:
 
     def _merge_on_device(self, batch: NDArray[np.uint8], proposals: bool, details: bool) -> Merged:
         """Network and merge on the GPU where the maps lie: only what is asked for crosses to the host."""
-        from dataclasses import replace
-
         from runtime import native
 
         spec = self.engine.spec
@@ -262,10 +261,17 @@ class Segmenter:
         kept = None if found.proposals is None else found.proposals[: int(found.segments[0])]
         return Merged(found.labels, kept, found.attention, (time.perf_counter() - start) * 1e3)
 
-    def merge(self, maps: list[NDArray[Any]] | Merged, *, details: bool = False) -> Merged:
+    def merge(
+        self,
+        maps: list[NDArray[Any]] | Merged,
+        *,
+        details: bool = False,
+        seeds: NDArray[np.float32] | None = None,
+    ) -> Merged:
         """Merge a pyramid; with the head labels, or on a GPU, that is done already.
 
-        `details` keeps the aggregated attention.
+        `details` keeps the aggregated attention. `seeds` float32 [S, h, w], the proposals of the frame before, are a
+        warm start: they are the first anchors, and the grid is half as fine per axis. About half of the work is saved.
         """
         if isinstance(maps, Merged):
             return maps
@@ -277,6 +283,9 @@ class Segmenter:
         if details:
             attention = aggregate_attention(maps, weights=self.config.weights, **shapes)
             proposals = merge_attention(attention, self.config, self._grids[0])
+        elif seeds is not None:
+            config = replace(self.config, grid=max(2, self.config.grid // 2))
+            proposals = propose(maps, config, **shapes, seeds=seeds.reshape(len(seeds), -1))
         else:
             # The same proposals, without ever forming the aggregated attention as a whole.
             proposals = propose(maps, self.config, **shapes)
@@ -293,7 +302,12 @@ class Segmenter:
         return labels, count, merged.proposals[np.unique(fitted)].reshape(count, *self._grids[0])
 
     def stream(
-        self, frames: Iterable[NDArray[np.uint8]], *, temporal: bool | TrackerConfig = True, every: int = 1
+        self,
+        frames: Iterable[NDArray[np.uint8]],
+        *,
+        temporal: bool | TrackerConfig = True,
+        every: int = 1,
+        warm_start: bool = True,
     ) -> Iterator[Result]:
         """Segment frame after frame of one clip, camera or stream, one result for each, in order.
 
@@ -302,13 +316,14 @@ class Segmenter:
             temporal: labels are identities that stay with their objects (`runtime.temporal`); False: every frame by
                 itself, exactly as a call gives it.
             every: the engine sees every so many frames; between them labels are carried along the optical flow.
+            warm_start: with `temporal`, the merge begins from the proposals of the frame before; see `merge`.
 
         Raises:
             DiffSegError: where `every` is below 1, a frame is none, or the extra `video` is missing.
         """
         from runtime.temporal import stream
 
-        return stream(self, frames, temporal, every)
+        return stream(self, frames, temporal, every, warm_start)
 
     def clone(self) -> Segmenter:
         """A Segmenter for another thread, on the same weights."""
