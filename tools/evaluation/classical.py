@@ -32,8 +32,57 @@ def felzenszwalb(frame: NDArray[np.uint8], scale: float = 400) -> NDArray[np.int
     return np.asarray(segment(frame[..., ::-1], scale=scale), np.int32)
 
 
+def mean_shift(
+    frame: NDArray[np.uint8], space: float = 16, colour: float = 24, tolerance: float = 2, smallest: int = 150
+) -> NDArray[np.int32]:
+    """Mean shift (Comaniciu and Meer, PAMI 2002): OpenCV's filtering in Lab, then neighbours whose filtered colours
+    differ by at most `tolerance` are one segment, and those below `smallest` pixels join the neighbour most alike.
+
+    `space`, `colour`: radii of the filter in pixels and in levels of 8-bit Lab. Returns int32 [H, W].
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    lab = cv2.cvtColor(frame, cv2.COLOR_BGR2LAB)
+    filtered = cv2.pyrMeanShiftFiltering(lab, space, colour, maxLevel=1).astype(np.float32)
+    index = np.arange(frame.shape[0] * frame.shape[1]).reshape(frame.shape[:2])
+    ends = np.hstack(
+        [np.stack([index[:, :-1].ravel(), index[:, 1:].ravel()]), np.stack([index[:-1].ravel(), index[1:].ravel()])]
+    )
+    colours = filtered.reshape(-1, 3)
+    near = np.linalg.norm(colours[ends[0]] - colours[ends[1]], axis=1) <= tolerance
+    graph = coo_array((np.ones(int(near.sum()), np.int8), tuple(ends[:, near])), (index.size, index.size))
+    count, parts = connected_components(graph, directed=False)
+    sizes = np.bincount(parts, minlength=count)
+    means = np.stack([np.bincount(parts, channel, count) for channel in colours.T], axis=1) / sizes[:, None]
+    neighbours = np.sort(parts[ends], axis=0)
+    neighbours = np.unique(neighbours[:, neighbours[0] != neighbours[1]], axis=1)
+    order = np.argsort(np.linalg.norm(means[neighbours[0]] - means[neighbours[1]], axis=1), kind="stable")
+    roots = _join_small(sizes.tolist(), neighbours[:, order].T.tolist(), smallest)
+    return np.unique(roots[parts], return_inverse=True)[1].reshape(frame.shape[:2]).astype(np.int32)
+
+
+def _join_small(sizes: list[int], pairs: list[list[int]], smallest: int) -> NDArray[np.intp]:
+    """Join the pairs in order where one of the two is smaller than `smallest`: the root of every part."""
+    parents = list(range(len(sizes)))
+
+    def root(part: int) -> int:
+        while parents[part] != part:
+            parents[part] = parents[parents[part]]
+            part = parents[part]
+        return part
+
+    for pair in pairs:
+        first, second = root(pair[0]), root(pair[1])
+        if first != second and min(sizes[first], sizes[second]) < smallest:
+            parents[second] = first
+            sizes[first] += sizes[second]
+    return np.array([root(part) for part in range(len(sizes))], np.intp)
+
+
 METHODS: dict[str, Method] = {
     "felzenszwalb": felzenszwalb,
+    "mean-shift": mean_shift,
     "kmeans-lab": kmeans_lab,
     "one-segment": one_segment,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -16,15 +17,24 @@ import typer
 from runtime.errors import DiffSegError
 from runtime.terminal import FAILED, complain, one_line_errors
 
-Method = Enum(
-    "Method",
-    {
-        name: name
-        for name in ("diffseg", "kmeans-c", "kmeans-s", "felzenszwalb", "mean-shift", "kmeans-lab", "one-segment")
-    },
-    type=str,
-)
-Similarity = Enum("Similarity", {"kl": "kl", "js": "js"}, type=str)
+
+class Method(str, Enum):
+    """What may be evaluated; `tools.evaluation.methods` and `classical` say what each is."""
+
+    diffseg = "diffseg"
+    kmeans_c = "kmeans-c"
+    kmeans_s = "kmeans-s"
+    felzenszwalb = "felzenszwalb"
+    mean_shift = "mean-shift"
+    kmeans_lab = "kmeans-lab"
+    one_segment = "one-segment"
+
+
+class Similarity(str, Enum):
+    """How the merge compares maps."""
+
+    kl = "kl"
+    js = "js"
 
 
 def evaluate(
@@ -79,7 +89,8 @@ def evaluate(
     jobs: Annotated[
         int | None, typer.Option("--jobs", "-j", min=1, help="Processes; default: one per core that memory allows.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    pictures: Annotated[int, typer.Option(min=0, help="Best and worst images on the sheet index.html; 0: none.")] = 6,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")] = "cpu",
     backend: Annotated[str | None, typer.Option(help="onnxruntime or openvino.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout instead of a table.")] = False,
 ) -> None:
@@ -90,6 +101,7 @@ def evaluate(
         from tools.evaluation import report, runner
         from tools.evaluation.datasets import open_dataset
         from tools.evaluation.layouts import ALIASES
+        from tools.evaluation.sheet import write_sheet
 
         name = ALIASES.get(str(context.info_name), str(context.info_name))
         data = open_dataset(
@@ -107,19 +119,26 @@ def evaluate(
         )
         variants = _variants(data, engine, method, threshold, weights, grid, iterations, similarity, device, backend)
         job = runner.Job(data, variants, device, backend)
+        jobs = jobs or _default_jobs(variants)
         folder = output or Path("evaluated") / name
         with _progress(len(data.samples), data.protocol.title) as advance:
-            records, failures = runner.run(job, folder, jobs or _default_jobs(variants), advance)
+            records, failures = runner.run(job, folder, jobs, advance)
         for message in failures.values():
             complain(message)
         if len(failures) == len(data.samples):
             raise DiffSegError(f"none of {len(failures)} images could be evaluated")
-        summary = report.summarise(data, variants, records)
+        summary = report.summarise(data, variants, records, len(failures))
         report.write(folder, variants, summary, records)
+        if pictures:
+            with Console(stderr=True).status("drawing the best and the worst images"):
+                write_sheet(folder / "index.html", job, summary, records, pictures, jobs)
         if as_json:
             print(json.dumps(summary))
         else:
-            Console(width=None).print(report.table(data, variants, summary))
+            title = f"{data.protocol.title}: {len(data.samples) - len(failures)} images"
+            Console().print(report.table(report.cells(data, variants, summary), title))
+            files = "results.json, images.csv" + ", index.html" * bool(pictures)
+            print(f"{files} are in {folder}", file=sys.stderr)
         if failures:
             complain(f"{len(failures)} of {len(data.samples)} images left out of all figures")
             raise typer.Exit(FAILED)

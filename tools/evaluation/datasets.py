@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import cv2
 import numpy as np
@@ -24,6 +24,9 @@ from tools.evaluation.masks import (
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+
+Kind = TypeVar("Kind", bound=np.generic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,7 @@ class DataSet:
         return frame, truths
 
 
-def centre_square(image: NDArray[np.generic]) -> NDArray[np.generic]:
+def centre_square(image: NDArray[Kind]) -> NDArray[Kind]:
     """The largest square in the middle of [H, W, ...]; where a margin is odd, the smaller half comes first."""
     height, width = image.shape[:2]
     side = min(height, width)

@@ -19,8 +19,9 @@ CELLS = 64  # pixels are summed into about so many blocks to leave far maps out
 
 def jensen_shannon(map_: NDArray[np.float32], maps: NDArray[np.float32]) -> NDArray[np.float32]:
     """½KL(a‖m) + ½KL(b‖m) with m = ½(a + b) in nats, of `map_` [n] and each of `maps` [M, n]: [M], 0…ln 2."""
-    middle = (map_ + maps) / 2
-    return (_negative_entropy(map_) + _negative_entropy(maps)) / 2 - _negative_entropy(middle)
+    middle = (map_ + maps) * np.float32(0.5)
+    ends = (_negative_entropy(map_) + _negative_entropy(maps)) * np.float32(0.5)
+    return np.asarray(ends - _negative_entropy(middle), np.float32)
 
 
 def merge_jensen_shannon(

@@ -11,7 +11,7 @@ import numpy as np
 
 from runtime.errors import DiffSegError
 from runtime.merge import MergeConfig, aggregate_attention, segment_attention, suppress
-from runtime.pyramid import resolution_ratios
+from runtime.pyramid import Weights, check_weights, resolution_ratios
 from runtime.segmenter import resize_frame
 from tools.evaluation import classical
 from tools.evaluation.datasets import DataSet, resize_bilinear
@@ -39,7 +39,7 @@ class Variant:
 
     method: str
     engine: str | None = None
-    weights: str | tuple[float, ...] | None = None
+    weights: str | None = None
     thresholds: tuple[float, ...] | None = None
     grid: int | None = None
     similarity: str | None = None
@@ -48,7 +48,7 @@ class Variant:
 class Evaluator:
     """Runs variants on frames; the network runs once per frame and engine, whatever the number of variants."""
 
-    def __init__(self, device: str = "auto", backend: str | None = None) -> None:
+    def __init__(self, device: str = "cpu", backend: str | None = None) -> None:
         self._device, self._backend = device, backend
         self._engines: dict[str, Engine] = {}
         self._pyramids: dict[str, list[NDArray[Any]]] = {}
@@ -59,7 +59,9 @@ class Evaluator:
         if path not in self._engines:
             from runtime.engine import open_engine
 
-            engine = open_engine(Path(path), self._device, self._backend)
+            # One thread, so that figures do not depend on the machine's cores; plans have no such option.
+            on_cpu = self._device == "cpu" and path.lower().endswith(".onnx")
+            engine = open_engine(Path(path), self._device, self._backend, threads=1 if on_cpu else None)
             if engine.spec.head != "attention":
                 raise DiffSegError(
                     f"{path}: expected an engine with the head attention, found {engine.spec.head}; export it with "
@@ -89,11 +91,12 @@ class Evaluator:
             "layers": [level.layers for level in spec.levels],
         }
         target = size if data.protocol.crop else network
+        weights = parse_weights(variant.weights or "proportional", spec)
         if variant.method == "diffseg" and variant.similarity == "kl":
-            config = MergeConfig(variant.thresholds or (), variant.grid or 0, variant.weights)  # type: ignore[arg-type]
+            config = MergeConfig(variant.thresholds or (), variant.grid or 0, weights)
             labels = segment_attention(pyramid, config, size=target, **shapes)
         else:
-            maps = aggregate_attention(pyramid, weights=variant.weights, **shapes)
+            maps = aggregate_attention(pyramid, weights=weights, **shapes)
             if variant.method == "diffseg":
                 from tools.evaluation.divergence import merge_jensen_shannon
 
@@ -135,7 +138,7 @@ def cluster(maps: NDArray[np.float32], k: int) -> NDArray[np.float32]:
     return np.asarray(centres, np.float32)
 
 
-def parse_weights(text: str, spec: EngineSpec) -> str | tuple[float, ...]:
+def parse_weights(text: str, spec: EngineSpec) -> Weights:
     """Weights of the aggregation as they are typed: proportional, per-tensor, 64-only, or numbers with commas.
 
     Raises DiffSegError when the engine has no such resolution or another number of them.
@@ -147,7 +150,8 @@ def parse_weights(text: str, spec: EngineSpec) -> str | tuple[float, ...]:
             if side not in sides:
                 raise ValueError(f"expected one of {', '.join(f'{side}-only' for side in sides)}")
             return tuple(float(one == side) for one in sides)
-        weights = text if text in ("proportional", "per-tensor") else tuple(float(part) for part in text.split(","))
+        named = text in ("proportional", "per-tensor")
+        weights = check_weights(text if named else tuple(float(part) for part in text.split(",")))
         resolution_ratios(weights, [(level.height, level.width) for level in spec.levels], [1] * len(sides))
     except ValueError as error:
         raise DiffSegError(
@@ -174,7 +178,9 @@ def settle(
     """
     if spec is None:
         return Variant(method)
-    chosen = parse_weights(weights, spec) if weights else spec.weights
+    own = spec.weights if isinstance(spec.weights, str) else ",".join(f"{value:g}" for value in spec.weights)
+    chosen = weights or own
+    parsed = parse_weights(chosen, spec)
     if method != "diffseg":
         return Variant(method, engine, chosen)
     thresholds = threshold
@@ -198,7 +204,7 @@ def settle(
     if grid is not None and not 2 <= grid <= most:
         raise DiffSegError(f"--grid {grid}: expected 2 to {most}, the shorter side of the finest attention")
     try:
-        config = MergeConfig(thresholds, min(spec.grid, most) if grid is None else grid, chosen)  # type: ignore[arg-type]
+        config = MergeConfig(thresholds, min(spec.grid, most) if grid is None else grid, parsed)
     except ValueError as error:
         raise DiffSegError(str(error)) from None
     return Variant(method, engine, chosen, config.thresholds, config.grid, similarity)

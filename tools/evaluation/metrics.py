@@ -110,7 +110,7 @@ def intersection_over_union(tp: NDArray[Any], fp: NDArray[Any], fn: NDArray[Any]
 
 def class_figures(counts: Sequence[Counts]) -> dict[str, Any]:
     """Accuracy ΣTP/Σlabelled, mIoU (mean over classes that occur) and IoU per class, summed over images first."""
-    tp, fp, fn = (sum(np.asarray(getattr(one, name)) for one in counts) for name in ("tp", "fp", "fn"))
+    tp, fp, fn = (np.sum([getattr(one, name) for one in counts], axis=0) for name in ("tp", "fp", "fn"))
     iou = intersection_over_union(tp, fp, fn)
     return {
         "accuracy": float(tp.sum() / (tp.sum() + fn.sum())),

@@ -21,8 +21,24 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-def summarise(data: DataSet, variants: Sequence[Variant], records: Sequence[Sequence[Record]]) -> dict[str, Any]:
-    """Figures of every variant over the data set, the same in every run: no times, no dates."""
+PUBLISHED = " (published)"
+TITLES = {
+    "accuracy": "accuracy %",
+    "miou": "mIoU %",
+    "covering": "covering",
+    "pri": "PRI",
+    "voi": "VoI",
+    "segments": "segments",
+}
+
+
+def summarise(
+    data: DataSet, variants: Sequence[Variant], records: Sequence[Sequence[Record]], failed: int = 0
+) -> dict[str, Any]:
+    """Figures of every variant over the data set, the same in every run: no times, no dates.
+
+    `failed`: images that could not be evaluated and are in no figure.
+    """
     results = []
     for variant, rows in zip(variants, records, strict=True):
         figures: dict[str, Any] = {"images": len(rows), "segments": _mean(rows, "segments")}
@@ -31,7 +47,13 @@ def summarise(data: DataSet, variants: Sequence[Variant], records: Sequence[Sequ
             figures["iou"] = dict(zip(data.protocol.classes, figures["iou"], strict=True))
         figures |= {name: _mean(rows, name) for name in metrics.REGION_FIGURES}
         results.append({"settings": settings(variant), "figures": figures})
-    return {"dataset": data.protocol.title, "images": len(data.samples), "missing": data.missing, "results": results}
+    return {
+        "dataset": data.protocol.title,
+        "images": len(data.samples) - failed,
+        "failed": failed,
+        "missing": data.missing,
+        "results": results,
+    }
 
 
 def settings(variant: Variant) -> dict[str, Any]:
@@ -78,27 +100,32 @@ def text(value: Any) -> str:
     return str(value)
 
 
-def table(data: DataSet, variants: Sequence[Variant], summary: dict[str, Any]) -> Table:
-    """Figures as a table, with published rows below for comparison; higher is better but for VoI."""
+def cells(data: DataSet, variants: Sequence[Variant], summary: dict[str, Any]) -> list[list[str]]:
+    """The table as text, headings first, published rows for comparison last."""
+    protocol = data.protocol
+    columns = [*(("accuracy", "miou") if protocol.classes else ()), *metrics.REGION_FIGURES, "segments"]
+    rows = [["method", *(TITLES[name] for name in columns)]]
+    for variant, result in zip(variants, summary["results"], strict=True):
+        rows.append([describe(variant, variants), *(show(name, result["figures"][name]) for name in columns)])
+    for row in protocol.published:
+        rows.append([f"{row['method']}{PUBLISHED}", *(f"{row[name]:.1f}" if name in row else "" for name in columns)])
+    return rows
+
+
+def table(rows: Sequence[Sequence[str]], title: str) -> Table:
+    """The same for a terminal."""
     from rich.table import Table
 
-    protocol = data.protocol
-    shown = Table(title=f"{protocol.title}: {summary['images']} images")
-    columns = {"accuracy": "accuracy %", "miou": "mIoU %"} if protocol.classes else {}
-    columns |= {"covering": "covering", "pri": "PRI", "voi": "VoI", "segments": "segments"}
-    shown.add_column("method")
-    for title in columns.values():
-        shown.add_column(title, justify="right")
-    for variant, result in zip(variants, summary["results"], strict=True):
-        cells = [_cell(name, result["figures"][name]) for name in columns]
-        shown.add_row(describe(variant, variants), *cells)
-    for row in protocol.published:
-        cells = [f"{row[name]:.1f}" if name in row else "" for name in columns]
-        shown.add_row(f"{row['method']} (published)", *cells, style="dim")
+    shown = Table(title=title)
+    for number, heading in enumerate(rows[0]):
+        shown.add_column(heading, justify="right" if number else "left", no_wrap=number > 0)
+    for row in rows[1:]:
+        shown.add_row(*row, style="dim" if row[0].endswith(PUBLISHED) else None)
     return shown
 
 
-def _cell(name: str, value: float) -> str:
+def show(name: str, value: float) -> str:
+    """A figure as people read it."""
     if name in ("accuracy", "miou"):
         return f"{100 * value:.1f}"
     return f"{value:.1f}" if name == "segments" else f"{value:.2f}" if name == "voi" else f"{value:.3f}"

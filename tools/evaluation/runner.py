@@ -7,7 +7,7 @@ import json
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
@@ -26,7 +26,7 @@ from tools.evaluation.methods import Evaluator, Variant
 PACKAGES = ("numpy", "opencv-python", "scipy", "scikit-image", "onnxruntime", "onnxruntime-gpu", "openvino")
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Whatever stands in these may change a figure; what only shows figures is left out.
-CODE = ("runtime/**/*.py", "tools/evaluation/[cdlm]*.py")
+CODE = ("runtime/*.py", "runtime/backends/*.py", "tools/evaluation/[cdlm]*.py")
 
 Record = dict[str, Any]
 
@@ -37,11 +37,11 @@ class Job:
 
     data: DataSet
     variants: tuple[Variant, ...]
-    device: str = "auto"
+    device: str = "cpu"
     backend: str | None = None
 
 
-def measure(job: Job, evaluator: Evaluator, sample: Sample, wanted: Sequence[int]) -> dict[int, Record]:
+def measure(job: Job, evaluator: Evaluator, sample: Sample, wanted: list[int]) -> dict[int, Record]:
     """Records of the wanted variants (their indices) on one image.
 
     A record holds `regions`, the mean of covering, Rand index and variation of information over the annotators;
@@ -83,7 +83,7 @@ def run(
             tasks.append((number, wanted))
     advance(len(job.data.samples) - len(tasks))
     failures: dict[str, str] = {}
-    for number, outcome in _outcomes(job, tasks, jobs):
+    for number, outcome in in_processes(job, measure, tasks, jobs):
         name = job.data.samples[number].name
         if isinstance(outcome, str):
             failures[name] = outcome
@@ -93,10 +93,6 @@ def run(
         advance(1)
     names = [sample.name for sample in job.data.samples if sample.name not in failures]
     return [[store.known[name] for name in names] for store in stores], failures
-
-
-def _outcomes(job: Job, tasks: list[tuple[int, list[int]]], jobs: int) -> Iterator[tuple[int, dict[int, Record] | str]]:
-    yield from in_processes(job, _measure, tasks, jobs)
 
 
 def in_processes(
@@ -156,10 +152,6 @@ def _one(work: Callable[[Job, Evaluator, Sample, list[int]], Any], task: tuple[i
         return task[0], str(error)
 
 
-def _measure(job: Job, evaluator: Evaluator, sample: Sample, wanted: list[int]) -> dict[int, Record]:
-    return measure(job, evaluator, sample, wanted)
-
-
 class _Store:
     """Records of one variant in a file of lines, each written as soon as it is known; a torn last line is dropped."""
 
@@ -207,15 +199,15 @@ def _keys(job: Job) -> list[str]:
             common.update(path.read_bytes())
     protocol = asdict(job.data.protocol) | {"images": None, "published": None, "colours": None}
     colours = sorted(job.data.protocol.colours.items())
-    about = [job.data.name, protocol, colours, sorted(job.data.ignore), job.device, job.backend]
+    about: list[Any] = [job.data.name, protocol, colours, sorted(job.data.ignore), job.device, job.backend]
     about += [[name, _version(name)] for name in PACKAGES]
     # Images of the same name in another folder are other images.
     about.append(sorted({str(sample.image.parent.absolute()) for sample in job.data.samples}))
     common.update(json.dumps(about, sort_keys=True).encode())
-    engines = {variant.engine: _digest(variant.engine) for variant in job.variants if variant.engine}
+    engines = {path: _digest(path) for path in {variant.engine for variant in job.variants} if path}
     keys = []
     for variant in job.variants:
-        own = asdict(variant) | {"engine": engines.get(variant.engine)}
+        own = asdict(variant) | {"engine": engines.get(variant.engine or "")}
         digest = hashlib.sha256(common.digest() + json.dumps(own, sort_keys=True).encode())
         keys.append(f"{variant.method}-{digest.hexdigest()[:16]}")
     return keys
