@@ -100,13 +100,15 @@ class Gpu:
 
     def __init__(self, number: int) -> None:
         architecture = build.driver_architecture(number)
+        self.driver = _driver()
         self.number, self.capability = number, f"{architecture // 10}.{architecture % 10}"
         device, name, memory, context = c_int(), ctypes.create_string_buffer(256), c_size_t(), c_void_p()
         _call("cuDeviceGet", byref(device), number)
         _call("cuDeviceGetName", name, len(name), device)
         _call("cuDeviceTotalMem_v2", byref(memory), device)
         _call("cuDevicePrimaryCtxRetain", byref(context), device)  # for as long as the process lives
-        self.name, self.memory, self._context = name.value.decode(), memory.value, context.value
+        self.name, self.memory = name.value.decode(), memory.value
+        self._context = context.value
 
     def use(self) -> None:
         """Make this the calling thread's GPU: the calls of this module act on it."""
@@ -139,8 +141,8 @@ class _Owned:
 
 def _destroy(card: Gpu, name: str, handle: int) -> None:
     # A process whose context is lost cannot give anything back, and has said why already.
-    if not _try("cuCtxSetCurrent", card._context):
-        _try(name, handle)
+    if not card.driver.cuCtxSetCurrent(card._context):
+        getattr(card.driver, name)(handle)
 
 
 class Buffer(_Owned):

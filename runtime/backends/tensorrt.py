@@ -82,6 +82,8 @@ class _Loaded:
     """A deserialised plan: what clones share. What TensorRT says goes to `words`, newest last."""
 
     def __init__(self, path: Path, trt: Any, spec: EngineSpec, plan: PlanInfo) -> None:
+        # What is named first goes first with this object: a runtime must outlive its engine, and that its contexts.
+        self.engine: Any = None
         self.trt = trt
         self.words: list[str] = []
         self.logger = make_logger(trt, self.words)
@@ -91,7 +93,6 @@ class _Loaded:
         content = path.read_bytes()
         check_content(path, plan, content)
         self._check_validity(path, plan, content)
-        # The runtime must outlive the engine, and the engine its contexts: all are kept here.
         self.engine = self.runtime.deserialize_cuda_engine(content)
         if self.engine is None:
             raise DiffSegError(
@@ -135,6 +136,9 @@ class _Runner:
     """An execution context with its stream and buffers: for one thread at a time."""
 
     def __init__(self, loaded: _Loaded, spec: EngineSpec, plan: PlanInfo, card: cuda.Gpu) -> None:
+        # What is named first goes first with this object: the graph before the context, that before the engine.
+        self.graph: cuda.Graph | None = None
+        self.context: Any = None
         self.loaded, self.spec, self.card = loaded, spec, card
         engine, trt = loaded.engine, loaded.trt
         self.batches = plan.batch or (spec.batch or 1,) * 3
@@ -162,7 +166,6 @@ class _Runner:
         self.thresholds = cuda.Pinned(card, self._size("thresholds", 1)) if "thresholds" in self.shapes else None
         self.pinned: dict[str, cuda.Pinned] = {}
         self.batch: int | None = None
-        self.graph: cuda.Graph | None = None
         # TensorRT-RTX captures by itself; a dynamic batch would need a graph for each.
         self.capturing = plan.flavour == "tensorrt" and spec.batch is not None
 

@@ -10,7 +10,7 @@ from runtime import native
 from runtime.errors import DiffSegError
 from runtime.native import build
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")
