@@ -84,7 +84,7 @@ def evaluate(
     classes: Annotated[Path | None, typer.Option(help="Class map of your own, JSON.")] = None,
     ignore: Annotated[
         list[int] | None,
-        typer.Option(help="Value in masks without a class map that means unlabelled. Repeat for more."),
+        typer.Option(help="Value in a mask that means unlabelled, beside the class map's. Repeat for more."),
     ] = None,
     jobs: Annotated[
         int | None, typer.Option("--jobs", "-j", min=1, help="Processes; default: one per core that memory allows.")
@@ -168,13 +168,13 @@ def _variants(
 ) -> tuple[Any, ...]:
     """Every combination of what was asked for, each once, in the order asked for."""
     from runtime.engine import EMBEDDED
-    from tools.evaluation.methods import ATTENTION_METHODS, Evaluator, settle
+    from tools.evaluation.methods import ATTENTION_METHODS, Evaluator, Variant, settle
 
     evaluator = Evaluator(device, backend)
     found = []
     for method in [one.value for one in methods or [Method.diffseg]]:
         if method not in ATTENTION_METHODS:
-            found.append(settle(method, None, None, data, None, None, None, None, "kl"))
+            found.append(Variant(method))
             continue
         for path in engines or [EMBEDDED]:
             spec = evaluator.engine(str(path)).spec
@@ -199,8 +199,9 @@ def _default_jobs(variants: Any) -> int:
     engines = {Path(variant.engine) for variant in variants if variant.engine}
     weights = sum(p.stat().st_size for e in engines for p in (e, e.with_name(e.name + ".data")) if p.is_file())
     try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
+        meminfo = Path("/proc/meminfo").read_text(encoding="ascii")
+        free = 1024 * int(meminfo.partition("MemAvailable:")[2].split()[0])
+    except (OSError, ValueError, IndexError):  # another system
         return cores
     return max(1, min(cores, int(free / (2 * weights + 500e6))))
 

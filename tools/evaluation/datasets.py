@@ -128,6 +128,12 @@ def open_dataset(
         layouts = tuple(replace(layout, mask_ending=mask_ending) for layout in layouts)
     samples, missing = _pairs(name, root, layouts, split, known.split, protocol.images)
     total = len(samples) + len(missing)
+    expected = protocol.expected_images if split in (None, known.split) else None
+    if expected and total < expected and not partial:
+        raise DiffSegError(
+            f"{name}: expected {expected} images, found {total} below {root}; complete the data set, or take what is "
+            "there with --partial"
+        )
     if missing and not partial:
         raise DiffSegError(
             f"{name}: {len(missing)} of {total} images lack their picture or mask, the first is {missing[0]}; "
@@ -136,6 +142,10 @@ def open_dataset(
     if not samples:
         raise DiffSegError(f"{root}: none of {total} images has its picture and mask; the first lacks {missing[0]}")
     chosen = tuple(samples[::every][:limit])
+    names = [sample.name for sample in samples]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DiffSegError(f"{root}: two images are called {twice}; expected one of a name for each mask, rename one")
     return DataSet(name, protocol, chosen, ignore, len(missing))
 
 
@@ -145,15 +155,14 @@ def _pairs(
     """Samples and missing files by the layout that explains most of what lies below root."""
     tried, found = [], []
     for layout in layouts:
-        if split is not None and "{split}" not in f"{layout.images} {layout.listing}":
+        if split is not None and not layout.has_splits:
             continue  # a split asked for is not to be ignored
         for below in layout.roots:
-            images = root / below / layout.images.format(split=split or usual)
-            masks = root / below / layout.masks.format(split=split or usual)
-            listing = root / below / layout.listing.format(split=split or usual) if layout.listing else None
-            tried.append(" and ".join(str(path.relative_to(root)) for path in (images, masks, listing) if path))
-            if images.is_dir() and masks.is_dir() and (listing is None or listing.is_file()):
-                found.append(_pair(images, masks, layout, _stems(images, layout, listing, listed)))
+            inside = [Path(below, part.replace("{split}", split or usual)) for part in layout.folders if part]
+            tried.append(" and ".join(map(str, inside)))
+            images, masks, *lists = (root / path for path in inside)
+            if images.is_dir() and masks.is_dir() and all(path.is_file() for path in lists):
+                found.append(_pair(images, masks, layout, _stems(images, layout, lists, listed)))
     if found:
         best = max(found, key=lambda pair: len(pair[0]))
         if best[0] or best[1]:
@@ -163,17 +172,18 @@ def _pairs(
     shown = ", ".join(there[:8]) + (", …" if len(there) > 8 else "")
     hint = (
         ""
-        if split or not any("{split}" in f"{one.images}{one.listing}" for one in layouts)
+        if split or not any(layout.has_splits for layout in layouts)
         else (f"; another split than {usual} is chosen by --split")
     )
-    expected = "; or ".join(dict.fromkeys(tried)) or f"a layout without splits, for {name} has none"
+    ways = list(dict.fromkeys(tried)) or [f"no --split, for {name} has none"]
+    expected = "; or ".join(ways[:3]) + "; or the like" * (len(ways) > 3)
     raise DiffSegError(f"{root}: no {name} there: expected {expected}; found {shown or 'nothing'}{hint}")
 
 
-def _stems(images: Path, layout: Layout, listing: Path | None, listed: tuple[str, ...]) -> list[tuple[str, Path]]:
+def _stems(images: Path, layout: Layout, lists: list[Path], listed: tuple[str, ...]) -> list[tuple[str, Path]]:
     """Name and path of every image that the protocol, the split's list or else the folder has."""
-    if listing is not None:
-        listed = tuple(line.split()[0] for line in listing.read_text(encoding="utf-8").splitlines() if line.strip())
+    for path in lists:
+        listed = tuple(line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
     if listed:
         return [(stem, images / f"{stem}{layout.image_ending}") for stem in listed]
     ending = layout.image_ending

@@ -21,6 +21,16 @@ class Layout:
     listing: str | None = None
     roots: tuple[str, ...] = ("",)
 
+    @property
+    def folders(self) -> tuple[str, str, str | None]:
+        """Images, masks and listing."""
+        return self.images, self.masks, self.listing
+
+    @property
+    def has_splits(self) -> bool:
+        """Whether one download holds several splits."""
+        return "{split}" in f"{self.images} {self.listing}"
+
 
 @dataclass(frozen=True, slots=True)
 class Known:

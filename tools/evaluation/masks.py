@@ -90,7 +90,7 @@ def shipped_protocol(name: str) -> Protocol:
 def read_truths(path: Path, protocol: Protocol, ignore: frozenset[int] = frozenset()) -> list[NDArray[np.int32]]:
     """Ground truth of one image, one map int32 [H, W] per annotator: class or region ≥ 0, −1 unlabelled.
 
-    `ignore`: values that mean unlabelled, for masks without a class map.
+    `ignore`: further values that mean unlabelled; in a colour mask the grey of that level.
     Raises DiffSegError when the file cannot be read, is no mask, or holds a value the class map lacks.
     """
     return [_classes(values, protocol, ignore, path) for values in _read(path)]
@@ -100,6 +100,7 @@ def _classes(values: NDArray[Any], protocol: Protocol, ignore: frozenset[int], p
     if values.ndim == 3:
         if protocol.colours:
             keys = {_packed(colour): index for colour, index in protocol.colours.items()}
+            keys |= {value * 0x010101: UNLABELLED for value in ignore}
             return _look_up(_pack(values), keys, path, colour=True)
         if not (values[..., :1] == values).all():
             if protocol.classes:
@@ -112,7 +113,7 @@ def _classes(values: NDArray[Any], protocol: Protocol, ignore: frozenset[int], p
             return _regions(packed, frozenset(value * 0x010101 for value in ignore))
         values = values[..., 0]
     if protocol.labels:
-        return _look_up(values, protocol.labels, path)
+        return _look_up(values, protocol.labels | dict.fromkeys(ignore, UNLABELLED), path)
     if protocol.colours:
         raise DiffSegError(f'{path}: is a mask of indices; its class map has colours only, add "labels"')
     return _regions(values, ignore)

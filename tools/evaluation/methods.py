@@ -55,18 +55,13 @@ class Evaluator:
         self._frame: NDArray[np.uint8] | None = None
 
     def engine(self, path: str) -> Engine:
-        """The opened engine. Raises DiffSegError when it cannot be opened or gives no attention."""
+        """The opened engine. Raises DiffSegError when it cannot be opened."""
         if path not in self._engines:
             from runtime.engine import open_engine
 
             # One thread, so that figures do not depend on the machine's cores; plans have no such option.
             on_cpu = self._device == "cpu" and path.lower().endswith(".onnx")
             engine = open_engine(Path(path), self._device, self._backend, threads=1 if on_cpu else None)
-            if engine.spec.head != "attention":
-                raise DiffSegError(
-                    f"{path}: expected an engine with the head attention, found {engine.spec.head}; export it with "
-                    "--head attention"
-                )
             self._engines[path] = engine
         return self._engines[path]
 
@@ -85,6 +80,9 @@ class Evaluator:
         assert variant.engine is not None
         spec = self.engine(variant.engine).spec
         network = (spec.height, spec.width)
+        if spec.head == "labels":
+            network_labels = self._infer(variant.engine, frame, bool(data.protocol.crop), variant.thresholds)[0]
+            return _fit(network_labels.astype(np.int32), size)
         pyramid = self._pyramid(variant.engine, frame, plain=bool(data.protocol.crop))
         shapes: dict[str, Any] = {
             "grids": [(level.height, level.width) for level in spec.levels],
@@ -105,20 +103,29 @@ class Evaluator:
                 k = CONSTANT_CLUSTERS if variant.method == "kmeans-c" else regions(truths)
                 proposals = cluster(maps, k)
             labels = suppress(proposals, shapes["grids"][0], target)
-        if labels.shape == size:
-            return labels
-        return np.asarray(cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT), np.int32)
+        return _fit(labels, size)
 
     def _pyramid(self, path: str, frame: NDArray[np.uint8], plain: bool) -> list[NDArray[Any]]:
         if self._frame is not frame:
             self._frame, self._pyramids = frame, {}
         if path not in self._pyramids:
-            engine = self.engine(path)
-            spec = engine.spec
-            resized = (resize_bilinear if plain else resize_frame)(frame, spec.height, spec.width)
-            batch = np.repeat(resized[None], spec.batch or 1, axis=0)
-            self._pyramids[path] = [maps[0] for maps in engine.infer(batch)]
+            self._pyramids[path] = self._infer(path, frame, plain)
         return self._pyramids[path]
+
+    def _infer(
+        self, path: str, frame: NDArray[np.uint8], plain: bool, thresholds: Sequence[float] | None = None
+    ) -> list[NDArray[Any]]:
+        engine = self.engine(path)
+        spec = engine.spec
+        resized = (resize_bilinear if plain else resize_frame)(frame, spec.height, spec.width)
+        batch = np.repeat(resized[None], spec.batch or 1, axis=0)
+        return [maps[0] for maps in engine.infer(batch, thresholds)]
+
+
+def _fit(labels: NDArray[np.int32], size: tuple[int, int]) -> NDArray[np.int32]:
+    if labels.shape == size:
+        return labels
+    return np.asarray(cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT), np.int32)
 
 
 def regions(truths: Sequence[NDArray[np.int32]]) -> int:
@@ -163,8 +170,8 @@ def parse_weights(text: str, spec: EngineSpec) -> Weights:
 
 def settle(
     method: str,
-    engine: str | None,
-    spec: EngineSpec | None,
+    engine: str,
+    spec: EngineSpec,
     data: DataSet,
     weights: str | None,
     threshold: tuple[float, ...] | None,
@@ -176,26 +183,19 @@ def settle(
 
     Raises DiffSegError when a setting does not fit the engine.
     """
-    if spec is None:
-        return Variant(method)
     own = spec.weights if isinstance(spec.weights, str) else ",".join(f"{value:g}" for value in spec.weights)
     chosen = weights or own
     parsed = parse_weights(chosen, spec)
+    if spec.head == "labels":
+        _check_labels_head(method, engine, spec, chosen == own, iterations, grid, similarity)
     if method != "diffseg":
         return Variant(method, engine, chosen)
-    thresholds = threshold
-    if thresholds is None:
-        thresholds = spec.thresholds
-        swap = data.protocol.replace_threshold
-        if swap is not None:
-            thresholds = tuple(swap[1] if value == swap[0] else value for value in thresholds)
-        if similarity == "js":
-            from tools.evaluation.divergence import KL_PER_JS
-
-            thresholds = tuple(value / KL_PER_JS for value in thresholds)
+    thresholds = threshold or _default_thresholds(spec, data, similarity)
     if iterations is not None:
         if threshold is not None and len(threshold) not in (1, iterations):
-            raise DiffSegError(f"expected one threshold, or one for each of {iterations} iterations, found {threshold}")
+            raise DiffSegError(
+                f"expected one threshold, or one for each of {iterations} iterations, found {len(threshold)}"
+            )
         thresholds = (thresholds + thresholds[-1:] * iterations)[:iterations]
     elif len(thresholds) == 1:
         thresholds = thresholds * len(spec.thresholds)
@@ -208,3 +208,29 @@ def settle(
     except ValueError as error:
         raise DiffSegError(str(error)) from None
     return Variant(method, engine, chosen, config.thresholds, config.grid, similarity)
+
+
+def _default_thresholds(spec: EngineSpec, data: DataSet, similarity: str) -> tuple[float, ...]:
+    """The engine's own thresholds, or those of the data set's protocol, or what stands for them in another
+    similarity."""
+    thresholds = spec.thresholds
+    if data.protocol.replace_threshold is not None:
+        usual, other = data.protocol.replace_threshold
+        thresholds = tuple(other if value == usual else value for value in thresholds)
+    if similarity == "js":
+        from tools.evaluation.divergence import KL_PER_JS
+
+        thresholds = tuple(value / KL_PER_JS for value in thresholds)
+    return thresholds
+
+
+def _check_labels_head(
+    method: str, engine: str, spec: EngineSpec, own_weights: bool, iterations: int | None, grid: int | None, alike: str
+) -> None:
+    """Raise DiffSegError where something is asked for that is not in the graph of an engine with the head labels."""
+    same = own_weights and iterations in (None, len(spec.thresholds)) and grid in (None, spec.grid) and alike == "kl"
+    if method != "diffseg" or not same:
+        raise DiffSegError(
+            f"{engine}: has the head labels, whose grid, weights and iterations are part of the graph; expected the "
+            "head attention for other ones, for K-means and for --similarity js; export it with --head attention"
+        )
