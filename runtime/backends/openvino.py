@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import openvino as ov
+from openvino import opset11 as opset
 
 from runtime.engine import Engine
 from runtime.errors import DiffSegError
 from runtime.native.build import cache_folder
-from runtime.sidecar import METADATA_KEY, read_spec
+from runtime.sidecar import METADATA_KEY, EngineSpec, read_spec
 
 HINTS = {"fp32": "f32", "bf16": "bf16"}
 CACHED_DAYS = 30  # a compiled model that long without use goes: at full size one takes gigabytes
@@ -55,6 +56,8 @@ class OpenVinoEngine(Engine):
             ) from None
         self.spec = read_spec(path, _metadata(model), [output.get_any_name() for output in model.outputs])
         self.device = "cpu"
+        if options["INFERENCE_PRECISION_HINT"] == "bf16":
+            _keep_maps_in_bfloat16(model, self.spec)
         folder = compiled_folder() if cache is None else Path(cache) if cache else None
         if folder is not None and _usable(folder):
             options["CACHE_DIR"] = str(folder)
@@ -112,6 +115,27 @@ def _options(threads: int | None, streams: int, precision: str | None) -> dict[s
     if threads is not None:
         options["INFERENCE_NUM_THREADS"] = threads
     return options
+
+
+def _keep_maps_in_bfloat16(model: ov.Model, spec: EngineSpec) -> None:
+    """Let attention's softmax and the means of its maps take and give bfloat16, whatever they compute in.
+
+    OpenVINO keeps what follows the last matrix product in float32. Here that would be every softmax, for its map is an
+    output, and the conversions around it take a quarter of a 64×64 layer's time. The search for what follows also ends
+    at an interpolation: one from a map's own size to the same changes nothing, and costs a copy of the mean map.
+    """
+    names = {level.output for level in spec.levels}
+    for op in model.get_ordered_ops():
+        for output in op.outputs():
+            if names & output.get_names() and output.get_partial_shape()[1:].is_static:
+                sizes, axes = (
+                    opset.constant(np.array(values, np.int64))
+                    for values in (output.get_partial_shape()[1:].to_shape(), (1, 2))
+                )
+                followers = output.get_target_inputs()
+                same = opset.interpolate(output, sizes, "nearest", "sizes", axes=axes)
+                for follower in followers:
+                    follower.replace_source_output(same.output(0))
 
 
 def _usable(folder: Path) -> bool:
