@@ -43,7 +43,10 @@ class AudioCopy:
             if self._copied:
                 self._stream = output.add_stream_from_template(stream)
             else:
-                self._stream = output.add_stream("aac", rate=stream.rate, layout=stream.layout.name)
+                # A file may give a number of channels and not say which they are: "2 channels".
+                named = {1: "mono", 2: "stereo"}.get(stream.codec_context.channels, stream.layout.name)
+                self._stream = output.add_stream("aac", rate=stream.rate, layout=named)
+                self._resampler = av.AudioResampler(format="fltp", layout=named, rate=stream.rate)
             if begin > 0:
                 self._input.seek(int(self._zero * av.time_base))
         except BaseException:
@@ -81,12 +84,15 @@ class AudioCopy:
                 item.stream = self._stream
                 self._output.mux(item)
             else:
-                self._output.mux(self._stream.encode(item))
+                for block in self._resampler.resample(item):
+                    self._output.mux(self._stream.encode(block))
 
     def close(self) -> None:
         """Write what the encoder still holds."""
         try:
             if not self._copied:
+                for block in self._resampler.resample(None):
+                    self._output.mux(self._stream.encode(block))
                 self._output.mux(self._stream.encode(None))
         finally:
             self._input.close()

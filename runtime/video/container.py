@@ -74,44 +74,46 @@ class ContainerClip(Clip):
         end = Fraction(0)
         failure = None
         demuxed = self._container.demux(self._stream, *self._container.streams.audio)
-        while not stop.is_set():
-            try:
-                packet = next(demuxed, None)
-            except av.FFmpegError as error:
-                # The rest is out of reach; the decoder still holds frames.
-                failure, packet = _reason(error), None
-            if packet is not None and packet.pts is not None and packet.time_base:
-                end = max(end, (packet.pts + (packet.duration or 0)) * packet.time_base)
-            if packet is not None and packet.stream_index != self._stream.index:
-                continue
-            try:
-                frames = self._stream.decode(packet) if packet is None or packet.size else []
-            except av.FFmpegError:
-                damaged += packet is not None
-                frames = []
-            packets += packet is not None and bool(packet.size)
-            for frame in frames:
-                damaged += frame.is_corrupt
-                if frame.pts is not None:
-                    if self._origin is None:
-                        self._origin = frame.pts * unit
-                    moment = frame.pts * unit - self._origin
-                else:
-                    moment += step
-                yield round(moment / self.tick) * self.tick, self._upright(frame)
-            if packet is None:
-                break
-        if not stop.is_set():
-            self._tell(packets, damaged, end, failure)
+        try:
+            while not stop.is_set():
+                try:
+                    packet = next(demuxed, None)
+                except av.FFmpegError as error:
+                    # The rest is out of reach; the decoder still holds frames.
+                    failure, packet = _reason(error), None
+                if packet is not None and packet.pts is not None and packet.time_base:
+                    end = max(end, (packet.pts + (packet.duration or 0)) * packet.time_base)
+                if packet is not None and packet.stream_index != self._stream.index:
+                    continue
+                try:
+                    frames = self._stream.decode(packet) if packet is None or packet.size else []
+                except av.FFmpegError:
+                    damaged += packet is not None
+                    frames = []
+                packets += packet is not None and bool(packet.size)
+                for frame in frames:
+                    damaged += frame.is_corrupt
+                    if frame.pts is not None:
+                        if self._origin is None:
+                            self._origin = frame.pts * unit
+                        moment = frame.pts * unit - self._origin
+                    else:
+                        moment += step
+                    yield round(moment / self.tick) * self.tick, self._upright(frame)
+                if packet is None:
+                    self._tell_length(packets, end, failure)
+                    break
+        finally:
+            if damaged:
+                self.lost.append(f"{damaged} frame{'s are' if damaged > 1 else ' is'} damaged")
 
     def _upright(self, frame: Any) -> NDArray[np.uint8]:
         image = frame.to_ndarray(format="bgr24")
         turns = round(frame.rotation / 90) % 4  # counter-clockwise, as rot90 counts
         return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
 
-    def _tell(self, packets: int, damaged: int, end: Fraction, failure: str | None) -> None:
-        if damaged:
-            self.lost.append(f"{damaged} frame{'s are' if damaged > 1 else ' is'} damaged")
+    def _tell_length(self, packets: int, end: Fraction, failure: str | None) -> None:
+        """Compare what has been read with what the header promises."""
         expected = 0 if self._sought else self._stream.frames
         began = Fraction(self._container.start_time or 0, av.time_base)
         length = Fraction(self._container.duration or 0, av.time_base)

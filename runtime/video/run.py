@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from runtime.errors import DiffSegError
 from runtime.terminal import interruptions_held
 from runtime.video.clip import ClipOptions, ClipSegmenter, Job
-from runtime.video.sinks import ArchiveSink, PngSink, Sink, VideoForm, VideoSink, refuse_foreign
+from runtime.video.movie import VideoForm, VideoSink
+from runtime.video.sinks import ArchiveSink, PngSink, Sink, refuse_foreign
 from runtime.video.sources import Clip, open_clip
 
 if TYPE_CHECKING:

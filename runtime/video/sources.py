@@ -26,7 +26,7 @@ Picture = tuple[Fraction, "NDArray[np.uint8]"]
 
 DEFAULT_RATE = Fraction(25)  # frames per second where a source does not say
 LIVE_TICK = Fraction(1, 90_000)
-LONGEST_WAIT = 30.0  # seconds between two attempts to reconnect
+FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0  # seconds between two attempts to reconnect; each waits twice as long
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,12 +273,12 @@ class LiveClip(Clip):
     def read(self, stop: Event) -> Iterator[Picture]:
         """Frames until the source ends, or with `reconnect` until `stop` is set."""
         began: float | None = None
-        wait = 1.0
+        wait = FIRST_WAIT
         while True:
             for _, image in self._inner.read(stop):
                 now = time.monotonic()
                 began = began or now
-                wait = 1.0
+                wait = FIRST_WAIT
                 yield round(Fraction(now - began) / LIVE_TICK) * LIVE_TICK, image
             self._inner.close()
             if stop.is_set():
