@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 PRECISIONS = ("fp32", "fp16", "bf16")
 BLOCKS = ("down", "mid", "up")
 HEADS = ("attention", "labels")
+TARGETS = ("gpu", "cpu")
 
 
 class _ExportUnlessNamed(typer.core.TyperGroup):
@@ -75,6 +76,9 @@ def export_model(
         str | None, typer.Option(metavar="FOLDER|ID", help="Configuration and tokenizer of a checkpoint file.")
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Revision on the model hub.")] = None,
+    target: Annotated[
+        str, typer.Option(metavar="gpu|cpu", help="What the attention is written for; either runs anywhere.")
+    ] = "gpu",
     compact: Annotated[bool, typer.Option("--compact", help="Store weights as float16: half the file.")] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Build a TensorRT plan of the engine, too.")] = False,
     flavour: plan_command.Flavour = None,
@@ -96,6 +100,8 @@ def export_model(
             raise DiffSegError(f"--precision: expected {', '.join(PRECISIONS)}, found {precision!r}")
         if head not in HEADS:
             raise DiffSegError(f"--head: expected {', '.join(HEADS)}, found {head!r}")
+        if target not in TARGETS:
+            raise DiffSegError(f"--target: expected {', '.join(TARGETS)}, found {target!r}")
         fixed_weights = _weights(weights)
         if grid is not None and grid < 2:
             raise DiffSegError(f"--grid: expected at least 2 anchors per axis, found {grid}")
@@ -130,6 +136,7 @@ def export_model(
             head=head,
             grid=grid,
             weights=fixed_weights,
+            target=target,
             **request,
         )
         try:

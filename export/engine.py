@@ -28,7 +28,8 @@ class ExportRequest:
     family's if None. `noise_seed`: of the noise added to the latent, None for none. `vae`: folder or hub id of another
     VAE. `config`: of a checkpoint file, the folder or hub id with its configuration. `head`: attention or labels.
     `grid` (None: 16, or less where the finest attention is smaller) and `weights`, as of `runtime.merge.MergeConfig`:
-    the merge's defaults, and with the head labels, like the number of thresholds, part of the graph.
+    the merge's defaults, and with the head labels, like the number of thresholds, part of the graph. `target`: gpu or
+    cpu, what the graph's attention is written for; any host runs either.
     """
 
     model: str
@@ -47,6 +48,7 @@ class ExportRequest:
     head: str = "attention"
     grid: int | None = None
     weights: str | tuple[float, ...] = "proportional"
+    target: str = "gpu"
 
     @property
     def storage(self) -> str:
@@ -156,7 +158,12 @@ def _write(request: ExportRequest, path: Path, stages: Stages) -> tuple[EngineSp
         )
     with stages("fold"):
         network = FrameToPyramid(
-            pipeline, request.timestep, request.blocks, size=(height, width), noise_seed=request.noise_seed
+            pipeline,
+            request.timestep,
+            request.blocks,
+            size=(height, width),
+            noise_seed=request.noise_seed,
+            target=request.target,
         ).eval()
         levels = pyramid_levels(network, height, width)
     check_levels(levels, request.blocks)
@@ -180,6 +187,7 @@ def _write(request: ExportRequest, path: Path, stages: Stages) -> tuple[EngineSp
         weights=request.weights,
         noise_seed=request.noise_seed,
         vae=pipeline.vae_source,
+        target=request.target,
         producer={
             "diffseg": runtime.__version__,
             "torch": torch.__version__,

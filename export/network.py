@@ -34,11 +34,12 @@ class FrameToPyramid(nn.Module):
         *,
         size: tuple[int, int] | None = None,
         noise_seed: int | None = None,
+        target: str = "gpu",
     ) -> None:
         """`blocks`: of down, mid and up, those whose maps are wanted.
 
         `size`: (height, width) of the frames, the model's own if None: a constant where the U-Net is told of it
-        (Stable Diffusion XL) or noise is added (`noise_seed`).
+        (Stable Diffusion XL) or noise is added (`noise_seed`). `target`: gpu or cpu, what the attention is written for.
         """
         super().__init__()
         height, width = size or (pipeline.native_size, pipeline.native_size)
@@ -61,7 +62,7 @@ class FrameToPyramid(nn.Module):
         self.register_buffer("noise", noise)
         with torch.no_grad():
             fold_timestep(self.unet, timestep, added_conditions(pipeline, height, width))
-        expose_attention(self.unet, pipeline.prompt_embedding, self.collector)
+        expose_attention(self.unet, pipeline.prompt_embedding, self.collector, target)
 
     def forward(self, frame: Tensor) -> tuple[Tensor, ...]:
         """frame: uint8 [B, H, W, 3] BGR → one float32 [B, n, n] per resolution, finest first."""
@@ -81,7 +82,7 @@ class FrameToPyramid(nn.Module):
         return tuple(sum(maps[n][1:], maps[n][0]) / len(maps[n]) for n in sorted(maps, reverse=True))
 
 
-def expose_attention(unet: Any, prompt: Tensor, collector: MapCollector) -> None:
+def expose_attention(unet: Any, prompt: Tensor, collector: MapCollector, target: str = "gpu") -> None:
     """Replace every transformer block's attentions; self-attention maps go to `collector` as the U-Net runs."""
     for name, block in list(unet.named_modules()):
         if not hasattr(block, "attn1"):
@@ -92,7 +93,7 @@ def expose_attention(unet: Any, prompt: Tensor, collector: MapCollector) -> None
                     f"attention layer in {name} has norms or residuals of its own; supported: the plain attention "
                     "of Stable Diffusion"
                 )
-        block.attn1 = ExposedSelfAttention(block.attn1, collector if collector.wants(name) else None)
+        block.attn1 = ExposedSelfAttention(block.attn1, collector if collector.wants(name) else None, target)
         if block.attn2 is not None:
             block.attn2 = PromptCrossAttention(block.attn2, prompt)
 

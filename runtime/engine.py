@@ -190,6 +190,7 @@ def rebuild_command(spec: EngineSpec, options: str) -> str:
         f"--prompt {shlex.quote(spec.prompt)}": spec.prompt != "",
         f"--noise-seed {spec.noise_seed}": spec.noise_seed is not None,
         f"--vae {spec.vae}": spec.vae is not None,
+        f"--target {spec.target}": spec.target != "gpu",
     }
     kept = " ".join(option for option, differs in baked.items() if differs)
     return f"'python -m export {spec.source} --head labels {kept} {options} --output engines/NAME'"

@@ -82,6 +82,7 @@ class EngineSpec:
     bf16; `storage`: of the weights in the file. `thresholds`, `grid` and `weights`: the model's defaults for the merge;
     with the head `labels`, grid, weights and the number of thresholds are part of the graph.
     `noise_seed`: of the noise in the latent, None for none. `vae`: the one swapped in, None for the model's own.
+    `target`: gpu or cpu, what the attention in the graph is written for.
     `plan`: of a plan alone.
     """
 
@@ -103,6 +104,7 @@ class EngineSpec:
     weights: str | tuple[float, ...] = "proportional"
     noise_seed: int | None = None
     vae: str | None = None
+    target: str = "gpu"
     producer: Mapping[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
     plan: PlanInfo | None = None
