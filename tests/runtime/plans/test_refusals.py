@@ -1,0 +1,166 @@
+"""A plan that cannot run says why in one line: what was expected, what was found, and what to do."""
+
+import importlib.util
+import json
+import shutil
+
+import pytest
+from typer.testing import CliRunner
+
+from runtime import DiffSegError, cuda
+from runtime.engine import EMBEDDED, open_engine
+from runtime.segment import app
+from runtime.sidecar import sidecar_path
+from tests.runtime.plans.conftest import VERSION, write_plan
+
+
+def refuses(path, match, device="auto", backend=None):
+    with pytest.raises(DiffSegError, match=match) as caught:
+        open_engine(path, device, backend)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def edit(path, **fields):
+    sidecar = sidecar_path(path)
+    data = json.loads(sidecar.read_text())
+    data["plan"] |= fields
+    sidecar.write_text(json.dumps(data))
+
+
+REBUILD = r"build .*again.* with 'python -m export plan \S*unet.onnx"
+
+
+def test_missing_sidecar(tmp_path):
+    path = write_plan(tmp_path)
+    sidecar_path(path).unlink()
+    refuses(path, rf"unet.plan has no sidecar: expected unet.plan.json beside it.*copy it along, or {REBUILD}'")
+
+
+def test_sidecar_of_another_file(tmp_path, tensorrt):
+    path = write_plan(tmp_path)
+    shutil.copy(sidecar_path(EMBEDDED), sidecar_path(path))
+    refuses(path, rf"unet.plan.json describes an ONNX engine; expected a plan.*{REBUILD}'")
+    path = write_plan(tmp_path, content=b"other")
+    path.write_bytes(b"thing")  # as long, but another
+    refuses(path, rf"is damaged, or its sidecar is another plan's: expected SHA-256 .*…, found .*…; .*{REBUILD}'")
+    path.write_bytes(b"longer than it was")
+    refuses(path, rf"has 18 bytes, its sidecar names 5: they are of two builds; copy both again, or {REBUILD}'")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 1}', "\xff", "plan: cut"])
+def test_sidecar_that_is_no_sidecar(tmp_path, text):
+    path = write_plan(tmp_path)
+    sidecar_path(path).write_bytes(text.encode("latin-1"))
+    refuses(path, r"unet.plan.json")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"flavour": "magic"}, {"flavour": 3}, {"size": "5"}, {"version": None}, {"batch": [1, "2", 3]}, {"batch": 3}],
+)
+def test_sidecar_with_a_wrong_field(tmp_path, fields):
+    path = write_plan(tmp_path)
+    edit(path, **fields)
+    refuses(path, r"unet.plan.json (lacks or mistypes a field|describes a plan of 'magic')")
+
+
+def test_truncated(tmp_path):
+    path = write_plan(tmp_path)
+    path.write_bytes(path.read_bytes()[:-1])
+    refuses(path, rf"has 5 bytes, its sidecar names 6: the plan is cut short; copy both again, or {REBUILD}'")
+
+
+def test_a_folder_and_nothing(tmp_path):
+    (tmp_path / "unet.plan").mkdir()
+    refuses(tmp_path / "unet.plan", r"unet.plan is a folder; expected an engine file, such as \S*unet.plan/NAME.plan")
+    refuses(tmp_path / "no.plan", r"no engine \S*no.plan; export one with")
+
+
+def test_no_package(tmp_path, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if "tensorrt" in name else find(name))
+    for flavour, extra in (("tensorrt", "tensorrt"), ("tensorrt_rtx", "rtx")):
+        path = write_plan(tmp_path, flavour=flavour)
+        refuses(
+            path, rf"unet.plan needs the package {flavour}, which is not installed; pip install 'diffseg\[{extra}\]'"
+        )
+
+
+def test_wrong_flavour(tmp_path):
+    path = write_plan(tmp_path, flavour="tensorrt_rtx", version="1.7.1.116")
+    for backend in ("tensorrt", "onnxruntime"):
+        refuses(
+            path,
+            rf"was built with tensorrt_rtx 1.7.1.116, which alone can run it; .*found '{backend}'",
+            backend=backend,
+        )
+
+
+def test_wrong_version(tmp_path, tensorrt):
+    path = write_plan(tmp_path, version="10.13.3.9")
+    refuses(
+        path, rf"built with TensorRT 10.13.3.9 and runs with that version alone; found TensorRT {VERSION}; {REBUILD}"
+    )
+    path = write_plan(tmp_path, version="12.0.0.1", version_compatible=True)
+    refuses(path, r"runs with that version or newer alone; found TensorRT 11.4.0.106; .* --version-compatible'")
+
+
+def test_older_version_compatible_plan_runs(tensorrt, tmp_path):
+    path = tensorrt.prepare(tmp_path, version="10.13.3.9", version_compatible=True)
+    engine = open_engine(path)
+    assert engine._loaded.runtime.engine_host_code_allowed is True
+
+
+def test_wrong_gpu(tmp_path, tensorrt, caplog):
+    path = write_plan(tmp_path, gpu="Orin", compute_capability="8.7")
+    refuses(path, rf"is for GPUs of compute capability 8.7 \(Orin\); found Stand-in of 8.9; {REBUILD}'")
+    path = tensorrt.prepare(tmp_path, gpu="Ampere", compute_capability="8.6", hardware_compatible=True)
+    open_engine(path)
+    assert caplog.messages == []
+    path = tensorrt.prepare(tmp_path, gpu="Another Ada")
+    open_engine(path)
+    assert "was built on Another Ada and runs on Stand-in: it may be slower" in caplog.messages[0]
+    refuses(path, r"device 'cuda:1': expected cuda:0 to cuda:0", device="cuda:1")
+
+
+def test_older_gpu_than_the_plan_is_for(tmp_path, tensorrt, monkeypatch):
+    monkeypatch.setattr(cuda.gpu(0), "capability", "7.5")
+    path = write_plan(tmp_path, hardware_compatible=True)
+    refuses(path, r"compute capability 8.0 or newer; found Stand-in of 7.5; .* --hardware-compatible'")
+
+
+def test_wrong_platform(tmp_path, tensorrt):
+    path = write_plan(tmp_path, platform="windows amd64")
+    refuses(path, rf"was built on windows amd64 and runs there alone; found .*; {REBUILD}'")
+
+
+def test_device_cpu(tmp_path, tensorrt):
+    refuses(write_plan(tmp_path), r"runs on an NVIDIA GPU; found device 'cpu'; use the .onnx engine", device="cpu")
+
+
+def test_no_driver(tmp_path, tensorrt, no_driver):
+    found = refuses(write_plan(tmp_path), r"unet.plan: device 'cuda' needs an NVIDIA GPU and its driver, found none")
+    assert found.endswith("a plan runs there alone, the .onnx engine on a CPU too")
+
+
+def test_refused_by_tensorrt_itself(tmp_path, tensorrt):
+    path = tensorrt.prepare(tmp_path)
+    tensorrt.refuses = True
+    refuses(
+        path, rf"TensorRT {VERSION} cannot load \S*unet.plan \(Serialization assertion failed magic tag .*{REBUILD}'"
+    )
+
+
+def test_plan_of_another_network(tmp_path, tensorrt):
+    path = tensorrt.prepare(tmp_path)
+    tensorrt.shapes = tensorrt.shapes | {"frame": (1, 128, 128, 3)}
+    refuses(path, rf"takes and gives .*128, 128.* its sidecar says .*256, 256.*; {REBUILD}'")
+
+
+def test_command_line_says_it_in_one_line(tmp_path):
+    path = write_plan(tmp_path)
+    sidecar_path(path).unlink()
+    result = CliRunner().invoke(app, ["picture.png", "--engine", str(path)])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: ") and len(result.stderr.splitlines()) == 1
