@@ -46,12 +46,6 @@ class Motion:
             x, y = x.astype(np.float32), y.astype(np.float32)
         return cv2.remap(picture, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
-    def velocity(self, weights: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Mean motion (x, y) of the pixels, weighted by [h, w], in pixels of the small picture."""
-        rows, columns = np.indices(self.x.shape, dtype=np.float32)
-        total = max(float(weights.sum()), 1e-6)
-        return np.array([float((weights * (c - at)).sum()) / total for c, at in ((columns, self.x), (rows, self.y))])
-
 
 class MotionEstimator:
     """Estimates the motion from frame to frame, on pictures whose longer side is `side` pixels at most."""

@@ -12,13 +12,14 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from itertools import compress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
 from runtime.errors import DiffSegError
 from runtime.motion import MotionEstimator
+from runtime.tracks import Sighting, Track, divergence, sightings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -30,10 +31,8 @@ if TYPE_CHECKING:
 
 LEAST_OVERLAP = 0.1  # intersection over union that makes a pair by itself
 LIKE, LIKE_OVERLAP = 0.7, 0.02  # exp(−D) of proposals, and overlap, that make a pair together
-LOST_LIKE, LOST_COLOUR, LOST_WEIGHT = 0.6, 40.0, 0.1  # what brings back an identity that had gone out of sight
-FADED = 0.05  # an identity whose mask nowhere exceeds this has gone out of sight
+LOST_LIKE, LOST_WEIGHT = 0.5, 0.1  # how alike something must be to come back; any pair in sight comes first
 SMALLEST_AREA = 0.001  # of the frame; less is no segment
-STAND_IN = 32  # side of the maps that stand in for the proposals of an engine that gives none
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,30 +62,6 @@ class TrackerConfig:
             raise DiffSegError(f"side: expected at least 32 pixels, found {self.side!r}; 192 is the default")
 
 
-@dataclass(slots=True)
-class _Track:
-    """One identity. `mask` float32 [h, w]: its share in every pixel, all tracks' sum to 1; None: out of sight."""
-
-    number: int
-    mask: NDArray[np.float32] | None
-    proposal: NDArray[np.float32]
-    colour: NDArray[np.float32]
-    velocity: NDArray[np.float64]
-    unseen: int = 0
-
-    def move(self, motion: Motion) -> None:
-        """Go with the picture; out of sight, go on as before."""
-        if self.mask is not None:
-            self.mask = motion.carry(self.mask)
-            self.proposal = motion.carry(self.proposal)
-            return
-        (height, width), (h, w) = motion.x.shape, self.proposal.shape
-        dx, dy = self.velocity * (w / width, h / height)
-        shift = np.array([[1, 0, dx], [0, 1, dy]], np.float32)
-        moved = cv2.warpAffine(self.proposal, shift, (w, h), borderMode=cv2.BORDER_REPLICATE)
-        self.proposal = np.asarray(moved, np.float32)
-
-
 class Tracker:
     """Turns the segments of frame after frame into identities. One for each clip; use it from one thread.
 
@@ -105,7 +80,7 @@ class Tracker:
         self.config = config or TrackerConfig()
         self._assign = linear_sum_assignment
         self._estimator = MotionEstimator(self.config.side)
-        self._tracks: list[_Track] = []
+        self._tracks: list[Track] = []
         self._size: tuple[int, int] | None = None
         self._next = 0
         self._stale = False
@@ -133,13 +108,13 @@ class Tracker:
             small, motion = self._estimator.step(frame)
         else:
             small = self._estimator.start(frame)
-        found = _describe(result, small)
+        found = sightings(result, small)
         # What came before means nothing either where a cut fell on a frame that was propagated.
         fresh = motion is None or motion.cut or self._stale
         self.cut = self._size is not None and (motion is None or motion.cut)
         self._size, self._stale = size, False
         if fresh or motion is None:
-            self._tracks = [self._new(*segment) for segment in found]
+            self._tracks = [self._new(sighting) for sighting in found]
         else:
             self._follow(motion, found)
         return self._show(result, started)
@@ -167,71 +142,67 @@ class Tracker:
             track.move(motion)
         return self._show(Result(np.zeros((1, 1), np.int32), 1, {"total": 0.0}), started)
 
-    def _new(self, mask: NDArray[Any], proposal: NDArray[Any], colour: NDArray[Any]) -> _Track:
+    def _new(self, sighting: Sighting) -> Track:
         self._next += 1
-        return _Track(self._next - 1, mask, proposal, colour, np.zeros(2))
+        return Track(self._next - 1, sighting.mask, sighting.proposal, sighting, float(sighting.mask.sum()))
 
-    def _follow(self, motion: Motion, found: list[_Segment]) -> None:
-        """Move the tracks, match them with the segments that were found, and let those vote."""
+    def _follow(self, motion: Motion, found: list[Sighting]) -> None:
+        """Move the tracks, match them with what was found, and let that vote."""
         for track in self._tracks:
             track.move(motion)
         memory = self.config.memory * motion.trust
         pairs = self._match(found)
         for track in self._tracks:
-            track.unseen += 1
             if track.mask is not None:
                 track.mask = track.mask * memory
-        for index, (mask, proposal, colour) in enumerate(found):
-            matched = pairs.get(index)
+        for sighting, matched in zip(found, pairs, strict=True):
+            vote = (1 - memory) * sighting.mask
             if matched is None:
-                matched = self._new(np.zeros_like(mask), proposal, colour)
-                self._tracks.append(matched)
-            vote = (1 - memory) * mask
+                self._tracks.append(replace(self._new(sighting), mask=vote))
+                continue
             matched.mask = vote if matched.mask is None else matched.mask + vote
-            matched.unseen = 0
-            matched.proposal = 0.5 * (matched.proposal + proposal)
-            matched.colour = 0.7 * matched.colour + 0.3 * colour
-            matched.velocity = 0.5 * (matched.velocity + motion.velocity(mask))
-        for track in self._tracks:
-            if track.mask is not None and track.mask.max() <= FADED:
+            matched.see(sighting)
+        in_sight = [track for track in self._tracks if track.mask is not None]
+        for track, area in zip(in_sight, _areas(in_sight), strict=True):
+            if track.unseen and area < SMALLEST_AREA:
                 track.mask = None
-        self._tracks = [
-            track for track in self._tracks if track.mask is not None or track.unseen <= self.config.patience
-        ]
+        patience = self.config.patience
+        self._tracks = [track for track in self._tracks if track.mask is not None or track.unseen <= patience]
         total = np.sum([track.mask for track in self._tracks if track.mask is not None], axis=0)
         for track in self._tracks:
             if track.mask is not None:
                 track.mask /= total
 
-    def _match(self, found: list[_Segment]) -> dict[int, _Track]:
-        """The track of each segment that has one: one optimal assignment, by overlap and likeness together.
+    def _match(self, found: list[Sighting]) -> list[Track | None]:
+        """The track of everything found, where it has one: one optimal assignment, by overlap and likeness together.
 
-        An identity out of sight has no overlap; it is taken where a segment is left over, by likeness and colour.
+        An identity out of sight has no overlap; it is taken where a segment is left over that resembles it.
         """
-        nothing = np.zeros_like(found[0][0]).ravel()
-        tracked = np.stack([nothing if track.mask is None else track.mask.ravel() for track in self._tracks])
-        new = np.stack([mask.ravel() for mask, _, _ in found])
-        common = tracked @ new.T
-        overlap = common / np.maximum(tracked.sum(axis=1)[:, None] + new.sum(axis=1) - common, 1e-6)
-        proposals = np.stack([track.proposal.ravel() for track in self._tracks])
-        likeness = np.exp(-_divergence(proposals, np.stack([proposal.ravel() for _, proposal, _ in found])))
-        colours = np.stack([track.colour for track in self._tracks])
-        distance = np.linalg.norm(colours[:, None] - np.stack([colour for _, _, colour in found]), axis=2)
-        lost = np.array([track.mask is None for track in self._tracks])[:, None]
-        in_sight = (overlap > LEAST_OVERLAP) | ((likeness > LIKE) & (overlap > LIKE_OVERLAP))
-        back = lost & (likeness > LOST_LIKE) & (distance < LOST_COLOUR)
-        gain = np.where(in_sight, overlap + likeness, 0) + np.where(back, LOST_WEIGHT * likeness, 0)
-        pairs = zip(*self._assign(gain, maximize=True), strict=True)
-        return {int(segment): self._tracks[track] for track, segment in pairs if gain[track, segment] > 0}
+        nothing = np.zeros_like(found[0].mask)
+        masks = np.stack([(nothing if track.mask is None else track.mask).ravel() for track in self._tracks])
+        new = np.stack([sighting.mask.ravel() for sighting in found])
+        common = masks @ new.T
+        overlap = common / np.maximum(masks.sum(axis=1)[:, None] + new.sum(axis=1) - common, 1e-6)
+        likeness = np.exp(-divergence([t.proposal for t in self._tracks], [sighting.proposal for sighting in found]))
+        sure = (overlap > LEAST_OVERLAP) | ((likeness > LIKE) & (overlap > LIKE_OVERLAP))
+        gain = np.where(sure, overlap + likeness, 0)
+        for row, track in zip(gain, self._tracks, strict=True):
+            if track.mask is None:
+                back = np.array([track.resembles(sighting) for sighting in found])
+                row[:] = np.where(back > LOST_LIKE, LOST_WEIGHT * back, 0)
+        pairs: list[Track | None] = [None] * len(found)
+        for track, segment in zip(*self._assign(gain, maximize=True), strict=True):
+            if gain[track, segment] > 0:
+                pairs[segment] = self._tracks[track]
+        return pairs
 
     def _show(self, result: Result, started: float) -> Result:
         """The result with identities for labels: the largest mask wins, at the frame's own size."""
         assert self._size is not None
         tracks = [track for track in self._tracks if track.mask is not None]
         masks = np.stack([track.mask for track in tracks if track.mask is not None])
-        winners = np.bincount(masks.argmax(axis=0).ravel(), minlength=len(masks))
-        large = winners >= SMALLEST_AREA * winners.sum()
-        large[winners.argmax()] = True
+        areas = _areas(tracks)
+        large = areas >= min(SMALLEST_AREA, areas.max())
         labels = np.zeros(self._size, np.int32)
         best = np.full(self._size, -1, np.float32)
         for track, small in zip(compress(tracks, large), masks[large], strict=True):
@@ -257,33 +228,10 @@ class Tracker:
         )
 
 
-_Segment = tuple["NDArray[np.float32]", "NDArray[np.float32]", "NDArray[np.float32]"]
-
-
-def _describe(result: Result, small: NDArray[np.uint8]) -> list[_Segment]:
-    """Of every segment: soft mask [h, w] on the small picture, proposal, and mean colour [3]."""
-    colours = small.reshape(-1, 3).astype(np.float32)
-    segments = []
-    for index in range(result.count):
-        inside = (result.labels == index).astype(np.float32)
-        mask = np.asarray(cv2.resize(inside, small.shape[1::-1], interpolation=cv2.INTER_AREA), np.float32)
-        if result.proposals is not None:
-            proposal = result.proposals[index]
-        else:
-            # By the overlap alone, but spread, so that a divergence grows with distance and is never infinite.
-            proposal = cv2.GaussianBlur(cv2.resize(mask, (STAND_IN, STAND_IN), interpolation=cv2.INTER_AREA), (0, 0), 2)
-            proposal = np.asarray(proposal + 0.01, np.float32)
-        segments.append((mask, proposal, mask.ravel() @ colours / max(float(mask.sum()), 1e-6)))
-    return segments
-
-
-def _divergence(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
-    """D(a, b) = ½ Σ (a − b)(log a − log b) of rows [k, n] with rows [l, n], made to sum to 1: [k, l]."""
-    a, b = (np.maximum(maps / maps.sum(axis=1, keepdims=True), 1e-12) for maps in (a, b))
-    log_a, log_b = np.log(a * a.shape[1]), np.log(b * b.shape[1])  # n·a: see runtime.merge
-    own = (a * log_a).sum(axis=1)[:, None] + (b * log_b).sum(axis=1)
-    divergence: NDArray[np.float32] = 0.5 * (own - a @ log_b.T - log_a @ b.T)
-    return divergence
+def _areas(tracks: list[Track]) -> NDArray[np.float64]:
+    """Share of the frame in which the mask of each track in sight wins."""
+    winners = np.argmax([track.mask for track in tracks], axis=0)  # type: ignore[arg-type]
+    return np.bincount(winners.ravel(), minlength=len(tracks)) / winners.size
 
 
 def stream(
