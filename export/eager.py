@@ -50,6 +50,22 @@ def eager_pyramid(
 ) -> list["NDArray[np.float32]"]:
     """Attention maps of frames uint8 [B, H, W, 3] BGR by diffusers itself, finest first: float32 [B, n, n] each.
 
+    Arguments are those of `eager_maps`.
+    """
+    maps = eager_maps(pipeline, frame, timestep, blocks, noise_seed=noise_seed)
+    return [level.cpu().numpy() for level in maps]
+
+
+def eager_maps(
+    pipeline: "Pipeline",
+    frame: "NDArray[np.uint8]",
+    timestep: int,
+    blocks: Sequence[str] = BLOCKS,
+    *,
+    noise_seed: int | None = None,
+) -> list[Tensor]:
+    """As `eager_pyramid`, as tensors on the device that the pipeline's modules lie on.
+
     Only the self-attention processors are set (they record); timestep and prompt go the ordinary way. The pipeline
     must not have been rewritten by `export.network.FrameToPyramid`.
     """
@@ -63,22 +79,23 @@ def eager_pyramid(
     )
     # The tensor is made from a copy with positive strides, which torch asks for.
     rgb = torch.from_numpy(frame[..., ::-1].copy()).permute(0, 3, 1, 2)
-    image = rgb.to(pipeline.vae.dtype) / 127.5 - 1
+    device = pipeline.vae.device
+    image = rgb.to(device, pipeline.vae.dtype) / 127.5 - 1
     with torch.no_grad():
         encoded = pipeline.vae.encode(image)
         latent = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
         latent = latent * pipeline.vae.config.scaling_factor
         if noise_seed is not None:
-            noise = fixed_noise(noise_seed, *latent.shape[1:]).to(latent.dtype)
+            noise = fixed_noise(noise_seed, *latent.shape[1:]).to(latent)
             latent = noise_scheduler(pipeline).add_noise(latent, noise, torch.tensor([timestep]))
         dtype = pipeline.unet.dtype
         conditions = added_conditions(pipeline, *frame.shape[1:3]) or {}
         pipeline.unet(
             latent.to(dtype),
             timestep,
-            encoder_hidden_states=pipeline.prompt_embedding.to(dtype).expand(len(frame), -1, -1),
-            added_cond_kwargs={name: value.expand(len(frame), -1) for name, value in conditions.items()},
+            encoder_hidden_states=pipeline.prompt_embedding.to(device, dtype).expand(len(frame), -1, -1),
+            added_cond_kwargs={name: value.to(device).expand(len(frame), -1) for name, value in conditions.items()},
         )
     pipeline.unet.set_attn_processor(processors)
     maps = collector.take()
-    return [torch.stack(maps[n]).mean(dim=0).numpy() for n in sorted(maps, reverse=True)]
+    return [torch.stack(maps[n]).mean(dim=0) for n in sorted(maps, reverse=True)]

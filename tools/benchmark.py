@@ -20,6 +20,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tools.benchmark_export import export
+from tools.benchmark_frame import frame
+from tools.benchmark_plan import plan
+from tools.benchmark_video import video
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,6 +34,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 app.command()(export)
+app.command()(frame)
+app.command()(video)
+app.command()(plan)
 
 REFERENCE = Path(__file__).parents[1] / "tests" / "data" / "reference_0.npz"
 CORE_RATIO, CORE_MEMORY_MB, CORE_DIFFERENCE = 40.0, 300.0, 0.001

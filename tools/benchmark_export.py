@@ -39,10 +39,12 @@ def export(
         for name in precision.split(","):
             print(f"exporting {name} …", file=sys.stderr)
             engine = str(Path(folder) / "engine.onnx")
-            run = _child("measure_export", model, engine, {"precision": name, "head": head, "vae": vae})
+            run = child(
+                "tools.benchmark_export", "measure_export", model, engine, {"precision": name, "head": head, "vae": vae}
+            )
             if check:
                 print(f"checking {name} …", file=sys.stderr)
-                run["checks"] = _child("measure_check", model, engine, {})
+                run["checks"] = child("tools.benchmark_export", "measure_check", model, engine, {})
             runs.append(run)
     report = {"machine": machine(), "model": Path(model).name, "head": head, "runs": runs}
     report["missed"] = [message for run in runs for message in _missed(run)]
@@ -78,12 +80,9 @@ def measure_check(model: str, engine: str, _options: dict[str, Any]) -> list[dic
     ]
 
 
-def _child(function: str, *arguments: Any) -> Any:
-    """Run a function of this module in a fresh process: peak memory is a process's, and is never given back."""
-    code = (
-        "import json, sys; from tools import benchmark_export; "
-        f"print(json.dumps(benchmark_export.{function}(*json.loads(sys.argv[1]))))"
-    )
+def child(module: str, function: str, *arguments: Any) -> Any:
+    """Run a function of a module in a fresh process: peak memory is a process's, and is never given back."""
+    code = f"import json, sys; from {module} import {function}; print(json.dumps({function}(*json.loads(sys.argv[1]))))"
     done = subprocess.run(
         [sys.executable, "-c", code, json.dumps(arguments)],
         cwd=Path(__file__).parents[1],

@@ -129,19 +129,19 @@ def test_labels_in_half_precision(small_pipeline, tmp_path):
     export_engine(request, engine, check=False)
     spec = build_plan(engine, tmp_path / "l.plan", PlanRequest(profile=(1, 1, 2)), Stages())
     assert spec.plan.types == {"frame": "uint8", "thresholds": "float", "labels": "uint8", "segments": "int32"}
-    assert set(spec.plan.arithmetic["convolution"]) == {"fp16"}
-    assert set(spec.plan.arithmetic["matrix_multiply"]) == {"fp16", "fp32"}  # the head's own are never less
+    assert set(spec.plan.arithmetic["convolution"]) == {"bf16"}
+    assert set(spec.plan.arithmetic["matrix_multiply"]) == {"bf16", "fp32"}  # the head's own are never less
 
 
 @needs_rtx
 def test_export_and_plan_in_one(small_pipeline, tmp_path):
     result = run(
-        *(small_pipeline, "--output", tmp_path / "unet", "--size", "64x64", "--precision", "bf16", "--plan"),
+        *(small_pipeline, "--output", tmp_path / "unet", "--size", "64x64", "--precision", "fp16", "--plan"),
         *("--workspace", "512", "--targets", "8.6,12.0"),
     )
     assert result.exit_code == 0, result.stderr
     spec, plan = read_plan(tmp_path / "unet.plan")
-    assert spec.precision == "bf16" and set(plan.arithmetic["convolution"]) == {"bf16"}
+    assert spec.precision == "fp16" and set(plan.arithmetic["convolution"]) == {"fp16"}
     assert (plan.workspace, plan.targets) == (512 * 2**20, ("8.6", "12.0"))
 
 

@@ -1,5 +1,6 @@
 """Without a GPU the tools for one say so in a line; what they count and read needs none."""
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -7,9 +8,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from runtime.engine import EMBEDDED
 from runtime.errors import DiffSegError
 from runtime.native import build
-from tools import benchmark, benchmark_native, gpu_check
+from tools import benchmark, benchmark_native, gpu_check, gpu_plans
 
 ROOT = Path(__file__).parents[2]
 
@@ -91,3 +93,30 @@ def test_measure_and_table(monkeypatch, tmp_path, capsys):
     assert list(report["stages"]) == list(benchmark_native.count([64]))
     benchmark_native.print_native(report)
     assert "labels differ 0.0000%" in capsys.readouterr().out
+
+
+def test_engines_are_compared_stage_by_stage():
+    """The measuring itself, with the CPU in the GPU's place: an engine agrees with itself."""
+    found = gpu_plans.compare(EMBEDDED, "cpu", 1)
+    assert found["row_kl"] < 1e-9 and found["labels_differ"] == 0 and found["missed"] == []
+    assert set(found["milliseconds"]) == {"resize", "network", "merge", "labels", "total"}
+    assert 0 < found["merge_share"] < 1
+
+
+def test_a_measurement_that_fails_takes_no_other_along(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(gpu_check, "measure_apart", lambda name, *_: {"error": f"{name} died"})
+    engines = gpu_check.measure_engines(0, 1, full=True)
+    assert engines["tensorrt"] == {"skipped": "tensorrt is not installed"}
+    assert [gpu_check.problems(found) for found in engines.values()] == [["tiny_onnxruntime died"], [], []]
+    assert gpu_check.problems({"missed": ["row KL"], "row_kl": 1.0}) == ["row KL"]
+
+
+def test_measured_in_a_process_of_its_own():
+    assert gpu_check.measure_apart("nothing_of_this_name")["error"].startswith("exit 1: AttributeError")
+
+
+def test_programs_take_turns():
+    calls = []
+    times = gpu_plans.take_turns(lambda: calls.append("a"), lambda: calls.append("b"), 2, warm=1)
+    assert calls == ["a", "b"] * 3 and [len(found) for found in times] == [2, 2]
