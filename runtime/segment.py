@@ -69,6 +69,9 @@ def main(
     temporal: Annotated[
         str, typer.Option(metavar="on|off", help="Clips: labels are identities that stay with their objects.")
     ] = "on",
+    warm_start: Annotated[
+        bool, typer.Option("--warm-start/--no-warm-start", help="With --temporal on: merge from the last proposals.")
+    ] = True,
     reconnect: Annotated[
         bool, typer.Option("--reconnect", help="Open a camera or stream again when it drops.")
     ] = False,
@@ -97,6 +100,7 @@ def main(
             end=end,
             every=every,
             skip_similar=skip_similar,
+            warm_start=warm_start,
             temporal=temporal,
             reconnect=reconnect,
             show=show,

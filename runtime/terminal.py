@@ -4,7 +4,7 @@ import errno
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import typer
@@ -38,11 +38,22 @@ def one_line_errors(status: int = FAILED) -> Iterator[None]:
 
 
 @contextmanager
-def interruptions_held() -> Iterator[None]:
-    """Let what is inside come to its end; Ctrl-C and SIGTERM that come meanwhile count afterwards."""
+def interruptions_held(stop: Callable[[], None] | None = None) -> Iterator[None]:
+    """Let what is inside come to its end; Ctrl-C and SIGTERM that come meanwhile count afterwards.
+
+    `stop` is called at the first one, in another thread. The third one does not wait any longer.
+    """
     caught = []
+
+    def note(number: int, frame: object) -> None:
+        caught.append(number)
+        if len(caught) >= 3:
+            raise KeyboardInterrupt
+        if stop is not None and len(caught) == 1:
+            threading.Thread(target=stop, daemon=True).start()
+
     held = {
-        number: signal.signal(number, lambda number, frame: caught.append(number))
+        number: signal.signal(number, note)
         for number in (signal.SIGINT, signal.SIGTERM)
         if threading.current_thread() is threading.main_thread()  # handlers of others cannot be set, nor are needed
     }

@@ -48,21 +48,24 @@ class Pipeline(Generic[Job]):
         self.busy = dict.fromkeys([name, *(stage.name for stage in stages)], 0.0)
         self.dropped = 0
         self.stopping = threading.Event()
+        self._stopped = False
         self._error: BaseException | None = None
+        self._broken = -1  # index of the last stage that has raised; what is before it works for nobody
         self._name = name
         self._live = live
         queues: list[queue.Queue[Any]] = [queue.Queue(depth) for _ in stages]
         self._first = queues[0]
         self._done: queue.Queue[Any] = queue.Queue(depth)
         self._threads = [threading.Thread(target=self._feed, args=(source,), name=name, daemon=True)]
-        for stage, inbox, outbox in zip(stages, queues, [*queues[1:], self._done], strict=True):
-            self._threads.append(
-                threading.Thread(target=self._work, args=(stage, inbox, outbox), name=stage.name, daemon=True)
-            )
+        outboxes = [*queues[1:], self._done]
+        for index, (stage, inbox, outbox) in enumerate(zip(stages, queues, outboxes, strict=True)):
+            arguments = (index, stage, inbox, outbox)
+            self._threads.append(threading.Thread(target=self._work, args=arguments, name=stage.name, daemon=True))
         self._started = False
 
     def stop(self) -> None:
         """Ask for no more jobs. The loop goes on with those that are nearly done, then ends."""
+        self._stopped = True
         self.stopping.set()
 
     def __iter__(self) -> Iterator[Job]:
@@ -121,17 +124,16 @@ class Pipeline(Generic[Job]):
                     return _END
         return inbox.get()
 
-    def _work(self, stage: Stage[Job], inbox: queue.Queue[Any], outbox: queue.Queue[Any]) -> None:
-        broken = False
+    def _work(self, index: int, stage: Stage[Job], inbox: queue.Queue[Any], outbox: queue.Queue[Any]) -> None:
         # A broken stage goes on taking jobs, or the ones before it would wait for room for ever.
         while (job := self._next(inbox)) is not _END:
-            if broken or (self.stopping.is_set() and not stage.finishes):
+            if index <= self._broken or (self._stopped and not stage.finishes):
                 continue
             start = time.perf_counter()
             try:
                 stage.work(job)
             except BaseException as error:
-                broken = True
+                self._broken = max(self._broken, index)
                 self._fail(error)
                 continue
             self.busy[stage.name] += time.perf_counter() - start

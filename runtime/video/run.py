@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import os
 import subprocess
 import sys
@@ -90,22 +92,22 @@ def run_clip(
         report(_line(source, job))
 
     window = f"DiffSeg: {source.name}" if options.show else None
-    try:
-        for job in pipeline:
-            finished(job)
-            if window and not _show(window, job):
-                pipeline.stop()
-    except BaseException:
-        pipeline.stop()
-        with interruptions_held():
-            _drain(pipeline, finished)
+    with interruptions_held(pipeline.stop):
+        try:
+            for job in pipeline:
+                finished(job)
+                if window and not _show(window, job):
+                    pipeline.stop()
+        except BaseException:
+            pipeline.stop()
+            with contextlib.suppress(Exception):  # what it raises is known, or less than what is being raised
+                collections.deque(pipeline, maxlen=0)
             _close(list(sinks.values()), quiet=True)
-        raise
-    finally:
-        progress.remove_task(task)
-        if window:
-            _close_window(window)
-    with interruptions_held():
+            raise
+        finally:
+            progress.remove_task(task)
+            if window:
+                _close_window(window)
         _close(list(sinks.values()))
     lost = tuple(clip.lost)
     if not frames:
@@ -122,20 +124,6 @@ def _sink(kind: str, path: Path, form: VideoForm, say: Callable[[str], None]) ->
     if kind == "labels":
         return PngSink(path)
     return ArchiveSink(path) if kind == "archive" else VideoSink(path, form, say)
-
-
-def _drain(pipeline: Pipeline[Job], finished: Callable[[Job], None]) -> None:
-    """Take what a stopped pipeline still gives. What it raises is known, or is less than what is being raised."""
-    try:
-        for job in pipeline:
-            finished(job)
-    except Exception:
-        # The reader of our lines may have gone: the frames are taken all the same.
-        try:
-            for _ in pipeline:
-                pass
-        except Exception:
-            return
 
 
 def _close(sinks: list[Sink], *, quiet: bool = False) -> None:

@@ -8,7 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from runtime.segmenter import Merged, Segmenter, resize_frame
+from runtime.merge import renumber
+from runtime.segmenter import Merged, Result, Segmenter, resize_frame
 
 
 def draw(number, size=(48, 64)):
@@ -64,16 +65,22 @@ class StandIn:
     def resize(self, frame):
         return resize_frame(frame, 32, 32)
 
-    def network(self, resized, *, proposals=False, details=False):
+    def network(self, resized, **options):
         self.calls += 1
         time.sleep(self.seconds)
         return [resized]
 
-    def merge(self, maps, *, details=False):
+    def merge(self, maps, **options):
         bright = cv2.cvtColor(maps[0], cv2.COLOR_BGR2GRAY) > 128
         return Merged(bright.astype(np.int32), None, None)
 
-    fit = Segmenter.fit
+    def fit(self, merged, frame, *, proposals=False):
+        labels, count = renumber(cv2.resize(merged.raw, frame.shape[1::-1], interpolation=cv2.INTER_NEAREST_EXACT))
+        return labels, count, None
+
+    def __call__(self, frame):
+        labels, count, _ = self.fit(self.merge(self.network(self.resize(frame))), frame)
+        return Result(labels, count, {})
 
 
 @pytest.fixture

@@ -67,7 +67,7 @@ def test_an_error_surfaces_as_it_is_and_what_was_ahead_is_finished(place):
             if name == place and job == 20:
                 raise broken
 
-        return Stage(name, work, finishes=True)
+        return Stage(name, work)
 
     pipeline = Pipeline(source(), [stage(name) for name in "abc"])
     done = []
