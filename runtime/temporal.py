@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 LEAST_OVERLAP = 0.1  # intersection over union that makes a pair by itself
 LIKE, LIKE_OVERLAP = 0.7, 0.02  # exp(−D) of proposals, and overlap, that make a pair together
 LOST_LIKE, LOST_WEIGHT = 0.5, 0.1  # how alike something must be to come back; any pair in sight comes first
+YOUNG = 12  # frames for which a new identity may turn out to be one that had gone out of sight
 SMALLEST_AREA = 0.001  # of the frame; less is no segment
 
 
@@ -162,6 +163,7 @@ class Tracker:
                 continue
             matched.mask = vote if matched.mask is None else matched.mask + vote
             matched.see(sighting)
+            self._know_again(matched, sighting)
         in_sight = [track for track in self._tracks if track.mask is not None]
         for track, area in zip(in_sight, _areas(in_sight), strict=True):
             if track.unseen and area < SMALLEST_AREA:
@@ -172,6 +174,18 @@ class Tracker:
         for track in self._tracks:
             if track.mask is not None:
                 track.mask /= total
+
+    def _know_again(self, track: Track, sighting: Sighting) -> None:
+        """Give a young identity the number of the one that it turns out to be, when enough of it has come back."""
+        if track.known > YOUNG:
+            return
+        lost = [other for other in self._tracks if other.mask is None and other.unseen >= track.known]
+        likeness, index = max(
+            ((other.resembles(sighting), index) for index, other in enumerate(lost)), default=(0.0, 0)
+        )
+        if likeness > LOST_LIKE:
+            track.number, track.velocity = lost[index].number, lost[index].velocity
+            self._tracks.remove(lost[index])
 
     def _match(self, found: list[Sighting]) -> list[Track | None]:
         """The track of everything found, where it has one: one optimal assignment, by overlap and likeness together.

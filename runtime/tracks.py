@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from runtime.segmenter import Result
 
 MOST_OF_IT, FORGET = 0.7, 0.99  # of its usual area, which is forgotten by this factor a frame
-SAME_COLOUR = 60.0  # distance of mean BGR colours
+SAME_COLOUR = 45.0  # distance of mean BGR colours
 REACH = 0.25  # of the longer side: how far from its course something may come back
 STAND_IN = 32  # side of the maps that stand in for the proposals of an engine that gives none
 
@@ -38,7 +38,7 @@ class Sighting:
     place: NDArray[np.float64]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Track:
     """One identity.
 
@@ -50,6 +50,7 @@ class Track:
         velocity: pixels (x, y) a frame, mean of the sightings.
         area: of a usual sighting, in pixels.
         unseen: frames since a segment was last matched with it.
+        known: frames since it was born.
     """
 
     number: int
@@ -60,11 +61,13 @@ class Track:
     velocity: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))
     age: int = 0
     unseen: int = 0
+    known: int = 0
 
     def move(self, motion: Motion) -> None:
         """Go on to the next frame, with the picture."""
         self.age += 1
         self.unseen += 1
+        self.known += 1
         if self.mask is not None:
             self.mask = motion.carry(self.mask)
             self.proposal = motion.carry(self.proposal)
