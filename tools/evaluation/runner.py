@@ -10,6 +10,7 @@ import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -31,6 +32,9 @@ CODE = ("runtime/*.py", "runtime/backends/*.py", "tools/evaluation/[cdlm]*.py")
 Record = dict[str, Any]
 
 
+Task = tuple[int, list[int]]  # a sample's number, and the indices of variants
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """All that a process needs: the data set, the variants in the order of the table, and where networks run."""
@@ -39,6 +43,9 @@ class Job:
     variants: tuple[Variant, ...]
     device: str = "cpu"
     backend: str | None = None
+
+
+Work = Callable[[Job, Evaluator, Sample, list[int]], Any]
 
 
 def measure(job: Job, evaluator: Evaluator, sample: Sample, wanted: list[int]) -> dict[int, Record]:
@@ -95,21 +102,23 @@ def run(
     return [[store.known[name] for name in names] for store in stores], failures
 
 
-def in_processes(
-    job: Job, work: Callable[[Job, Evaluator, Sample, list[int]], Any], tasks: list[tuple[int, list[int]]], jobs: int
-) -> Iterator[tuple[int, Any]]:
+def in_processes(job: Job, work: Work, tasks: list[Task], jobs: int) -> Iterator[tuple[int, Any]]:
     """`work` on every task (number of the sample, indices of variants), in any order: number and outcome.
 
     An outcome that is a string is the message of a DiffSegError. Every process works on one thread, so that figures
     depend neither on the number of processes nor on the machine's cores.
     """
     jobs = min(jobs, len(tasks))
-    if jobs <= 1:
+    with _one_thread():
+        if jobs > 1:
+            yield from _pooled(job, work, tasks, jobs)
+            return
         _prepare(job)
         for task in tasks:
             yield _one(work, task)
-        return
-    os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def _pooled(job: Job, work: Work, tasks: list[Task], jobs: int) -> Iterator[tuple[int, Any]]:
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(jobs, context, _initialise, (job,))
     try:
@@ -127,24 +136,41 @@ def in_processes(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Hold OpenCV, and by the environment the merge and new processes, to one thread."""
+    import cv2
+
+    before, threads = os.environ.get("OMP_NUM_THREADS"), cv2.getNumThreads()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(threads)
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = before
+
+
 _current: tuple[Job, Evaluator]
 
 
 def _initialise(job: Job) -> None:
+    import cv2
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops its processes
+    cv2.setNumThreads(1)
     _prepare(job)
 
 
 def _prepare(job: Job) -> None:
     global _current
-    import cv2
-
-    os.environ["OMP_NUM_THREADS"] = "1"
-    cv2.setNumThreads(1)
     _current = job, Evaluator(job.device, job.backend)
 
 
-def _one(work: Callable[[Job, Evaluator, Sample, list[int]], Any], task: tuple[int, list[int]]) -> tuple[int, Any]:
+def _one(work: Work, task: Task) -> tuple[int, Any]:
     job, evaluator = _current
     try:
         return task[0], work(job, evaluator, job.data.samples[task[0]], task[1])
@@ -193,10 +219,7 @@ def _stamp(sample: Sample) -> str:
 
 def _keys(job: Job) -> list[str]:
     """A name per variant, other as soon as anything is other that may change its figures."""
-    common = hashlib.sha256()
-    for pattern in CODE:
-        for path in sorted(REPOSITORY.glob(pattern)):
-            common.update(path.read_bytes())
+    common = hashlib.sha256(code_digest())
     protocol = asdict(job.data.protocol) | {"images": None, "published": None, "colours": None}
     colours = sorted(job.data.protocol.colours.items())
     about: list[Any] = [job.data.name, protocol, colours, sorted(job.data.ignore), job.device, job.backend]
@@ -211,6 +234,15 @@ def _keys(job: Job) -> list[str]:
         digest = hashlib.sha256(common.digest() + json.dumps(own, sort_keys=True).encode())
         keys.append(f"{variant.method}-{digest.hexdigest()[:16]}")
     return keys
+
+
+def code_digest() -> bytes:
+    """Changes with the code that makes figures."""
+    digest = hashlib.sha256()
+    for pattern in CODE:
+        for path in sorted(REPOSITORY.glob(pattern)):
+            digest.update(path.read_bytes())
+    return digest.digest()
 
 
 def _digest(engine: str) -> str:
