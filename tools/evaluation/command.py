@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import sys
@@ -98,6 +99,9 @@ def evaluate(
     with one_line_errors():
         from rich.console import Console
 
+        for package in ("scipy", "skimage", "PIL"):
+            if importlib.util.find_spec(package) is None:
+                raise DiffSegError(f'evaluation needs {package}: pip install "diffseg[evaluate]"')
         from tools.evaluation import report, runner
         from tools.evaluation.datasets import open_dataset
         from tools.evaluation.layouts import ALIASES
