@@ -1,0 +1,77 @@
+"""Losses on the tiny model's self-attention maps: what they are held to is a target attention."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class KeepMaps:
+    """diffusers attention processor that keeps the self-attention maps, mean over heads, with their gradient."""
+
+    def __init__(self) -> None:
+        self._maps: dict[int, list[Tensor]] = {}
+
+    def __call__(
+        self, attention: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any
+    ) -> Tensor:
+        """hidden_states [B, n, C] → [B, n, C]."""
+        source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        query, key, value = (
+            layer(x).unflatten(-1, (attention.heads, -1)).transpose(1, 2)
+            for layer, x in ((attention.to_q, hidden_states), (attention.to_k, source), (attention.to_v, source))
+        )
+        maps = (query @ key.mT * attention.scale).float().softmax(-1)
+        if encoder_hidden_states is None:
+            self._maps.setdefault(maps.shape[-1], []).append(maps.mean(1))
+        return attention.to_out[0]((maps.to(value.dtype) @ value).transpose(1, 2).flatten(2))
+
+    def take(self) -> list[Tensor]:
+        """The maps of the last pass, one [B, n, n] per resolution, finest first; forgets them."""
+        maps, self._maps = self._maps, {}
+        return [sum(maps[n][1:], maps[n][0]) / len(maps[n]) for n in sorted(maps, reverse=True)]
+
+
+def aggregate_rows(pyramid: list[Tensor], rows: Tensor) -> Tensor:
+    """`rows` int64 [k] of the aggregated attention, float32 [B, k, n], of square maps: DESIGN's step 1, in torch."""
+    from torch.nn.functional import interpolate
+
+    sides = [round(maps.shape[-1] ** 0.5) for maps in pyramid]
+    finest = sides[0]
+    total: Any = 0
+    for maps, side in zip(pyramid, sides, strict=True):
+        ratio = finest // side
+        maps = maps[:, rows // finest // ratio * side + rows % finest // ratio]
+        if ratio > 1:
+            maps = interpolate(maps.unflatten(-1, (side, side)), (finest, finest), mode="bilinear").flatten(2)
+            maps = maps / maps.sum(-1, keepdim=True)
+        total = total + maps * (side / sum(sides))
+    return total
+
+
+def coarser(target: Tensor, ratio: int) -> Tensor:
+    """A target [B, n, n] at a `ratio` times smaller side: mean of rows, sum of columns."""
+    side = round(target.shape[-1] ** 0.5)
+    small = side // ratio
+    blocks = target.view(-1, small, ratio, small, ratio, small, ratio, small, ratio)
+    return blocks.sum((6, 8)).mean((2, 4)).reshape(-1, small**2, small**2)
+
+
+def divergence(target: Tensor, maps: Tensor) -> Tensor:
+    """Mean over rows of KL(target ‖ maps), float32 [B] from [B, k, n] both."""
+    return (target * (target.clamp_min(1e-12).log() - maps.clamp_min(1e-9).log())).sum(-1).mean(-1)
+
+
+def attention_loss(pyramid: list[Tensor], target: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """KL of `target` [B, n, n] to the aggregated attention, and to each resolution's maps: float32 [B] both.
+
+    Of the finest maps and of the aggregate only `rows` int64 [k] are looked at, which a quarter of the time pays.
+    """
+    sides = [round(maps.shape[-1] ** 0.5) for maps in pyramid]
+    whole = divergence(target[:, rows], aggregate_rows(pyramid, rows))
+    each = divergence(target[:, rows], pyramid[0][:, rows])
+    for maps, side in zip(pyramid[1:], sides[1:], strict=True):
+        each = each + divergence(coarser(target, sides[0] // side), maps)
+    return whole, each
