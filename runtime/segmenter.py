@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -17,12 +17,15 @@ from runtime.engine import open_engine, rebuild_command
 from runtime.errors import DiffSegError
 from runtime.merge import MergeConfig, aggregate_attention, merge_attention, propose, renumber, suppress
 from runtime.pyramid import check_weights, resolution_ratios
+from runtime.refine import Refinement, split_refine
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from runtime.engine import Engine
+    from runtime.hierarchy import Hierarchy
     from runtime.native.library import Library
+    from runtime.pyramid import Weights
     from runtime.sidecar import EngineSpec
     from runtime.temporal import TrackerConfig
 
@@ -52,6 +55,7 @@ class Result:
         attention: on request, float32 [h·w, h·w]: the aggregated attention; row i is where token i looks.
         identities: from `stream` and a Tracker, int32 [count]: the identities in sight, ascending. Then the labels are
             these numbers, which stay with their objects from frame to frame and have gaps; None: they are 0 … count−1.
+        thresholds: with thresholds "auto", those chosen for this frame, one per iteration; otherwise None.
     """
 
     labels: NDArray[np.int32]
@@ -60,6 +64,7 @@ class Result:
     proposals: NDArray[np.float32] | None = field(default=None, repr=False)
     attention: NDArray[np.float32] | None = field(default=None, repr=False)
     identities: NDArray[np.int32] | None = None
+    thresholds: tuple[float, ...] | None = None
 
     def mask(self, index: int) -> NDArray[np.bool_]:
         """bool [H, W]: the pixels of a segment, given by its label. Raises IndexError where there is no such one."""
@@ -88,24 +93,37 @@ class Result:
 
 class Merged(NamedTuple):
     """What the merge gives: proposal indices int32 [H, W] at the engine's size; proposals [P, h·w] and aggregated
-    attention, or None. `milliseconds`: how long it took, where that was part of the network's stage."""
+    attention, or None. `milliseconds`: how long it took, where that was part of the network's stage. `thresholds`:
+    where they were chosen for the frame."""
 
     raw: NDArray[np.int32]
     proposals: NDArray[np.float32] | None
     attention: NDArray[np.float32] | None
     milliseconds: float = 0.0
+    thresholds: tuple[float, ...] | None = None
 
 
 class Segmenter:
     """DiffSeg on frames. Safe to use from one thread; `clone()` shares the weights with another."""
 
-    def __init__(self, engine: Engine, config: MergeConfig | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        config: MergeConfig | None = None,
+        *,
+        refinement: Refinement | None = None,
+        auto: bool = False,
+    ) -> None:
         """Take an open engine. `config` None: the defaults the engine was exported with.
 
+        `refinement`: of the labels at the frame's own size. `auto`: thresholds are chosen for every frame, around
+        those of the config (`runtime.threshold`).
         Raises DiffSegError when the grid of anchors or the weights do not fit the engine's attention.
         """
         spec = engine.spec
         self.engine = engine
+        self.refinement = refinement or Refinement()
+        self.auto = auto
         self.config = config or MergeConfig(
             thresholds=spec.thresholds,
             grid=default_grid(engine),
@@ -126,6 +144,8 @@ class Segmenter:
             )
         if spec.head == "labels":
             _check_baked(spec, self.config)
+            if auto:
+                raise _needs_maps(spec, "thresholds 'auto'")
         self._library = _native_core(engine, self.config)
 
     @classmethod
@@ -135,28 +155,34 @@ class Segmenter:
         device: str = "auto",
         *,
         backend: str | None = None,
-        thresholds: float | tuple[float, ...] | None = None,
+        thresholds: float | tuple[float, ...] | Literal["auto"] | None = None,
         iterations: int | None = None,
         grid: int | None = None,
+        refine: str = "none",
+        min_area: float = 0,
         options: Mapping[str, Any] | None = None,
         **merge: Any,
     ) -> Segmenter:
         """Open an engine file (None: the embedded default) on a device: auto, cpu, cuda or cuda:N.
 
         `options`: of the backend, such as {"threads": 2, "precision": "fp32"}; see `runtime.engine.open_engine`.
-        `thresholds`: one KL threshold for every iteration or one each; `iterations`: how many; `grid`: anchors per
-        axis; `merge`: the other fields of MergeConfig. What is left out comes from the engine's sidecar.
+        `thresholds`: one KL threshold for every iteration or one each, or "auto" to choose them for every frame;
+        `iterations`: how many; `grid`: anchors per axis; `merge`: the other fields of MergeConfig. What is left out
+        comes from the engine's sidecar. `refine`: "kmeans" (see MergeConfig), "snap", which moves borders to edges of
+        the frame, or both with a comma; `min_area`: regions smaller than this share of the frame, or from 1 this
+        number of pixels, go to their neighbours (`runtime.refine`).
         Raises DiffSegError when the engine cannot be opened or an option is out of range.
         """
         opened = open_engine(engine, device, backend, **(options or {}))
         if iterations is not None and (not isinstance(iterations, int) or not 1 <= iterations <= MOST_ITERATIONS):
             raise DiffSegError(f"iterations: expected 1 to {MOST_ITERATIONS}, found {iterations!r}")
         taus = opened.spec.thresholds
+        auto = isinstance(thresholds, str) and thresholds == "auto"
         if isinstance(thresholds, Real) and not isinstance(thresholds, bool):
             taus = (float(thresholds),) * (iterations or len(taus))
-        elif thresholds is not None:
+        elif thresholds is not None and not auto:
             if isinstance(thresholds, (str, bool)) or not isinstance(thresholds, Iterable):
-                raise DiffSegError(f"thresholds: expected a number or one per iteration, found {thresholds!r}")
+                raise DiffSegError(f"thresholds: expected a number, one per iteration, or 'auto', found {thresholds!r}")
             taus = tuple(thresholds)
             if iterations not in (None, len(taus)):
                 raise DiffSegError(
@@ -168,10 +194,13 @@ class Segmenter:
         grid = default_grid(opened) if grid is None else grid
         try:
             given = {name: value for name, value in merge.items() if value is not None}
-            config = MergeConfig(thresholds=taus, grid=grid, **{"weights": opened.spec.weights} | given)
+            clustering, snap = split_refine(refine)
+            given = {"weights": opened.spec.weights, "refine": clustering} | given
+            config = MergeConfig(thresholds=taus, grid=grid, **given)
+            refinement = Refinement(snap, min_area)
         except (TypeError, ValueError) as error:
             raise DiffSegError(str(error)) from None
-        return cls(opened, config)
+        return cls(opened, config, refinement=refinement, auto=auto)
 
     def __call__(
         self,
@@ -188,10 +217,7 @@ class Segmenter:
         Raises DiffSegError when the frame has another shape or type.
         """
         if details and self.engine.spec.head == "labels":
-            raise DiffSegError(
-                "details: an engine with the head labels gives no maps; expected the head attention, found labels; "
-                f"'python -m export {self.engine.spec.source} --head attention --output engines/NAME' makes one"
-            )
+            raise _needs_maps(self.engine.spec, "details")
         times = [time.perf_counter()]
         resized = self.resize(frame)
         times.append(time.perf_counter())
@@ -200,14 +226,14 @@ class Segmenter:
         merged = self.merge(maps, details=details, seeds=seeds)
         times[-1] -= merged.milliseconds / 1e3
         times.append(time.perf_counter())
-        labels, count, kept = self.fit(merged, frame.shape[:2], proposals=details or proposals)
+        labels, count, kept = self.fit(merged, frame, proposals=details or proposals)
         times.append(time.perf_counter())
         stages = np.diff(times) * 1e3
         milliseconds = {
             name: round(float(ms), 3) for name, ms in zip(("resize", "network", "merge", "labels"), stages, strict=True)
         }
         milliseconds["total"] = round((times[-1] - times[0]) * 1e3, 3)
-        return Result(labels, count, milliseconds, kept, merged.attention)
+        return Result(labels, count, milliseconds, kept, merged.attention, thresholds=merged.thresholds)
 
     # The four stages of a call, one after the other. Each may run in a thread of its own, on a frame of its own.
 
@@ -244,22 +270,27 @@ class Segmenter:
         spec = self.engine.spec
         maps = [replace(level, shape=level.shape[1:]) for level in self.engine.infer_on_device(batch)]
         start = time.perf_counter()
+        size = (spec.height, spec.width)
+        where: tuple[Any, ...] = (self._grids, self._layers, self.engine.device, self._library)
+        config, chosen = self.config, None
         try:
-            found = native.run(
-                maps,
-                self.config,
-                (spec.height, spec.width),
-                self._grids,
-                self._layers,
-                self.engine.device,
-                self._library,
-                proposals=proposals,
-                details=details,
-            )
+            if self.auto:
+                attention = native.run(maps, config, size, *where, details=True).attention
+                config, chosen = self._choose([attention], "proportional", self._grids[:1], self._layers[:1])
+            found = native.run(maps, config, size, *where, proposals=proposals, details=details)
         except ValueError as error:  # as for instance a map with a NaN
             raise DiffSegError(str(error)) from None
         kept = None if found.proposals is None else found.proposals[: int(found.segments[0])]
-        return Merged(found.labels, kept, found.attention, (time.perf_counter() - start) * 1e3)
+        return Merged(found.labels, kept, found.attention, (time.perf_counter() - start) * 1e3, chosen)
+
+    def _choose(
+        self, pyramid: list[Any], weights: Weights, grids: list[tuple[int, int]], layers: list[int]
+    ) -> tuple[MergeConfig, tuple[float, ...]]:
+        """The config with thresholds for this frame, and these."""
+        from runtime.threshold import stable_thresholds
+
+        found = stable_thresholds(pyramid, replace(self.config, weights=weights), grids=grids, layers=layers)
+        return replace(self.config, thresholds=found.thresholds), found.thresholds
 
     def merge(
         self,
@@ -280,26 +311,51 @@ class Segmenter:
             return Merged(maps[0].astype(np.int32, copy=False), None, None)
         attention = None
         shapes: dict[str, Any] = {"grids": self._grids, "layers": self._layers}
+        config, chosen = self.config, None
+        if self.auto:
+            config, chosen = self._choose(maps, config.weights, self._grids, self._layers)
         if details:
-            attention = aggregate_attention(maps, weights=self.config.weights, **shapes)
-            proposals = merge_attention(attention, self.config, self._grids[0])
+            attention = aggregate_attention(maps, weights=config.weights, **shapes)
+            proposals = merge_attention(attention, config, self._grids[0])
         elif seeds is not None:
-            config = replace(self.config, grid=max(2, self.config.grid // 2))
+            config = replace(config, grid=max(2, config.grid // 2))
             proposals = propose(maps, config, **shapes, seeds=seeds.reshape(len(seeds), -1))
         else:
             # The same proposals, without ever forming the aggregated attention as a whole.
-            proposals = propose(maps, self.config, **shapes)
-        return Merged(suppress(proposals, self._grids[0], (spec.height, spec.width)), proposals, attention)
+            proposals = propose(maps, config, **shapes)
+        raw = suppress(proposals, self._grids[0], (spec.height, spec.width))
+        return Merged(raw, proposals, attention, thresholds=chosen)
 
     def fit(
-        self, merged: Merged, size: tuple[int, ...], *, proposals: bool = False
+        self, merged: Merged, frame: NDArray[np.uint8], *, proposals: bool = False
     ) -> tuple[NDArray[np.int32], int, NDArray[np.float32] | None]:
-        """Labels int32 at the frame's size (height, width), their number, and on request their proposals."""
-        fitted = cv2.resize(merged.raw, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+        """Refined labels int32 at the frame's size, their number, and on request their proposals."""
+        fitted: Any = cv2.resize(merged.raw, frame.shape[1::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+        fitted = self.refinement(fitted, frame, self._grids[0])
         labels, count = renumber(fitted)
         if not proposals or merged.proposals is None:
             return labels, count, None
         return labels, count, merged.proposals[np.unique(fitted)].reshape(count, *self._grids[0])
+
+    def hierarchy(self, frame: NDArray[np.uint8], thresholds: Iterable[float] | None = None) -> Hierarchy:
+        """Nested segmentations of one frame, uint8 [H, W, 3] BGR, from one pass of the network.
+
+        `thresholds`: KL threshold of every level, in any order; None: nine, from a quarter of the engine's own to four
+        times of it. The finest level is what a call with its threshold gives, refinement included; the others are
+        unions of its segments (`runtime.hierarchy.group_proposals`).
+        Raises DiffSegError when the frame or a threshold is none, or the engine has the head labels.
+        """
+        from runtime.hierarchy import STEPS, build_hierarchy, check_sweep
+
+        spec = self.engine.spec
+        if spec.head == "labels":
+            raise _needs_maps(spec, "hierarchy")
+        try:
+            sweep = check_sweep([spec.thresholds[0] * step for step in STEPS] if thresholds is None else thresholds)
+        except ValueError as error:
+            raise DiffSegError(str(error)) from None
+        config = replace(self.config, thresholds=(sweep[0],) * len(self.config.thresholds))
+        return build_hierarchy(Segmenter(self.engine, config, refinement=self.refinement)(frame, proposals=True), sweep)
 
     def stream(
         self,
@@ -327,7 +383,7 @@ class Segmenter:
 
     def clone(self) -> Segmenter:
         """A Segmenter for another thread, on the same weights."""
-        return Segmenter(self.engine.clone(), self.config)
+        return Segmenter(self.engine.clone(), self.config, refinement=self.refinement, auto=self.auto)
 
 
 def _native_core(engine: Engine, config: MergeConfig) -> Library | None:
@@ -351,6 +407,13 @@ def _native_core(engine: Engine, config: MergeConfig) -> Library | None:
             raise
         logging.getLogger("diffseg").warning("merging on the CPU: %s", error)
         return None
+
+
+def _needs_maps(spec: EngineSpec, what: str) -> DiffSegError:
+    return DiffSegError(
+        f"{what}: an engine with the head labels gives no maps; expected the head attention, found labels; "
+        f"'python -m export {spec.source} --head attention --output engines/NAME' makes one"
+    )
 
 
 def default_grid(engine: Engine) -> int:

@@ -165,16 +165,21 @@ class ClipSegmenter:
 
     def _track(self, job: Job) -> None:
         if job.result is not None:
-            if not self._options.temporal:  # numbers from 0 again, and nothing remembered
-                self._tracker = self._fresh_tracker()
-            tracked = self._tracker.update(job.frame.image, job.result)
-            job.result = tracked if self._options.temporal else job.result
+            job.result = self._identify(job.frame.image, job.result)
         elif job.carried:
             job.result = self._tracker.propagate(job.frame.image)
             if self._tracker.cut:  # another scene: nothing to carry over. The network's own thread is frames ahead.
                 self._aside = self._aside or self._segmenter.clone()
                 found = self._aside(job.frame.image, proposals=self._options.temporal)
-                job.result = self._tracker.update(job.frame.image, found) if self._options.temporal else found
+                job.result = self._identify(job.frame.image, found)
+
+    def _identify(self, image: NDArray[np.uint8], result: Result) -> Result:
+        """Identities, or without `temporal` the segments as they are, from which the next frames are carried over."""
+        if self._options.temporal:
+            return self._tracker.update(image, result)
+        self._tracker = self._fresh_tracker()
+        self._tracker.update(image, result)
+        return result
 
     def _draw(self, job: Job) -> None:
         if job.result is None:  # a frame like the last one
