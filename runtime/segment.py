@@ -39,7 +39,10 @@ def main(
     output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("segmented"),
     threshold: Annotated[
         str | None,
-        typer.Option(metavar="T", help="KL threshold, or one per iteration: 1.1,1.0,0.9. Higher merges more."),
+        typer.Option(
+            metavar="T",
+            help="KL threshold, or one per iteration: 1.1,1.0,0.9. Higher merges more. auto: chosen for every frame.",
+        ),
     ] = None,
     grid: Annotated[int | None, typer.Option(metavar="N", help="Anchors per axis.")] = None,
     iterations: Annotated[int | None, typer.Option(metavar="N", help="Merge iterations.")] = None,
@@ -47,7 +50,14 @@ def main(
         str | None,
         typer.Option(help="Of the resolutions: proportional, per-tensor, or numbers, finest first: 1,0,0,0."),
     ] = None,
-    refine: Annotated[str, typer.Option(help="none or kmeans.")] = "none",
+    refine: Annotated[
+        str,
+        typer.Option(help="kmeans (of the maps), snap (borders follow the image's edges), kmeans,snap, or none."),
+    ] = "none",
+    min_area: Annotated[
+        float,
+        typer.Option(metavar="A", help="Smaller regions go to their neighbours: share of the frame, or pixels from 1."),
+    ] = 0,
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda[:N]", help="Where to run.")] = "auto",
     backend: Annotated[str | None, typer.Option(help="onnxruntime or openvino.")] = None,
     save: Annotated[
@@ -113,9 +123,10 @@ def main(
             engine,
             device,
             backend=backend,
-            thresholds=_numbers(threshold, "--threshold"),
+            thresholds="auto" if threshold == "auto" else _numbers(threshold, "--threshold"),
             iterations=iterations,
             refine=refine,
+            min_area=min_area,
             weights=weights if weights in (None, "proportional", "per-tensor") else _numbers(weights, "--weights"),
             grid=grid,
         )
@@ -135,7 +146,8 @@ def _numbers(text: str | None, option: str) -> float | tuple[float, ...] | None:
     try:
         numbers = tuple(float(word) for word in text.split(","))
     except ValueError:
-        raise DiffSegError(f"{option}: expected numbers with commas between them, found {text!r}") from None
+        auto = ", or auto" if option == "--threshold" else ""
+        raise DiffSegError(f"{option}: expected numbers with commas between them{auto}, found {text!r}") from None
     return numbers[0] if len(numbers) == 1 and option == "--threshold" else numbers
 
 
@@ -259,6 +271,7 @@ def _segment_one(
         "frame": 0,
         "size": list(frame.shape[:2]),
         "segments": result.count,
+        **({} if result.thresholds is None else {"thresholds": result.thresholds}),
         "milliseconds": result.milliseconds,
     }
 
