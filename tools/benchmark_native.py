@@ -20,18 +20,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """Limits from a data sheet: bytes per second, and TF32 operations per second without sparsity."""
+    """Limits from a data sheet: bytes per second, TF32 and float16 operations per second, without sparsity."""
 
     bytes: float
     operations: float
+    half: float
 
 
-# Orin's TF32 figure is derived: half of its float16 rate, itself half of its dense INT8 rate.
+# Orin's figures are derived: float16 is half of its dense INT8 rate, TF32 half of that.
 CARDS = {
-    "H200": Card(4.8e12, 494e12),
-    "A100": Card(2.0e12, 156e12),
-    "L4": Card(0.3e12, 60e12),
-    "Orin": Card(0.2048e12, 21e12),
+    "H200": Card(4.8e12, 494e12, 989e12),
+    "A100": Card(2.0e12, 156e12, 312e12),
+    "L4": Card(0.3e12, 60e12, 121e12),
+    "Orin": Card(0.2048e12, 21e12, 42e12),
 }
 
 

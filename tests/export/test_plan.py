@@ -122,7 +122,7 @@ def test_labels_in_half_precision(small_pipeline, tmp_path):
         model=str(small_pipeline),
         size=(64, 128),
         head="labels",
-        precision="fp16",
+        precision="bf16",
         batch=None,
         thresholds=(0.3, 0.2, 0.2),
     )
