@@ -126,7 +126,7 @@ def test_protocols_are_complete():
 def test_cityscapes_takes_the_papers_threshold_for_stable_diffusion_alone(tmp_path):
     from dataclasses import replace
 
-    from tools.evaluation.methods import settle
+    from tools.evaluation.variants import Wish, settle
 
     root = drawn.cityscapes(tmp_path / "city")
     status, message = run(tmp_path, "cityscapes-27", root, "--method", "one-segment")
@@ -136,18 +136,29 @@ def test_cityscapes_takes_the_papers_threshold_for_stable_diffusion_alone(tmp_pa
     data = open_dataset("cityscapes-27", root, partial=True)
     spec = open_engine(EMBEDDED, "cpu", threads=1).spec
     for own, expected in (((1.1, 1.1, 1.1), (0.9, 0.9, 0.9)), (spec.thresholds, spec.thresholds)):
-        variant = settle("diffseg", "e", replace(spec, thresholds=own), data, None, None, None, None, "kl")
+        variant = settle("diffseg", "e", replace(spec, thresholds=own), data.protocol, Wish())
         assert variant.thresholds == expected
 
 
-def test_whole_images_are_segmented_as_the_product_does(tmp_path):
+@pytest.mark.parametrize(
+    ("words", "options"),
+    [
+        ((), {}),
+        (
+            ("--threshold", "auto", "--refine", "kmeans,snap", "--min-area", "0.01"),
+            {"thresholds": "auto", "refine": "kmeans,snap", "min_area": 0.01},
+        ),
+    ],
+    ids=["plain", "refined"],
+)
+def test_whole_images_are_segmented_as_the_product_does(tmp_path, words, options):
     """BSDS500 with every annotator: figures from runtime.Segmenter's labels, by the definitions."""
     from tests.tools.test_metrics import table
     from tools.evaluation import metrics
 
     root = drawn.bsds(tmp_path / "bsds", annotators=3)
-    (found,) = figures(tmp_path, "bsds", root)
-    segmenter = Segmenter.open(EMBEDDED, "cpu")
+    (found,) = figures(tmp_path, "bsds", root, *words)
+    segmenter = Segmenter.open(EMBEDDED, "cpu", **options)
     expected = []
     for seed in range(3):
         frame = cv2.imread(str(root / f"BSDS500/data/images/test/{seed}.jpg"))

@@ -11,12 +11,17 @@ from contextlib import contextmanager
 from enum import Enum
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from runtime.errors import DiffSegError
 from runtime.terminal import FAILED, complain, one_line_errors
+
+if TYPE_CHECKING:
+    from tools.evaluation.masks import Protocol
+    from tools.evaluation.methods import Evaluator
+    from tools.evaluation.variants import Variant
 
 
 class Method(str, Enum):
@@ -49,7 +54,7 @@ def evaluate(
     threshold: Annotated[
         list[str] | None,
         typer.Option(
-            help="KL threshold, one or one per iteration with commas; default: the engine's. Repeat to compare."
+            help="KL threshold, one per iteration with commas, or auto; default: the engine's. Repeat to compare."
         ),
     ] = None,
     weights: Annotated[
@@ -69,6 +74,13 @@ def evaluate(
         typer.Option(
             help="kl (the paper's) or js (Jensen–Shannon; its default threshold is a quarter). Repeat to compare."
         ),
+    ] = None,
+    refine: Annotated[
+        list[str] | None, typer.Option(help="none, kmeans, snap or kmeans,snap; default: none. Repeat to compare.")
+    ] = None,
+    min_area: Annotated[
+        list[float] | None,
+        typer.Option(help="Smaller regions go to neighbours: a share of the image, or pixels. Repeat to compare."),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for results; default: evaluated/DATASET.")
@@ -102,9 +114,11 @@ def evaluate(
         for package in ("scipy", "skimage", "PIL"):
             if importlib.util.find_spec(package) is None:
                 raise DiffSegError(f'evaluation needs {package}: pip install "diffseg[evaluate]"')
+        from runtime.engine import EMBEDDED
         from tools.evaluation import report, runner
         from tools.evaluation.datasets import open_dataset
         from tools.evaluation.layouts import ALIASES
+        from tools.evaluation.methods import Evaluator
         from tools.evaluation.sheet import write_sheet
 
         name = ALIASES.get(str(context.info_name), str(context.info_name))
@@ -121,7 +135,18 @@ def evaluate(
             limit=limit,
             partial=partial,
         )
-        variants = _variants(data, engine, method, threshold, weights, grid, iterations, similarity, device, backend)
+        axes: dict[str, list[Any] | None] = {
+            "weights": weights,
+            "threshold": threshold,
+            "iterations": iterations,
+            "grid": grid,
+            "similarity": [one.value for one in similarity or []],
+            "refine": refine,
+            "min_area": min_area,
+        }
+        methods = [one.value for one in method or [Method.diffseg]]
+        engines = [str(path) for path in engine or [EMBEDDED]]
+        variants = _variants(data.protocol, engines, methods, axes, Evaluator(device, backend))
         job = runner.Job(data, variants, device, backend)
         jobs = jobs or _default_jobs(variants)
         folder = output or Path("evaluated") / name
@@ -159,42 +184,23 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def _variants(
-    data: Any,
-    engines: Any,
-    methods: Any,
-    thresholds: Any,
-    weights: Any,
-    grids: Any,
-    iterations: Any,
-    similarities: Any,
-    device: str,
-    backend: str | None,
-) -> tuple[Any, ...]:
+    protocol: Protocol, engines: list[str], methods: list[str], axes: dict[str, list[Any] | None], evaluator: Evaluator
+) -> tuple[Variant, ...]:
     """Every combination of what was asked for, each once, in the order asked for."""
-    from runtime.engine import EMBEDDED
-    from tools.evaluation.methods import ATTENTION_METHODS, Evaluator, Variant, settle
+    from tools.evaluation.methods import ATTENTION_METHODS
+    from tools.evaluation.variants import Variant, Wish, settle
 
-    evaluator = Evaluator(device, backend)
+    given = {name: values for name, values in axes.items() if values}
+    wishes = [Wish(**dict(zip(given, values, strict=True))) for values in product(*given.values())]
     found = []
-    for method in [one.value for one in methods or [Method.diffseg]]:
+    for method in methods:
         if method not in ATTENTION_METHODS:
             found.append(Variant(method))
             continue
-        for path in engines or [EMBEDDED]:
-            spec = evaluator.engine(str(path)).spec
-            axes = (weights or [None], [_numbers(text) for text in thresholds or [None]], iterations or [None])
-            for weight, taus, count, side, alike in product(*axes, grids or [None], similarities or [Similarity.kl]):
-                found.append(settle(method, str(path), spec, data, weight, taus, count, side, alike.value))
+        for path in engines:
+            spec = evaluator.engine(path).spec
+            found += [settle(method, path, spec, protocol, wish) for wish in wishes]
     return tuple(dict.fromkeys(found))
-
-
-def _numbers(text: str | None) -> tuple[float, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise DiffSegError(f"--threshold {text}: expected numbers such as 0.9 or 1.1,0.9,0.9") from None
 
 
 def _default_jobs(variants: Any) -> int:

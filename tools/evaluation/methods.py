@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import cv2
 import numpy as np
 
-from runtime.errors import DiffSegError
 from runtime.merge import MergeConfig, aggregate_attention, segment_attention, suppress
-from runtime.pyramid import Weights, check_weights, resolution_ratios
 from runtime.segmenter import resize_frame
 from tools.evaluation import classical
 from tools.evaluation.datasets import DataSet, resize_bilinear
+from tools.evaluation.divergence import merge_jensen_shannon
+from tools.evaluation.variants import Variant, parse_weights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,24 +24,7 @@ if TYPE_CHECKING:
     from runtime.sidecar import EngineSpec
 
 ATTENTION_METHODS = ("diffseg", "kmeans-c", "kmeans-s")
-METHODS = (*ATTENTION_METHODS, *classical.METHODS)
 CONSTANT_CLUSTERS = 6  # K-Means-C of the paper
-
-
-@dataclass(frozen=True, slots=True)
-class Variant:
-    """One method in one setting: a row of the table. None: does not apply.
-
-    `thresholds`, one per iteration, `grid` and `similarity` ("kl" or "js") are of DiffSeg's merge; `weights` of the
-    aggregation, which K-means shares.
-    """
-
-    method: str
-    engine: str | None = None
-    weights: str | None = None
-    thresholds: tuple[float, ...] | None = None
-    grid: int | None = None
-    similarity: str | None = None
 
 
 class Evaluator:
@@ -75,35 +57,29 @@ class Evaluator:
         interpolated to the crop's size; otherwise frame and labels are resized as `runtime.Segmenter` does.
         """
         size = truths[0].shape
+        cropped = bool(data.protocol.crop)
+        shown = resize_bilinear(frame, *size) if cropped else frame
         if variant.method in classical.METHODS:
-            return classical.METHODS[variant.method](resize_bilinear(frame, *size) if data.protocol.crop else frame)
+            return classical.METHODS[variant.method](shown)
         assert variant.engine is not None
         spec = self.engine(variant.engine).spec
-        network = (spec.height, spec.width)
+        target = size if cropped else (spec.height, spec.width)
         if spec.head == "labels":
-            network_labels = self._infer(variant.engine, frame, bool(data.protocol.crop), variant.thresholds)[0]
-            return _fit(network_labels.astype(np.int32), size)
-        pyramid = self._pyramid(variant.engine, frame, plain=bool(data.protocol.crop))
-        shapes: dict[str, Any] = {
-            "grids": [(level.height, level.width) for level in spec.levels],
-            "layers": [level.layers for level in spec.levels],
-        }
-        target = size if data.protocol.crop else network
-        weights = parse_weights(variant.weights or "proportional", spec)
-        if variant.method == "diffseg" and variant.similarity == "kl":
-            config = MergeConfig(variant.thresholds or (), variant.grid or 0, weights)
-            labels = segment_attention(pyramid, config, size=target, **shapes)
+            labels = self._infer(variant.engine, frame, cropped, variant.thresholds)[0].astype(np.int32)
+        elif variant.method == "diffseg":
+            labels = _merge(variant, spec, self._pyramid(variant.engine, frame, cropped), target)
         else:
-            maps = aggregate_attention(pyramid, weights=weights, **shapes)
-            if variant.method == "diffseg":
-                from tools.evaluation.divergence import merge_jensen_shannon
+            maps = _aggregate(variant, spec, self._pyramid(variant.engine, frame, cropped))
+            centres = cluster(maps, CONSTANT_CLUSTERS if variant.method == "kmeans-c" else regions(truths))
+            labels = suppress(centres, _shapes(spec)["grids"][0], target)
+        if labels.shape != size:
+            labels = np.asarray(cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT), np.int32)
+        if "snap" in (variant.refine or "") or variant.min_area:
+            from runtime.refine import Refinement
 
-                proposals = merge_jensen_shannon(maps, shapes["grids"][0], variant.grid or 0, variant.thresholds or ())
-            else:
-                k = CONSTANT_CLUSTERS if variant.method == "kmeans-c" else regions(truths)
-                proposals = cluster(maps, k)
-            labels = suppress(proposals, shapes["grids"][0], target)
-        return _fit(labels, size)
+            refinement = Refinement("snap" in (variant.refine or ""), variant.min_area or 0)
+            labels = refinement(labels, shown, (spec.levels[0].height, spec.levels[0].width))
+        return labels
 
     def _pyramid(self, path: str, frame: NDArray[np.uint8], plain: bool) -> list[NDArray[Any]]:
         if self._frame is not frame:
@@ -122,10 +98,35 @@ class Evaluator:
         return [maps[0] for maps in engine.infer(batch, thresholds)]
 
 
-def _fit(labels: NDArray[np.int32], size: tuple[int, int]) -> NDArray[np.int32]:
-    if labels.shape == size:
-        return labels
-    return np.asarray(cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT), np.int32)
+def _shapes(spec: EngineSpec) -> dict[str, Any]:
+    """What the merge core wants to know of the maps."""
+    return {
+        "grids": [(level.height, level.width) for level in spec.levels],
+        "layers": [level.layers for level in spec.levels],
+    }
+
+
+def _aggregate(variant: Variant, spec: EngineSpec, pyramid: list[NDArray[Any]]) -> NDArray[np.float32]:
+    weights = parse_weights(variant.weights or "proportional", spec)
+    return aggregate_attention(pyramid, weights=weights, **_shapes(spec))
+
+
+def _merge(variant: Variant, spec: EngineSpec, pyramid: list[NDArray[Any]], size: tuple[int, int]) -> NDArray[np.int32]:
+    """DiffSeg's raw labels [H, W]."""
+    assert variant.thresholds is not None and variant.grid is not None
+    shapes = _shapes(spec)
+    if variant.similarity == "js":
+        maps = _aggregate(variant, spec, pyramid)
+        proposals = merge_jensen_shannon(maps, shapes["grids"][0], variant.grid, variant.thresholds)
+        return suppress(proposals, shapes["grids"][0], size)
+    weights = parse_weights(variant.weights or "proportional", spec)
+    refine: Literal["kmeans", "none"] = "kmeans" if "kmeans" in (variant.refine or "") else "none"
+    config = MergeConfig(variant.thresholds, variant.grid, weights, refine)
+    if variant.auto:
+        from runtime.threshold import stable_thresholds
+
+        config = stable_thresholds(pyramid, config, **shapes)
+    return segment_attention(pyramid, config, size=size, **shapes)
 
 
 def regions(truths: Sequence[NDArray[np.int32]]) -> int:
@@ -143,94 +144,3 @@ def cluster(maps: NDArray[np.float32], k: int) -> NDArray[np.float32]:
     stop = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 100, 1e-6)
     centres = cv2.kmeans(maps, min(k, len(maps)), np.empty(0, np.int32), stop, 3, cv2.KMEANS_PP_CENTERS)[2]
     return np.asarray(centres, np.float32)
-
-
-def parse_weights(text: str, spec: EngineSpec) -> Weights:
-    """Weights of the aggregation as they are typed: proportional, per-tensor, 64-only, or numbers with commas.
-
-    Raises DiffSegError when the engine has no such resolution or another number of them.
-    """
-    sides = [max(level.height, level.width) for level in spec.levels]
-    try:
-        if text.endswith("-only"):
-            side = int(text.removesuffix("-only"))
-            if side not in sides:
-                raise ValueError(f"expected one of {', '.join(f'{side}-only' for side in sides)}")
-            return tuple(float(one == side) for one in sides)
-        named = text in ("proportional", "per-tensor")
-        weights = check_weights(text if named else tuple(float(part) for part in text.split(",")))
-        resolution_ratios(weights, [(level.height, level.width) for level in spec.levels], [1] * len(sides))
-    except ValueError as error:
-        raise DiffSegError(
-            f"--weights {text}: {error}; expected proportional, per-tensor, {sides[0]}-only or one number per "
-            f"resolution ({', '.join(map(str, sides))})"
-        ) from None
-    return weights
-
-
-def settle(
-    method: str,
-    engine: str,
-    spec: EngineSpec,
-    data: DataSet,
-    weights: str | None,
-    threshold: tuple[float, ...] | None,
-    iterations: int | None,
-    grid: int | None,
-    similarity: str,
-) -> Variant:
-    """A variant with every default filled in from the engine and the data set's protocol.
-
-    Raises DiffSegError when a setting does not fit the engine.
-    """
-    own = spec.weights if isinstance(spec.weights, str) else ",".join(f"{value:g}" for value in spec.weights)
-    chosen = weights or own
-    parsed = parse_weights(chosen, spec)
-    if spec.head == "labels":
-        _check_labels_head(method, engine, spec, chosen == own, iterations, grid, similarity)
-    if method != "diffseg":
-        return Variant(method, engine, chosen)
-    thresholds = threshold or _default_thresholds(spec, data, similarity)
-    if iterations is not None:
-        if threshold is not None and len(threshold) not in (1, iterations):
-            raise DiffSegError(
-                f"expected one threshold, or one for each of {iterations} iterations, found {len(threshold)}"
-            )
-        thresholds = (thresholds + thresholds[-1:] * iterations)[:iterations]
-    elif len(thresholds) == 1:
-        thresholds = thresholds * len(spec.thresholds)
-    finest = spec.levels[0]
-    most = min(finest.height, finest.width)
-    if grid is not None and not 2 <= grid <= most:
-        raise DiffSegError(f"--grid {grid}: expected 2 to {most}, the shorter side of the finest attention")
-    try:
-        config = MergeConfig(thresholds, min(spec.grid, most) if grid is None else grid, parsed)
-    except ValueError as error:
-        raise DiffSegError(str(error)) from None
-    return Variant(method, engine, chosen, config.thresholds, config.grid, similarity)
-
-
-def _default_thresholds(spec: EngineSpec, data: DataSet, similarity: str) -> tuple[float, ...]:
-    """The engine's own thresholds, or those of the data set's protocol, or what stands for them in another
-    similarity."""
-    thresholds = spec.thresholds
-    if data.protocol.replace_threshold is not None:
-        usual, other = data.protocol.replace_threshold
-        thresholds = tuple(other if value == usual else value for value in thresholds)
-    if similarity == "js":
-        from tools.evaluation.divergence import KL_PER_JS
-
-        thresholds = tuple(value / KL_PER_JS for value in thresholds)
-    return thresholds
-
-
-def _check_labels_head(
-    method: str, engine: str, spec: EngineSpec, own_weights: bool, iterations: int | None, grid: int | None, alike: str
-) -> None:
-    """Raise DiffSegError where something is asked for that is not in the graph of an engine with the head labels."""
-    same = own_weights and iterations in (None, len(spec.thresholds)) and grid in (None, spec.grid) and alike == "kl"
-    if method != "diffseg" or not same:
-        raise DiffSegError(
-            f"{engine}: has the head labels, whose grid, weights and iterations are part of the graph; expected the "
-            "head attention for other ones, for K-means and for --similarity js; export it with --head attention"
-        )

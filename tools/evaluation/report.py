@@ -14,8 +14,8 @@ import numpy as np
 from runtime.sidecar import write_atomically
 from tools.evaluation import metrics
 from tools.evaluation.datasets import DataSet
-from tools.evaluation.methods import Variant
 from tools.evaluation.runner import Record
+from tools.evaluation.variants import Variant
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -88,12 +88,14 @@ def describe(variant: Variant, variants: Sequence[Variant]) -> str:
     for name, value in settings(variant).items():
         others = {getattr(other, name) for other in variants if other.method == variant.method}
         if name != "method" and len(others) > 1:
-            parts.append(f"{'' if name == 'engine' else name + ' '}{text(value)}")
+            parts.append(text(value) if name == "engine" else f"{name.replace('_', ' ')} {text(value)}")
     return ", ".join(parts)
 
 
 def text(value: Any) -> str:
     """A setting as people write it: 0.4 for the same threshold in every iteration."""
+    if value is True:
+        return "thresholds"
     if isinstance(value, tuple):
         shown = [f"{number:g}" for number in value]
         return shown[0] if len(set(shown)) == 1 and len(shown) > 1 else ",".join(shown)

@@ -15,8 +15,9 @@ from runtime.outputs import borders, palette
 from runtime.sidecar import write_atomically
 from tools.evaluation import metrics, report
 from tools.evaluation.datasets import Sample, resize_bilinear
-from tools.evaluation.methods import Evaluator, Variant
+from tools.evaluation.methods import Evaluator
 from tools.evaluation.runner import Job, Record, in_processes
+from tools.evaluation.variants import Variant
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
