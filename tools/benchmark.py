@@ -21,6 +21,7 @@ import typer
 
 from tools.benchmark_export import export
 from tools.benchmark_frame import frame
+from tools.benchmark_pipeline import pipeline
 from tools.benchmark_plan import plan
 from tools.benchmark_video import video
 
@@ -36,6 +37,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 app.command()(export)
 app.command()(frame)
 app.command()(video)
+app.command()(pipeline)
 app.command()(plan)
 
 REFERENCE = Path(__file__).parents[1] / "tests" / "data" / "reference_0.npz"

@@ -78,7 +78,10 @@ class StandIn:
         labels, count = renumber(cv2.resize(merged.raw, frame.shape[1::-1], interpolation=cv2.INTER_NEAREST_EXACT))
         return labels, count, None
 
-    def __call__(self, frame):
+    def clone(self):
+        return self
+
+    def __call__(self, frame, **options):
         labels, count, _ = self.fit(self.merge(self.network(self.resize(frame))), frame)
         return Result(labels, count, {})
 

@@ -96,6 +96,13 @@ def test_work_that_is_saved(folder, stand_in):
     truth = (draw(2, (96, 128)) == (60, 220, 240)).all(axis=-1)
     share = [(mask & truth).sum() / (mask | truth).sum() for mask in square]
     assert share[2] > share[0] + 0.1
+    scenes = [draw(number, (96, 128)) for number in range(3)] + [255 - draw(7, (96, 128))[::-1]] * 5
+    for temporal in ("on", "off"):  # a cut between the frames that the engine is to see: it sees the first one after
+        stand_in.calls = 0
+        with stdin(b"".join(frame.tobytes() for frame in scenes)):
+            options = ["--size", "128x96", "--every", "8", "--temporal", temporal, "--save", "labels"]
+            assert run("-", *options, "--output", "cut").exit_code == 0
+        assert stand_in.calls == 2
     still = [draw(0)] * 5 + [draw(5)] * 5
     stream = b"".join(frame.tobytes() for frame in still)
     for options, calls in ((["--skip-similar"], 2), ([], 10)):
