@@ -118,8 +118,13 @@ def check_engine(
     sidecar = sidecar_path(path)
     described = sidecar.exists()
     spec = EngineSpec.from_json(read_text(sidecar), str(sidecar)) if described else open_engine(path, "cpu").spec
-    # ONNX Runtime has no bfloat16 on the CPU.
-    backend = "openvino" if spec.precision == "bf16" else None
+    if spec.precision == "int8":
+        raise DiffSegError(
+            f"{path} is an int8 engine, which is held to photographs and not to PyTorch; expected fp32, fp16 or bf16: "
+            "'python -m export quantize' judges int8 as it makes it"
+        )
+    # ONNX Runtime has no bfloat16 on the CPU; in float32 it is exact on every CPU.
+    backend = "openvino" if spec.precision == "bf16" else "onnxruntime"
     frames = np.stack([random_frame(spec.height, spec.width, seed) for seed in range(spec.batch or 1)])
 
     def eager(precision: str) -> list["NDArray[np.float32]"]:

@@ -1,0 +1,204 @@
+"""Int8: an engine's convolutions and linear layers quantised after training, with photographs to calibrate by.
+
+Attention's own products, softmax, normalisation and all that joins them stay float32. A quantised engine is kept only
+if its labels agree with the original's on photographs that the calibration has not seen.
+"""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from runtime.errors import DiffSegError
+from runtime.sidecar import METADATA_KEY, EngineSpec, sidecar_path, write_atomically
+
+if TYPE_CHECKING:
+    import onnx
+    from numpy.typing import NDArray
+
+LEAST = 0.95  # share of pixels whose segment stays the same
+HELD_OUT = 3  # every third photograph judges the engine, the others calibrate it
+MOST_CALIBRATION = 48  # more change the ranges little
+TIMED = 7  # runs of either engine, taking turns
+
+
+@dataclass(frozen=True, slots=True)
+class Quantized:
+    """What a quantisation did.
+
+    `layers`: convolutions and linear layers quantised; `photographs`: that judged it and had segments enough to say
+    something; `agreement`: mean share of pixels on them; `gain`: how many times faster, `backend`: measured with.
+    """
+
+    layers: int
+    photographs: int
+    agreement: float
+    gain: float
+    backend: str
+
+
+def quantize_engine(engine: Path, images: Sequence[str], output: Path, *, threshold: float | None = None) -> Quantized:
+    """Quantise `engine` to `output`, calibrated and judged by the photographs in `images` (files, folders, globs).
+
+    `threshold`: KL threshold at which the labels are compared, None for the engine's own.
+    Raises DiffSegError when the engine is not float32, the photographs are too few or say nothing, or fewer than 95 %
+    of the pixels keep their segment: then nothing is left at `output`.
+    """
+    from runtime.engine import open_engine
+    from runtime.frames import find_sources, read_frame
+    from runtime.segmenter import Segmenter, resize_frame
+
+    original = Segmenter(open_engine(engine, "cpu", "onnxruntime"))
+    spec = original.engine.spec
+    if spec.precision != "fp32":
+        raise DiffSegError(f"{engine} has precision {spec.precision}, expected fp32; export it with --precision fp32")
+    sources, failures = find_sources(list(images))
+    if failures:
+        raise DiffSegError(failures[0])
+    photographs = [source.path for source in sources]
+    judges, calibration = photographs[::HELD_OUT], [p for i, p in enumerate(photographs) if i % HELD_OUT]
+    if not calibration:
+        raise DiffSegError(f"expected at least {HELD_OUT} photographs, found {len(photographs)}; pass more --images")
+    frames = (resize_frame(read_frame(path), spec.height, spec.width) for path in calibration[:MOST_CALIBRATION])
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{output.stem}.", suffix=".part", dir=output.parent) as folder:
+        part = Path(folder) / output.name
+        layers = write_quantized(engine, spec, frames, part)
+        photos = (read_frame(path) for path in judges)
+        counted, agreement = _judge(original, part, photos, threshold)
+        if agreement < LEAST:
+            raise DiffSegError(
+                f"labels of the int8 engine agree on {agreement:.1%} of the pixels, expected {LEAST:.0%}; no engine "
+                "was left; pass more --images like those it will see, or stay with the float engine"
+            )
+        backend, gain = _gain(engine, part)
+        for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == output.name):
+            file.replace(output.parent / file.name)
+    return Quantized(layers, counted, agreement, gain, backend)
+
+
+def write_quantized(engine: Path, spec: EngineSpec, frames: Iterator["NDArray[np.uint8]"], path: Path) -> int:
+    """The quantised engine and its sidecar at `path`; how many layers it has in int8."""
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc, unused-ignore]
+        def get_next(self) -> dict[str, Any] | None:
+            frame = next(frames, None)
+            if frame is None:
+                return None
+            inputs: dict[str, Any] = {"frame": np.repeat(frame[None], spec.batch or 1, axis=0)}
+            if spec.head == "labels":
+                inputs["thresholds"] = np.array(spec.thresholds, np.float32)
+            return inputs
+
+    model = onnx.load(engine)
+    _unpack_weights(model)
+    layers = _layers(model)
+    large = sum(tensor.ByteSize() for tensor in model.graph.initializer) > 1.5e9
+    plain = path.with_name("float.onnx")
+    onnx.save(model, plain, save_as_external_data=large, location="float.data" if large else None)
+    del model
+    quantize_static(
+        plain,
+        path,
+        Reader(),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=QuantType.QUInt8,  # the multipliers of x86 take unsigned by signed
+        weight_type=QuantType.QInt8,
+        nodes_to_quantize=layers,
+        use_external_data_format=large,
+        # Between layers there is arithmetic in float32: int8 goes in and out of each.
+        extra_options={"QDQKeepRemovableActivations": True},
+    )
+    for file in path.parent.glob("float.*"):
+        file.unlink()
+    described = replace(spec, precision="int8", storage="int8")
+    model = onnx.load(path, load_external_data=False)
+    onnx.helper.set_model_props(model, {METADATA_KEY: described.to_json()})
+    onnx.save(model, path)
+    write_atomically(sidecar_path(path), described.to_json().encode())
+    return len(layers)
+
+
+def _unpack_weights(model: "onnx.ModelProto") -> None:
+    """Make float32 initialisers of weights that a compact engine stores as float16: only those can be quantised."""
+    from onnx import numpy_helper
+
+    graph = model.graph
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    for node in [node for node in graph.node if node.op_type == "Cast" and node.input[0] in stored]:
+        wide = numpy_helper.to_array(stored[node.input[0]]).astype(np.float32)
+        graph.initializer.append(numpy_helper.from_array(wide, node.output[0]))
+        graph.node.remove(node)
+
+
+def _layers(model: "onnx.ModelProto") -> list[str]:
+    """Names of the convolutions and linear layers: products with a constant matrix, which attention's are not.
+
+    The encoder's first convolution stays float32, for its input is the picture, and so do the layers that give
+    attention its queries, keys and values: an error there is an error of the map itself.
+    """
+    constants = {tensor.name: len(tensor.dims) for tensor in model.graph.initializer}
+    producers = {name: node for node in model.graph.node for name in node.output}
+    first = next((node.name for node in model.graph.node if node.op_type == "Conv"), None)
+    kept = {first}
+    for node in model.graph.node:
+        if node.op_type == "MatMul" and constants.get(node.input[1]) != 2:
+            for name in node.input:
+                source = producers.get(name)
+                while source is not None and source.op_type in ("Reshape", "Transpose", "Cast"):
+                    source = producers.get(source.input[0])
+                if source is not None:
+                    kept.add(source.name)
+    return [
+        node.name
+        for node in model.graph.node
+        if node.name not in kept
+        and (node.op_type == "Conv" or (node.op_type in ("MatMul", "Gemm") and constants.get(node.input[1]) == 2))
+    ]
+
+
+def _judge(
+    original: Any, path: Path, photographs: Iterator["NDArray[np.uint8]"], threshold: float | None
+) -> tuple[int, float]:
+    """How many photographs have segments enough, and the mean share of pixels that keep theirs."""
+    from runtime.segmenter import Segmenter
+    from tools.agreement import matched_agreement, says_something
+
+    quantised = Segmenter.open(path, "cpu", backend="onnxruntime", thresholds=threshold)
+    original = Segmenter(original.engine, quantised.config)
+    shares = []
+    for frame in photographs:
+        expected = original(frame).labels
+        if says_something(expected):
+            shares.append(matched_agreement(quantised(frame).labels, expected))
+    if not shares:
+        raise DiffSegError(
+            "none of the photographs that were held out has four segments of at least 1 %, so nothing can be said of "
+            "the int8 engine; pass more --images, or a lower --threshold"
+        )
+    return len(shares), float(np.mean(shares))
+
+
+def _gain(before: Path, after: Path) -> tuple[str, float]:
+    """The backend that this machine would choose, and how many times faster it runs the second engine."""
+    from runtime.engine import open_engine
+
+    engines = [open_engine(path, "auto") for path in (before, after)]
+    spec = engines[0].spec
+    frames = np.random.default_rng(0).integers(0, 256, (spec.batch or 1, spec.height, spec.width, 3), np.uint8)
+    times: list[list[float]] = [[], []]
+    for _ in range(TIMED):
+        for engine, runs in zip(engines, times, strict=True):
+            start = time.perf_counter()
+            engine.infer(frames)
+            runs.append(time.perf_counter() - start)
+    name = type(engines[0]).__module__.rpartition(".")[2]
+    return name, statistics.median(times[0][1:]) / statistics.median(times[1][1:])
