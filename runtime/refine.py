@@ -193,8 +193,8 @@ def absorb(labels: NDArray[np.int32], min_area: float) -> NDArray[np.int32]:
         area, region = heapq.heappop(small)
         if parent[region] != region or area != areas[region] or not borders[region]:
             continue  # has grown or gone since, or is the whole frame
-        # The smallest number on a tie.
-        into = min(borders[region], key=lambda other: (-borders[region][other], other))
+        # On a tie the smaller one, so that small ones join and no large one collects them all.
+        into = min(borders[region], key=lambda other: (-borders[region][other], areas[other], other))
         # What touches the region and has its new label is then one region with it.
         joined = [other for other in borders[region] if owner[other] == owner[into] and other != into]
         for gone in (region, *joined):

@@ -53,15 +53,19 @@ def stable_thresholds(
 def _most_stable(maps: NDArray[np.float32], cells: NDArray[np.intp], thresholds: tuple[float, ...]) -> int:
     """Which step of the sweep; `cells` says in which block of the maps each anchor lies."""
     divergences = _divergences(maps)
-    together = np.empty((len(FACTORS), len(maps), len(maps)), np.float32)
+    together = np.zeros((len(FACTORS), len(maps), len(maps)), np.float32)
     for factor, pairs in zip(FACTORS.tolist(), together, strict=True):
         members = (divergences < factor * thresholds[0]).astype(np.float32)
+        if members.sum() == len(maps):
+            continue  # nothing merges: many such steps would be the same for no merit of theirs
         proposals = members @ maps / members.sum(axis=1, keepdims=True)
         for threshold in thresholds[1:]:
             proposals = _merge_proposals(proposals, factor * threshold)
         labels = proposals[:, cells].argmax(axis=0)
         pairs[...] = labels[:, None] == labels
-    return int(_agreement(together.reshape(len(FACTORS), -1)).mean(axis=1).argmax())
+        np.fill_diagonal(pairs, 0)
+    pairs_in_all = len(maps) * (len(maps) - 1)
+    return int(_agreement(together.reshape(len(FACTORS), -1), pairs_in_all).mean(axis=1).argmax())
 
 
 def _divergences(maps: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -75,13 +79,13 @@ def _divergences(maps: NDArray[np.float32]) -> NDArray[np.float64]:
     return divergences
 
 
-def _agreement(together: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Adjusted Rand index of every two segmentations [S, S], given which pairs each keeps together, 0 or 1 [S, pairs].
+def _agreement(together: NDArray[np.float32], pairs: int) -> NDArray[np.float64]:
+    """Adjusted Rand index of every two segmentations [S, S], given which `pairs` each keeps together, 0 or 1 [S, …].
 
-    0 where both put everything into one segment: they are the same, but have found nothing.
+    0 where both put everything into one segment, or nothing: they are the same, but have found nothing.
     """
     common = (together @ together.T).astype(np.float64)
     own = np.diagonal(common)
-    chance = np.outer(own, own) / together.shape[1]
+    chance = np.outer(own, own) / pairs
     room = (own[:, None] + own) / 2 - chance
     return np.divide(common - chance, room, out=np.zeros_like(common), where=room > 0)
