@@ -173,7 +173,7 @@ def rows(configurations: Sequence[Configuration] = CONFIGURATIONS) -> list[tuple
     table = []
     for configuration in configurations:
         work = count_work(configuration)
-        rates = (f"{1e3 / work.least_milliseconds(card):.3g}" for card in CARDS.values())
+        rates = (f"{float(f'{1e3 / work.least_milliseconds(card):.3g}'):g}" for card in CARDS.values())
         figures = f"{work.flops / 1e9:.0f}", f"{work.weights / 1e6:.0f}", f"{work.bytes / 1e9:.1f}"
         table.append((configuration.name, *figures, *rates))
     return table
