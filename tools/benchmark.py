@@ -23,6 +23,7 @@ from tools.benchmark_export import export
 from tools.benchmark_frame import frame
 from tools.benchmark_pipeline import pipeline
 from tools.benchmark_plan import plan
+from tools.benchmark_scaling import scaling
 from tools.benchmark_video import video
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 app.command()(export)
 app.command()(frame)
+app.command()(scaling)
 app.command()(video)
 app.command()(pipeline)
 app.command()(plan)
@@ -300,13 +302,13 @@ def _memory_child() -> None:
     with np.load(Path(arguments["folder"], "pyramid.npz")) as data:
         pyramid = [data[name] for name in data.files]
     segment_attention([np.full((256, 256), 1 / 256, np.float32)], MergeConfig(grid=GRID), size=(32, 32))
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     size = (arguments["size"][0], arguments["size"][1])
     segment_attention(pyramid, MergeConfig(tuple(arguments["thresholds"]), GRID), size=size)
-    print(_resident("VmHWM") - before)
+    print(resident("VmHWM") - before)
 
 
-def _resident(field: str) -> float:
+def resident(field: str) -> float:
     """A field of /proc/self/status in MB. The high-water mark of getrusage would include the parent's."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field + ":"):

@@ -79,7 +79,7 @@ def frame(
             if not Path(model).exists():
                 from tools.random_pipelines import save_random_pipeline
 
-                _say(f"writing random weights in the shape of {family} …")
+                say(f"writing random weights in the shape of {family} …")
                 save_random_pipeline(Path(model), family)
         engines = {}
         for name in chosen:
@@ -89,16 +89,16 @@ def frame(
                     folder / f"{'_'.join([*(f'{k}-{v}' for k, v in wanted.items())]) or 'plain'}-{size}.onnx"
                 )
                 if not engines[name].exists():
-                    _say(f"exporting {engines[name].name} …")
-                    _child("make_engine", model, str(engines[name]), wanted, size)
+                    say(f"exporting {engines[name].name} …")
+                    child("make_engine", model, str(engines[name]), wanted, size)
         rounds = []
         for index in range(repeat):
-            _say(f"round {index + 1} of {repeat} …")
-            found: dict[str, Any] = {"peak": _child("measure_peak", threads)}
+            say(f"round {index + 1} of {repeat} …")
+            found: dict[str, Any] = {"peak": child("measure_peak", threads)}
             for name in chosen:
-                _say(f"  {PEERS[name].title}")
+                say(f"  {PEERS[name].title}")
                 labels = str(Path(temporary) / f"{name}.npy")
-                found[name] = _child("measure", name, model, str(engines.get(name, "")), size, threads, labels)
+                found[name] = child("measure", name, model, str(engines.get(name, "")), size, threads, labels)
             rounds.append(found)
         report = summarize(rounds, chosen, threads, Path(temporary))
     print(json.dumps(report)) if as_json else print_frame(report)
@@ -181,6 +181,7 @@ def measure(name: str, model: str, engine: str, size: int, threads: int, labels:
 
     peer = PEERS[name]
     cv2.setNumThreads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # the merge's
     start = time.perf_counter()
     run = _eager(model, threads) if peer.engine is None else _engine(peer, engine, threads)
     load = time.perf_counter() - start
@@ -265,23 +266,15 @@ def measure_peak(threads: int) -> dict[str, float]:
     return peaks
 
 
-def _child(function: str, *arguments: Any) -> Any:
-    """Run a function of this module in a fresh process and return what it returns."""
-    code = (
-        "import json, sys; from tools import benchmark_frame; "
-        f"print(json.dumps(benchmark_frame.{function}(*json.loads(sys.argv[1]))))"
-    )
-    threads = {name: str(os.cpu_count() or 1) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-    if function.startswith("measure"):
-        count = arguments[0] if function == "measure_peak" else arguments[4]
-        threads = dict.fromkeys(threads, str(count))
+def child(function: str, *arguments: Any, module: str = "tools.benchmark_frame") -> Any:
+    """Run a function of a module in a fresh process and return what it returns."""
+    code = f"import json, sys; from {module} import {function}; print(json.dumps({function}(*json.loads(sys.argv[1]))))"
     done = subprocess.run(
         [sys.executable, "-c", code, json.dumps(arguments)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
         check=False,
-        env={**os.environ, **threads},
     )
     if done.returncode:
         print("error: the run failed, see above", file=sys.stderr)
@@ -289,7 +282,7 @@ def _child(function: str, *arguments: Any) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
