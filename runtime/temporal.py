@@ -163,7 +163,9 @@ class Tracker:
                 continue
             matched.mask = vote if matched.mask is None else matched.mask + vote
             matched.see(sighting)
-            self._know_again(matched, sighting)
+        for sighting, matched in zip(found, pairs, strict=True):
+            if matched is not None and matched.known <= YOUNG:
+                self._know_again(matched, sighting)
         in_sight = [track for track in self._tracks if track.mask is not None]
         for track, area in zip(in_sight, _areas(in_sight), strict=True):
             if track.unseen and area < SMALLEST_AREA:
@@ -177,8 +179,6 @@ class Tracker:
 
     def _know_again(self, track: Track, sighting: Sighting) -> None:
         """Give a young identity the number of the one that it turns out to be, when enough of it has come back."""
-        if track.known > YOUNG:
-            return
         lost = [other for other in self._tracks if other.mask is None and other.unseen >= track.known]
         likeness, index = max(
             ((other.resembles(sighting), index) for index, other in enumerate(lost)), default=(0.0, 0)

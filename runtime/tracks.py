@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from runtime.motion import Motion
     from runtime.segmenter import Result
 
-MOST_OF_IT, FORGET = 0.7, 0.99  # of its usual area, which is forgotten by this factor a frame
+MOST_OF_IT, FORGET = 0.85, 0.99  # of its usual area, which is forgotten by this factor a frame
 SAME_COLOUR = 45.0  # distance of mean BGR colours
-REACH = 0.25  # of the longer side: how far from its course something may come back
+REACH = 0.4  # of the longer side: how far from its course something may come back
+SEEN_ENOUGH = 4  # sightings that make something a thing that can come back
 STAND_IN = 32  # side of the maps that stand in for the proposals of an engine that gives none
 
 
@@ -51,6 +52,7 @@ class Track:
         area: of a usual sighting, in pixels.
         unseen: frames since a segment was last matched with it.
         known: frames since it was born.
+        seen: sightings; what was seen a few times only is no thing to come back.
     """
 
     number: int
@@ -62,6 +64,7 @@ class Track:
     age: int = 0
     unseen: int = 0
     known: int = 0
+    seen: int = 1
 
     def move(self, motion: Motion) -> None:
         """Go on to the next frame, with the picture."""
@@ -75,6 +78,7 @@ class Track:
     def see(self, sighting: Sighting) -> None:
         """Take over what its segment in this frame looks like."""
         self.unseen = 0
+        self.seen += 1
         self.proposal = 0.5 * (self.proposal + sighting.proposal)
         area = float(sighting.mask.sum())
         self.area *= FORGET
@@ -89,18 +93,20 @@ class Track:
     def resembles(self, sighting: Sighting) -> float:
         """Whether this, out of sight, could be it: exp(−D) of the proposals, its own moved to the other's place.
 
-        0 where the colours differ, or where it cannot have come to since it was seen.
+        0 where the colours differ, where it cannot have come to since it was seen, or when it was hardly ever seen.
         """
-        seen = self.portrait
-        course = seen.place + self.age * self.velocity
-        if np.linalg.norm(seen.colour - sighting.colour) > SAME_COLOUR or np.linalg.norm(
-            sighting.place - course
-        ) > REACH * max(sighting.mask.shape):
+        portrait = self.portrait
+        astray = np.linalg.norm(sighting.place - portrait.place - self.age * self.velocity)
+        if (
+            self.seen < SEEN_ENOUGH
+            or np.linalg.norm(portrait.colour - sighting.colour) > SAME_COLOUR
+            or astray > REACH * max(sighting.mask.shape)
+        ):
             return 0.0
         (height, width), (h, w) = sighting.mask.shape, sighting.proposal.shape
-        dx, dy = (sighting.place - seen.place) * (w / width, h / height)
+        dx, dy = (sighting.place - portrait.place) * (w / width, h / height)
         shift = np.array([[1, 0, dx], [0, 1, dy]], np.float32)
-        moved = cv2.warpAffine(seen.proposal, shift, (w, h), borderMode=cv2.BORDER_REPLICATE)
+        moved = cv2.warpAffine(portrait.proposal, shift, (w, h), borderMode=cv2.BORDER_REPLICATE)
         return float(np.exp(-divergence([np.asarray(moved, np.float32)], [sighting.proposal])[0, 0]))
 
 

@@ -67,24 +67,11 @@ def kept_share(
     return float((before[y, x] == labels)[known].mean()) if known.any() else 1.0
 
 
-def frame_by_frame(segmenter: Segmenter, frames: Frames) -> Labels:
-    """Every frame for itself: its segments' numbers are taken for identities."""
-    return [segmenter(frame).labels for frame in frames]
-
-
-def matched(segmenter: Segmenter, frames: Frames) -> Labels:
-    """Every frame for itself, its segments numbered by the tracker's own matching, without its memory."""
-    from runtime.temporal import TrackerConfig
-
-    stream = segmenter.stream(frames, temporal=TrackerConfig(memory=0.0), warm_start=False)
-    return [result.labels for result in stream]
-
-
-def first_flow(segmenter: Segmenter, frames: Frames) -> Labels:
+def first_flow(first: NDArray[np.int32], frames: Frames) -> Labels:
     """The first frame's labels, carried along the optical flow of the whole clip."""
     import cv2
 
-    found = [segmenter(frames[0]).labels]
+    found = [first]
     estimate = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
     for before, now in pairwise(frames):
         x, y = _origins(estimate, before, now)
@@ -93,17 +80,19 @@ def first_flow(segmenter: Segmenter, frames: Frames) -> Labels:
     return found
 
 
-def temporal(segmenter: Segmenter, frames: Frames) -> Labels:
-    """As `Segmenter.stream` gives them."""
-    return [result.labels for result in segmenter.stream(frames)]
+def run_methods(segmenter: Segmenter, frames: Frames) -> dict[str, Labels]:
+    """Identities by every method: each frame's own numbers; those matched by the tracker without its memory; the first
+    frame's, carried along; and what `Segmenter.stream` gives."""
+    from runtime.temporal import Tracker, TrackerConfig
 
-
-METHODS: dict[str, Callable[[Segmenter, Frames], Labels]] = {
-    FRAME_BY_FRAME: frame_by_frame,
-    MATCHED: matched,
-    FIRST_FLOW: first_flow,
-    TEMPORAL: temporal,
-}
+    single = [segmenter(frame, proposals=True) for frame in frames]
+    forgetful = Tracker(TrackerConfig(memory=0.0))
+    return {
+        FRAME_BY_FRAME: [result.labels for result in single],
+        MATCHED: [forgetful.update(frame, result).labels for frame, result in zip(frames, single, strict=True)],
+        FIRST_FLOW: first_flow(single[0].labels, frames),
+        TEMPORAL: [result.labels for result in segmenter.stream(frames)],
+    }
 
 
 def score(labels: Labels, truth: Truth) -> dict[str, float]:
@@ -171,11 +160,11 @@ def measure(
     segmenter: Segmenter, clips: Mapping[str, tuple[Frames, Truth]], say: Callable[[str], None]
 ) -> dict[str, Any]:
     """Every method on every clip: the means, and every clip's own figures."""
-    rows: dict[str, dict[str, dict[str, float]]] = {name: {} for name in METHODS}
+    rows: dict[str, dict[str, dict[str, float]]] = {}
     for clip, (frames, truth) in clips.items():
-        for name, method in METHODS.items():
-            say(f"{clip}: {name}")
-            rows[name][clip] = score(method(segmenter, frames), truth)
+        say(clip)
+        for name, labels in run_methods(segmenter, frames).items():
+            rows.setdefault(name, {})[clip] = score(labels, truth)
     return {
         name: {
             key: round(float(np.mean([row[key] for row in found.values()])), 4) for key in next(iter(found.values()))
@@ -204,8 +193,8 @@ def missed(report: dict[str, Any]) -> list[str]:
 def video(
     engine: Annotated[Path | None, typer.Option(help="Engine file; default: the embedded one.")] = None,
     clips: Annotated[Path | None, typer.Option(help="Folder of real clips, searched for video files.")] = None,
-    scenes: Annotated[int, typer.Option(min=1, help="Number of moving drawn scenes.")] = 12,
-    frames: Annotated[int, typer.Option(min=LONG + 2, help="Frames of each scene and clip.")] = 36,
+    scenes: Annotated[int, typer.Option(min=1, help="Number of moving drawn scenes.")] = 10,
+    frames: Annotated[int, typer.Option(min=LONG + 2, help="Frames of each scene and clip.")] = 24,
     development: Annotated[
         bool, typer.Option("--development", help="The scenes to choose settings on, not those to report.")
     ] = False,
