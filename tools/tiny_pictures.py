@@ -28,9 +28,9 @@ class Recipe:
 
     seed: int = 0
     views: int = 3480
-    minutes: float = 72.0  # of the whole schedule
+    steps: int = 4000
     batch: int = 8  # crops of 192 pixels; half of it whole views
-    whole_after: float = 0.5  # part of the schedule after which whole views are trained on
+    whole_after: float = 0.5  # part of the steps after which whole views are trained on
     rate: float = 6e-4
     ema: float = 0.998
     scenes: float = 0.25  # part of the pictures that are drawn, with their exact masks

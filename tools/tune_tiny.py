@@ -52,7 +52,6 @@ class Tuner:
         ]
         self.optimizer = torch.optim.AdamW(groups, recipe.rate, betas=(0.9, 0.98), weight_decay=0.02)
         self.step = 0
-        self.seconds = 0.0
 
     def train_on(self, pictures: NDArray[np.uint8], targets: NDArray[np.float32]) -> dict[str, float]:
         """One step on pictures uint8 [B, s, s, 3] and targets float32 [B, n, n]; returns the losses."""
@@ -100,7 +99,7 @@ class Tuner:
     def _update(self, loss: Any) -> None:
         import torch
 
-        done = min(1.0, self.seconds / (60 * self.recipe.minutes))
+        done = min(1.0, self.step / self.recipe.steps)
         rate = self.recipe.rate * min(1.0, (self.step + 1) / 100) * (0.03 + 0.485 * (1 + np.cos(np.pi * done)))
         for group in self.optimizer.param_groups:
             group["lr"] = float(rate * group.get("part", 1.0))
@@ -123,7 +122,6 @@ class Tuner:
             "optimizer": self.optimizer.state_dict(),
             "average": self.average,
             "step": self.step,
-            "seconds": self.seconds,
         }
         torch.save(state, checkpoint.with_suffix(".new"))
         os.replace(checkpoint.with_suffix(".new"), checkpoint)
@@ -141,25 +139,23 @@ class Tuner:
         self.unet.load_state_dict(state["unet"])
         self.vae.load_state_dict(state["vae"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.average, self.step, self.seconds = state["average"], state["step"], state["seconds"]
+        self.average, self.step = state["average"], state["step"]
 
 
 def tune(recipe: Recipe, tuner: Tuner, work: Path, output: Path, minutes: float | None, progress: Any) -> None:
-    """Train until the schedule, or `minutes` of it, is over; every four minutes `output` is written."""
+    """Train until the schedule is over, or `minutes` are; every four minutes `output` is written."""
     checkpoint = work / "tuned.pt"
     if checkpoint.exists():
         tuner.load(checkpoint)
-    pictures = Pictures(recipe, work, tuner.step)
+    first = tuner.step
+    pictures = Pictures(recipe, work, first)
     batches: queue.Queue[tuple[NDArray[np.uint8], NDArray[np.float32]]] = queue.Queue(6)
     stop = threading.Event()
-    end = recipe.minutes * 60
-
-    def whole() -> bool:
-        return tuner.seconds > recipe.whole_after * end
 
     def feed() -> None:
-        while not stop.is_set():
-            tokens, batch = (32, max(2, recipe.batch // 2)) if whole() else (24, recipe.batch)
+        for step in range(first, recipe.steps):
+            whole = step >= recipe.whole_after * recipe.steps
+            tokens, batch = (32, max(2, recipe.batch // 2)) if whole else (24, recipe.batch)
             samples = [pictures.sample(tokens) for _ in range(batch)]
             item = np.stack([s[0] for s in samples]), np.stack([s[1] for s in samples])
             while not stop.is_set():
@@ -168,16 +164,17 @@ def tune(recipe: Recipe, tuner: Tuner, work: Path, output: Path, minutes: float 
                     break
                 except queue.Full:
                     continue
+            if stop.is_set():
+                return
 
     feeder = threading.Thread(target=feed, daemon=True)
     feeder.start()
-    started, begun, saved = time.monotonic(), tuner.seconds, time.monotonic()
-    task = progress.add_task("attention", total=end, completed=begun)
+    started = saved = time.monotonic()
+    task = progress.add_task("attention", total=recipe.steps, completed=first)
     try:
-        while tuner.seconds < end and (minutes is None or tuner.seconds - begun < minutes * 60):
+        while tuner.step < recipe.steps and (minutes is None or time.monotonic() - started < minutes * 60):
             losses = tuner.train_on(*batches.get())
-            tuner.seconds = begun + time.monotonic() - started
-            progress.update(task, completed=tuner.seconds, description=f"attention {losses['attention']:.3f}")
+            progress.update(task, completed=tuner.step, description=f"attention {losses['attention']:.3f}")
             if tuner.step % 50 == 0:
                 with (work / "log.jsonl").open("a") as file:
                     file.write(json.dumps({"step": tuner.step, **{k: round(v, 4) for k, v in losses.items()}}) + "\n")
@@ -194,8 +191,8 @@ def main(
     model: Annotated[Path, typer.Argument(help="Diffusers folder that tools.train_tiny wrote.")],
     photos: Annotated[Path, typer.Option(help="Folder of photographs (searched to the bottom).")],
     output: Annotated[Path, typer.Option(help="Diffusers folder to write; intermediate results lie beside it.")],
-    minutes: Annotated[float | None, typer.Option(help="Stop after this part of the schedule.")] = None,
-    schedule: Annotated[float, typer.Option(help="Minutes of the whole schedule.")] = DEFAULT.minutes,
+    minutes: Annotated[float | None, typer.Option(help="Stop after this time.")] = None,
+    steps: Annotated[int, typer.Option(help="Steps of the whole schedule.")] = DEFAULT.steps,
     views: Annotated[int, typer.Option(help="Views of photographs that are segmented beforehand.")] = DEFAULT.views,
     batch: Annotated[int, typer.Option(help="Pictures a step.")] = DEFAULT.batch,
     whole_after: Annotated[float, typer.Option(help="Part of the schedule on crops.")] = DEFAULT.whole_after,
@@ -209,7 +206,7 @@ def main(
 
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
-    recipe = Recipe(seed=seed, views=views, minutes=schedule, batch=batch, whole_after=whole_after)
+    recipe = Recipe(seed=seed, views=views, steps=steps, batch=batch, whole_after=whole_after)
     work = output.with_name(output.name + ".work")
     work.mkdir(parents=True, exist_ok=True)
     with Progress(console=Console(stderr=True)) as progress:
