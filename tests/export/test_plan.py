@@ -317,3 +317,26 @@ def test_interrupted_build_leaves_nothing(tmp_path):
     assert process.returncode == 130 and "Traceback" not in errors, errors
     assert "interrupted" in errors
     assert sorted(file.name for file in tmp_path.iterdir()) == ["tiny.onnx", "tiny.onnx.json"]
+
+
+@needs_rtx
+@pytest.mark.slow
+def test_full_size(tmp_path):
+    """Stable Diffusion 1.5's own shape in fp16, weights beyond ONNX's 2 GB limit in a file of their own."""
+    from tools.benchmark_export import child
+    from tools.random_pipelines import save_random_pipeline
+
+    if shutil.disk_usage(tmp_path).free < 8e9:
+        pytest.skip("needs 8 GB of disk")
+    try:
+        model = save_random_pipeline(tmp_path / "sd15", "sd15", quick="float16")
+        options = {"precision": "fp16", "head": "attention"}
+        found = child("tools.benchmark_plan", "measure_plan", str(model), str(tmp_path / "engine.onnx"), options)
+        assert (tmp_path / "engine.onnx.data").stat().st_size > 1.6e9
+        spec, plan = read_plan(tmp_path / "engine.plan")
+    finally:
+        shutil.rmtree(tmp_path)  # pytest keeps its folders
+    assert found["peak_gb"] < 8
+    assert plan.size > 1.6e9 and set(plan.arithmetic["convolution"]) == {"fp16"}
+    assert [(level.height, level.layers) for level in spec.levels] == [(64, 5), (32, 5), (16, 5), (8, 1)]
+    assert plan.arithmetic["softmax"]["fp32"] == 16
