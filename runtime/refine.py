@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from runtime.pyramid import Grid
 
 PIXELS_PER_TOKEN = 4  # at which the filter's coefficients are found; its window is one token to each side
-EPSILON = 1e-4  # variance of a colour, of 0…1, below which a window counts as flat
+EPSILON = 1e-3  # variance of a colour, of 0…1, below which a window counts as flat
+SPECK = 0.25  # of a token's area: smaller regions are absorbed after a snap
 PAIRS = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))  # a symmetric 3×3 matrix, as six planes
 
 
@@ -28,7 +29,7 @@ class Refinement:
     """What is done to the labels of a frame at its own size.
 
     Attributes:
-        snap: see `snap`.
+        snap: see `snap`; regions below a quarter of a token are absorbed then.
         min_area: see `absorb`; below 1 a share of the frame, from 1 pixels, 0 for nothing.
 
     Raises:
@@ -49,11 +50,12 @@ class Refinement:
 
     def __call__(self, labels: NDArray[np.int32], frame: NDArray[np.uint8], grid: Grid) -> NDArray[np.int32]:
         """Labels int32 [H, W] of a frame uint8 [H, W, 3], `grid` the (h, w) of its tokens → labels, no new ones."""
+        area = self.min_area * labels.size if self.min_area < 1 else self.min_area
         if self.snap:
             labels = snap(labels, frame, grid)
-        if self.min_area:
-            labels = absorb(labels, self.min_area * labels.size if self.min_area < 1 else self.min_area)
-        return labels
+            # In texture a border frays into specks of some pixels, far below what attention resolves.
+            area = max(area, SPECK * labels.size / (grid[0] * grid[1]))
+        return absorb(labels, area) if area else labels
 
 
 def split_refine(refine: str) -> tuple[str, bool]:

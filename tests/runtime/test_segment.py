@@ -266,6 +266,7 @@ def test_unwritable_output(photos):
         (["--weights", "1,1"], ["weights"]),
         (["--weights", "heavy"], ["--weights: expected numbers"]),
         (["--refine", "magic"], ["refine"]),
+        (["--min-area", "-1"], ["min_area: expected a share of the frame"]),
         (["--save", "overlay,sound"], ["--save: expected some of overlay, labels"]),
         (["--save", ""], ["--save"]),
         (["--device", "npu"], ["expected auto, cpu"]),
@@ -291,6 +292,11 @@ def test_options_reach_the_merge(photos):
     assert one["segments"] == 1 and 4 < many["segments"] <= 16
     assert run("in/cat.png", "--weights", "1,0,0,0", "--refine", "kmeans", "--save", "segments").exit_code == 0
     assert (photos / "segmented" / "cat_segments.png").exists()
+    options = ("--threshold", "auto", "--refine", "snap", "--min-area", "0.05", "--json")
+    chosen = json.loads(run("in/cat.png", *options).stdout)
+    assert len(set(chosen["thresholds"])) == 1 and "thresholds" not in one
+    labels = cv2.imread("segmented/cat_labels.png", cv2.IMREAD_UNCHANGED)
+    assert np.unique(labels, return_counts=True)[1].min() >= 0.05 * labels.size
 
 
 def test_as_a_program(photos):
