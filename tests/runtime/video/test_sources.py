@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from runtime.errors import DiffSegError
-from runtime.frames import Source
+from runtime.frames import Source, find_sources
 from runtime.video.sources import CaptureClip, frames_between, open_clip
 from tests.runtime.video.conftest import draw, write_clip
 
@@ -210,3 +210,28 @@ def test_a_stream_that_is_not_there():
 def test_a_camera_that_is_not_there():
     with pytest.raises(DiffSegError, match="camera 97: cannot be opened"):
         open_clip(Source(Path("97"), Path("x"), "camera", "97"))
+
+
+def test_what_an_input_stands_for(tmp_path, monkeypatch):
+    """A number, a URL, a pattern and a dash, unless a file is called so; outputs have names without secrets."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("7", "clip.MOV", "talk.ts", "a.jpg", "take_%d.png"):
+        (tmp_path / name).write_bytes(b"x")
+    url = "rtsp://user:secret@host:554/live/one.sdp"
+    inputs = ["0", url, "shots/s_%04d.png", "-", "7", "clip.MOV", "talk.ts", "take_%d.png", "a.jpg", "0"]
+    sources, failures = find_sources(inputs)
+    assert not failures
+    assert [(source.kind, str(source.target)) for source in sources] == [
+        ("camera", "camera0"),
+        ("stream", "host_554_live_one"),
+        ("sequence", "s"),
+        ("stdin", "stdin"),
+        ("image", "7"),
+        ("video", "clip"),
+        ("video", "talk"),
+        ("image", "take_%d"),
+        ("image", "a"),
+    ]
+    assert sources[1].name == "rtsp://user:***@host:554/live/one.sdp" and sources[1].address == url
+    found, _ = find_sources(["."])
+    assert sorted(source.path.name for source in found) == ["a.jpg", "clip.MOV", "take_%d.png"]
