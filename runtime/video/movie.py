@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from runtime.video.sources import Clip
 
 FINEST_TICK = 1_000_000  # ticks per second
+_BT601, _LIMITED = 6, 1  # FFmpeg's AVCOL_SPC_SMPTE170M and AVCOL_RANGE_MPEG: what BGR frames are converted to
 _HEAD = 1 << 16  # bytes: more than what precedes the first fragment
 
 
@@ -100,6 +101,8 @@ class VideoSink(Sink):
         options = {"preset": "veryfast", "crf": "20"} if self._codec == "libx264" else {}
         stream = self._stream = self._container.add_stream(self._codec, rate=self._form.rate, options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        # Said, because players take an HD video that says nothing for BT.709, and its colours would be off.
+        stream.codec_context.colorspace, stream.codec_context.color_range = _BT601, _LIMITED
         tick = self._form.tick
         self._tick = tick if tick.denominator <= FINEST_TICK else Fraction(1, 90_000)
         stream.codec_context.time_base = self._tick

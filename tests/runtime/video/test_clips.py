@@ -227,6 +227,20 @@ def test_without_pyav_labels_are_written_and_a_video_is_not(folder, stand_in, mo
     assert len(written(folder / "segmented")) == 5
 
 
+def test_showing_until_q_is_pressed(folder, stand_in, monkeypatch):
+    shown = []
+    monkeypatch.setattr("runtime.video.run.check_window", lambda: None)
+    monkeypatch.setattr(cv2, "imshow", lambda window, image: shown.append(image))
+    monkeypatch.setattr(cv2, "waitKey", lambda wait: ord("q") if len(shown) == 3 else -1)
+    monkeypatch.setattr(cv2, "getWindowProperty", lambda *arguments: 1.0)
+    monkeypatch.setattr(cv2, "destroyWindow", lambda window: None)
+    write_clip(folder / "clip.mp4", 200)
+    assert run("clip.mp4", "--show", "--save", "archive").exit_code == 0
+    assert shown[0].shape == (48, 64, 3) and 3 <= len(shown) < 30
+    with np.load("segmented/clip_labels.npz") as archive:
+        assert len(archive.files) == len(shown) + 1
+
+
 def test_showing_without_a_display(folder, stand_in, monkeypatch):
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)

@@ -59,6 +59,19 @@ def test_odd_sizes(tmp_path, size):
     assert np.abs(images[0][: size[0], : size[1]].astype(int) - picture).mean() < 12
 
 
+def test_colours_are_what_they_were_at_any_size(tmp_path):
+    """Which of the two ways of writing colours was used is said in the file."""
+    picture = np.full((720, 1280, 3), (20, 60, 230), np.uint8)
+    sink = VideoSink(tmp_path / "a.mp4", VideoForm(Fraction(25), Fraction(1, 25)))
+    sink.write(0, Fraction(0), picture)
+    sink.close()
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        frame = next(container.decode(video=0))
+        assert (int(frame.colorspace), int(frame.color_range)) == (6, 1)
+        assert np.abs(frame.to_ndarray(format="bgr24").astype(int) - picture).max() < 6
+    assert np.abs(cv2.VideoCapture(str(tmp_path / "a.mp4")).read()[1].astype(int) - picture).max() < 6
+
+
 def sound(path):
     """Codec, and the tone's samples from the beginning of the pictures on."""
     with av.open(str(path)) as container:
