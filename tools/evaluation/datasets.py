@@ -207,7 +207,7 @@ def _pair(images: Path, masks: Path, layout: Layout, stems: list[tuple[str, Path
     samples, missing = [], []
     for stem, path in stems:
         mask = next((masks / f"{stem}{ending}" for ending in endings if f"{stem}{ending}" in there), None)
-        if mask is None:
+        if mask is None or mask == path:  # a picture is not its own mask
             missing.append(masks / f"{stem}{endings[0]}")
         elif not path.is_file():
             missing.append(path)

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -123,7 +124,9 @@ def _pooled(job: Job, work: Work, tasks: list[Task], jobs: int) -> Iterator[tupl
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(jobs, context, _initialise, (job,))
     try:
-        for future in as_completed([pool.submit(_one, work, task) for task in tasks]):
+        with _interruption_ignored():
+            futures = [pool.submit(_one, work, task) for task in tasks]
+        for future in as_completed(futures):
             yield future.result()
     except BrokenProcessPool:
         raise DiffSegError(
@@ -135,6 +138,19 @@ def _pooled(job: Job, work: Work, tasks: list[Task], jobs: int) -> Iterator[tupl
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _interruption_ignored() -> Iterator[None]:
+    """Processes started meanwhile never hear Ctrl-C: it is this one that stops them."""
+    if threading.current_thread() is not threading.main_thread():  # where signals cannot be set, none arrive either
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
@@ -161,7 +177,6 @@ _current: tuple[Job, Evaluator]
 def _initialise(job: Job) -> None:
     import cv2
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops its processes
     cv2.setNumThreads(1)
     _prepare(job)
 
