@@ -210,11 +210,8 @@ def _choose(path: Path, name: str | None, device: str = "auto", options: Iterabl
     able = [backend for backend in runs if name in (None, backend.name)]
     able = [backend for backend in able if set(options) <= set(backend.options)]
     if not able:
-        known = _names(option for backend in runs for option in backend.options) or "none"
-        raise DiffSegError(
-            f"{_names(options)}: the backend {name or runs[0].name} has no such option; {path.suffix} engines have "
-            f"{known}, with {_names(b.name for b in runs if b.options)}"
-        )
+        known = "; ".join(f"{b.name} takes {', '.join(b.options) or 'none'}" for b in runs)
+        raise DiffSegError(f"{_names(options)}: {name or path.suffix + ' engines'}: no such option; {known}")
     installed = {backend.name: backend for backend in able if importlib.util.find_spec(backend.package) is not None}
     if "openvino" in installed and (
         _is_bfloat16(path) or (path.is_file() and device == "auto" and _prefers_openvino())
@@ -225,7 +222,7 @@ def _choose(path: Path, name: str | None, device: str = "auto", options: Iterabl
 
 def _flavour(path: Path, name: str | None) -> str:
     """The backend that a plan was built with. Raises DiffSegError where its sidecar is bad or another is asked for."""
-    from runtime.plan import read_plan, rebuild
+    from runtime.plan import read_plan
 
     plan = read_plan(path)[1]
     if name not in (None, plan.flavour):

@@ -59,7 +59,11 @@ def main(
         typer.Option(metavar="A", help="Smaller regions go to their neighbours: share of the frame, or pixels from 1."),
     ] = 0,
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda[:N]", help="Where to run.")] = "auto",
-    backend: Annotated[str | None, typer.Option(help="onnxruntime or openvino.")] = None,
+    backend: Annotated[str | None, typer.Option(help="onnxruntime or openvino; chosen by what the CPU can.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(metavar="fp32|bf16", help="On a CPU with OpenVINO; bf16 where it has units for it.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(metavar="N", help="Of the network on a CPU; all if left out.")] = None,
     save: Annotated[
         str,
         typer.Option(
@@ -129,6 +133,7 @@ def main(
             min_area=min_area,
             weights=weights if weights in (None, "proportional", "per-tensor") else _numbers(weights, "--weights"),
             grid=grid,
+            options={"precision": precision, "threads": threads},
         )
     with one_line_errors():
         sources, failures = find_sources(inputs)

@@ -88,8 +88,11 @@ def test_auto_takes_openvino_where_it_is_faster(monkeypatch):
 def test_options_choose_or_are_refused(tmp_path):
     assert engines._choose(EMBEDDED, None, "cpu", {"precision": "fp32"}).name == "openvino"
     refusals = {
-        "streams: the backend onnxruntime has no such option": {"backend": "onnxruntime", "streams": 2},
-        "turbo: .* engines have threads, streams, precision, cache": {"turbo": True},
+        "streams: onnxruntime: no such option; onnxruntime takes threads; openvino takes threads, streams": {
+            "backend": "onnxruntime",
+            "streams": 2,
+        },
+        "turbo: .onnx engines: no such option": {"turbo": True},
         "threads: expected a whole number above 0": {"threads": 0},
         "precision: expected fp32 or bf16, found 'int4'": {"precision": "int4"},
         "streams: expected a whole number above 0": {"streams": "many"},
