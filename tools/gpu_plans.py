@@ -43,14 +43,13 @@ def tiny_plan(flavour: str, device: int, repeat: int) -> dict[str, Any]:
 
 def compare(path: Path, device: str, repeat: int) -> dict[str, Any]:
     """The tiny engine, in any form, against itself on the CPU: maps, labels, and milliseconds of every stage."""
-    import cv2
     import numpy as np
 
     from export.check import mean_divergence
     from runtime import Segmenter
+    from runtime.frames import read_frame
 
-    frame = cv2.imread(str(PICTURE))
-    assert frame is not None
+    frame = read_frame(PICTURE)
     there, here = Segmenter.open(path, device), Segmenter.open(device="cpu", backend="onnxruntime")
     batch = here.resize(frame)[None]
     pairs = zip(there.engine.infer(batch), here.engine.infer(batch), strict=True)

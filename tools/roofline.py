@@ -90,14 +90,14 @@ def count_work(configuration: Configuration) -> Work:
             pipeline, 300, configuration.blocks, size=(configuration.size, configuration.size)
         ).eval()
         counter, last = _counter(network), 0
-        add = network.collector.add
+        add = network.collector.add_mean
 
-        def note(*arguments: Any) -> None:
+        def note(maps: torch.Tensor) -> None:
             nonlocal last
             last = len(counter.found)
-            add(*arguments)
+            add(maps)
 
-        network.collector.add = note  # type: ignore[method-assign]
+        network.collector.add_mean = note  # type: ignore[method-assign]
         with counter:
             maps = network(torch.zeros(1, configuration.size, configuration.size, 3, dtype=torch.uint8))
         sides = tuple(round(level.shape[-1] ** 0.5) for level in maps)

@@ -322,7 +322,7 @@ def test_interrupted_build_leaves_nothing(tmp_path):
 @needs_rtx
 @pytest.mark.slow
 def test_full_size(tmp_path):
-    """Stable Diffusion 1.5's own shape in fp16, weights beyond ONNX's 2 GB limit in a file of their own."""
+    """Stable Diffusion 1.5's own shape in fp16, with weights in a file of their own."""
     from tools.benchmark_export import child
     from tools.random_pipelines import save_random_pipeline
 
