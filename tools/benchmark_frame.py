@@ -173,7 +173,7 @@ def make_engine(model: str, engine: str, wanted: dict[str, Any], size: int) -> N
 
 
 def measure(name: str, model: str, engine: str, size: int, threads: int, labels: str) -> dict[str, Any]:
-    """Load, run twice and time the second: seconds, peak memory and work; the labels go to a file."""
+    """Load, run once to warm up, and time the next frame: seconds, peak memory and work; the labels go to a file."""
     import cv2
     import numpy as np
 
@@ -186,7 +186,8 @@ def measure(name: str, model: str, engine: str, size: int, threads: int, labels:
     run = _eager(model, threads) if peer.engine is None else _engine(peer, engine, threads)
     load = time.perf_counter() - start
     picture = random_frame(size or 512, size or 512)
-    run(picture)
+    if peer.engine is not None:  # PyTorch compiles nothing: its first frame takes as long as the next
+        run(picture)
     wall, processor = time.perf_counter(), time.process_time()
     found, merge, flops = run(picture)
     wall, processor = time.perf_counter() - wall, time.process_time() - processor
