@@ -37,7 +37,7 @@ def test_options_the_readme_names_exist():
     for line in re.findall(r"python -m (?:runtime|export|tools)[^\n`]*", README.replace("\\\n", " ")):
         words = line.split("#")[0].split()
         program = words[2]
-        commands = {"export": ("check", "list", "plan"), "tools.benchmark": None, "tools.evaluate": None}
+        commands = {"export": ("check", "list", "plan", "quantize"), "tools.benchmark": None, "tools.evaluate": None}
         known = commands.get(program, ())
         sub = [words[3]] if len(words) > 3 and (known is None or words[3] in known) else []
         key = (program, *sub)
