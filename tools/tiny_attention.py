@@ -8,6 +8,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+TARGET_THRESHOLD = 1.3
+THRESHOLD = 0.6
+
+
 class KeepMaps:
     """diffusers attention processor that keeps the self-attention maps, mean over heads, with their gradient."""
 
@@ -64,14 +68,39 @@ def divergence(target: Tensor, maps: Tensor) -> Tensor:
     return (target * (target.clamp_min(1e-12).log() - maps.clamp_min(1e-9).log())).sum(-1).mean(-1)
 
 
-def attention_loss(pyramid: list[Tensor], target: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """KL of `target` [B, n, n] to the aggregated attention, and to each resolution's maps: float32 [B] both.
+def distances(maps: Tensor) -> Tensor:
+    """D of every pair of rows (DESIGN's step 2): float32 [B, k, k] from [B, k, n]; 0.001 at least."""
+    logs = maps.clamp_min(1e-9).log()
+    own = (maps * logs).sum(-1)
+    crossed = maps @ logs.mT
+    return (0.5 * (own[:, :, None] + own[:, None] - crossed - crossed.mT)).clamp_min(1e-3)
 
-    Of the finest maps and of the aggregate only `rows` int64 [k] are looked at, which a quarter of the time pays.
+
+def merge_loss(maps: Tensor, target: Tensor) -> Tensor:
+    """What the merge will decide: cross entropy of near and far pairs of rows, float32 [B] from [B, k, n] both.
+
+    Near is what lies below a threshold, softly: the threshold at which the merge of targets was best, and the one at
+    which that of maps, which are smoother, is to be. The least that can be reached is taken off.
+    """
+    import torch
+    from torch.nn.functional import binary_cross_entropy, binary_cross_entropy_with_logits
+
+    with torch.no_grad():
+        near = torch.sigmoid(-3 * (distances(target) / TARGET_THRESHOLD).log())
+        least = binary_cross_entropy(near, near, reduction="none")
+    found = -3 * (distances(maps) / THRESHOLD).log()
+    return (binary_cross_entropy_with_logits(found, near, reduction="none") - least).mean((1, 2))
+
+
+def attention_loss(pyramid: list[Tensor], target: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """KL of `target` [B, n, n] to the aggregated attention and to each resolution's maps, and the merge's loss.
+
+    float32 [B] all three. Of the finest maps and of the aggregate only `rows` int64 [k] are looked at, which a
+    quarter of the time pays.
     """
     sides = [round(maps.shape[-1] ** 0.5) for maps in pyramid]
-    whole = divergence(target[:, rows], aggregate_rows(pyramid, rows))
+    aggregate = aggregate_rows(pyramid, rows)
     each = divergence(target[:, rows], pyramid[0][:, rows])
     for maps, side in zip(pyramid[1:], sides[1:], strict=True):
         each = each + divergence(coarser(target, sides[0] // side), maps)
-    return whole, each
+    return divergence(target[:, rows], aggregate), each, merge_loss(aggregate, target[:, rows])

@@ -77,12 +77,12 @@ class Tuner:
             noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
             noisy = noisy.to(memory_format=torch.channels_last)
             output = self.unet(noisy, timesteps, self.prompt.expand(len(frames), -1, -1)).sample.float()
-        whole, each = tiny_attention.attention_loss(self.maps.take(), torch.from_numpy(targets), rows)
+        whole, each, merge = tiny_attention.attention_loss(self.maps.take(), torch.from_numpy(targets), rows)
         weight = torch.ones(len(frames))
         weight[0] = 0.3 if denoise else 1.0
         spread = latents.std((0, 2, 3)).sub(1).square().mean() + latents.mean((0, 2, 3)).square().mean()
-        loss = ((whole + 0.15 * each) * weight).mean() + 0.02 * spread
-        losses = {"attention": whole[1:].mean().item(), "spread": spread.item()}
+        loss = ((whole + 0.15 * each + 1.5 * merge) * weight).mean() + 0.02 * spread
+        losses = {"attention": whole[1:].mean().item(), "merge": merge[1:].mean().item(), "spread": spread.item()}
         if draw:
             piece = frames[:1, :, 8 * y : 8 * y + 64, 8 * x : 8 * x + 64]
             reconstruction = tiny_losses.reconstruction_loss(drawn, piece)

@@ -42,11 +42,26 @@ def test_loss_is_least_for_the_target_itself():
     pyramid = [target] + [tiny_attention.coarser(target, ratio) for ratio in (2, 4, 8)]
     assert all(torch.allclose(maps.sum(-1), torch.ones(()), atol=1e-5) for maps in pyramid)
     rows = torch.arange(64)
-    whole, each = tiny_attention.attention_loss(pyramid, target, rows)
+    whole, each, merge = tiny_attention.attention_loss(pyramid, target, rows)
     assert each.abs().max() < 1e-5
     wrong = [maps.flip(-1) for maps in pyramid]
-    worse, worse_each = tiny_attention.attention_loss(wrong, target, rows)
+    worse, worse_each, _merge = tiny_attention.attention_loss(wrong, target, rows)
     assert (worse > 1.2 * whole).all() and (worse_each > 0.1).all()
+
+
+def test_merge_loss_wants_one_region_near_and_two_far():
+    regions = torch.arange(16) // 8
+    target = (regions[:, None] == regions[None]).float()[None] + 1e-4
+    target /= target.sum(-1, keepdim=True)
+    sharp, flat = tiny_attention.merge_loss(target, target), tiny_attention.merge_loss(target * 0 + 1 / 16, target)
+    each_its_own = torch.eye(16)[None] + 1e-4
+    assert sharp < 0.02 < 0.5 < min(flat, tiny_attention.merge_loss(each_its_own / each_its_own.sum(-1, True), target))
+    expected = symmetric_kl(target[0].numpy())
+    assert np.allclose(tiny_attention.distances(target)[0].numpy(), np.maximum(expected, 1e-3), atol=1e-4)
+
+
+def symmetric_kl(rows):
+    return np.array([[0.5 * ((a - b) * np.log(a / b)).sum() for b in rows] for a in rows])
 
 
 def test_kept_maps_leave_the_output_alone():
