@@ -39,9 +39,11 @@ def driver_library(tmp_path_factory):
 
 
 @pytest.fixture
-def driver(driver_library, monkeypatch):
+def driver(driver_library, monkeypatch, tmp_path_factory):
     """The stand-in in the driver's place; `notes()` gives what was called since the last time."""
-    library = ctypes.CDLL(str(driver_library))
+    # A copy for every test: what another has left for the garbage collector does not count here.
+    copied = shutil.copy(driver_library, tmp_path_factory.mktemp("driver") / "libcuda.so")
+    library = ctypes.CDLL(str(copied))
     library.read_notes.restype = ctypes.c_char_p
 
     def notes():
@@ -51,11 +53,9 @@ def driver(driver_library, monkeypatch):
 
     library.notes = notes
     forget()
-    monkeypatch.setattr(build, "open_driver", lambda: ctypes.CDLL(str(driver_library)))
+    monkeypatch.setattr(build, "open_driver", lambda: ctypes.CDLL(str(copied)))
     library.clear_notes()
     yield library
-    for name in ("refuse_capture", "refuse_memory"):
-        ctypes.c_int.in_dll(library, name).value = 0
     forget()
 
 
