@@ -11,10 +11,11 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import numpy as np
 import typer
@@ -24,6 +25,7 @@ from tools.moving_scenes import draw_moving_scene
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from runtime.engine import Engine
     from runtime.segmenter import Segmenter
 
     Frames = Sequence[NDArray[np.uint8]]
@@ -78,6 +80,28 @@ def first_flow(first: NDArray[np.int32], frames: Frames) -> Labels:
         carried = cv2.remap(found[-1].astype(np.float32), x, y, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE)
         found.append(carried.astype(np.int32))
     return found
+
+
+class RememberingEngine:
+    """An engine that runs once on each frame of a clip, whoever asks: all methods then see the same maps."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._seen: dict[bytes, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def infer(self, frames: NDArray[np.uint8], *thresholds: Any) -> Any:
+        """What the engine itself gives."""
+        key = frames.tobytes()
+        if key not in self._seen:
+            self._seen[key] = self._engine.infer(frames, *thresholds)
+        return self._seen[key]
+
+    def forget(self) -> None:
+        """Before another clip, for maps take room."""
+        self._seen.clear()
 
 
 def run_methods(segmenter: Segmenter, frames: Frames) -> dict[str, Labels]:
@@ -161,8 +185,11 @@ def measure(
 ) -> dict[str, Any]:
     """Every method on every clip: the means, and every clip's own figures."""
     rows: dict[str, dict[str, dict[str, float]]] = {}
+    segmenter = copy(segmenter)
+    segmenter.engine = engine = cast("Any", RememberingEngine(segmenter.engine))
     for clip, (frames, truth) in clips.items():
         say(clip)
+        engine.forget()
         for name, labels in run_methods(segmenter, frames).items():
             rows.setdefault(name, {})[clip] = score(labels, truth)
     return {
