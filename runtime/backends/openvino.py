@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ class OpenVinoEngine(Engine):
         if options["INFERENCE_PRECISION_HINT"] == "bf16":
             _keep_maps_in_bfloat16(model, self.spec)
         folder = compiled_folder() if cache is None else Path(cache) if cache else None
-        if folder is not None and _usable(folder):
+        if folder is not None and _usable(folder, path):
             options["CACHE_DIR"] = str(folder)
         try:
             self.compiled = core.compile_model(model, "CPU", options)
@@ -138,8 +139,8 @@ def _keep_maps_in_bfloat16(model: ov.Model, spec: EngineSpec) -> None:
                     follower.replace_source_output(same.output(0))
 
 
-def _usable(folder: Path) -> bool:
-    """Make the cache's folder and forget what has long not been used; whether it can be written at all."""
+def _usable(folder: Path, engine: Path) -> bool:
+    """Make the cache's folder and forget what has long not been used; whether it can be written and has the space."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         oldest = time.time() - CACHED_DAYS * 86400
@@ -149,7 +150,9 @@ def _usable(folder: Path) -> bool:
                     blob.unlink()
     except OSError:
         return False
-    return os.access(folder, os.W_OK)
+    size = sum(file.stat().st_size for file in (engine, engine.with_name(f"{engine.name}.data")) if file.exists())
+    # Twice a compact engine is what its compiled model takes; the rest of the disk is for others.
+    return os.access(folder, os.W_OK) and shutil.disk_usage(folder).free > 4 * size
 
 
 def _metadata(model: ov.Model) -> str | None:

@@ -1,6 +1,7 @@
 """ONNX Runtime and OpenVINO run the same engines and find the same segments; the machine decides which is taken."""
 
 import importlib.util
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -65,6 +66,11 @@ def test_a_cache_that_cannot_be_used_or_is_damaged_does_no_harm(tmp_path, monkey
     blob.chmod(0o644)
     blob.write_bytes(blob.read_bytes()[:1000])
     open_engine(device="cpu", backend="openvino", threads=1)
+    blob.unlink(missing_ok=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(openvino.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+        open_engine(device="cpu", backend="openvino", threads=1)
+    assert not list(openvino.compiled_folder().glob("*.blob")), "a full disk is not filled further"
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     open_engine(device="cpu", backend="openvino", threads=1)
