@@ -59,7 +59,9 @@ def main(
         typer.Option(metavar="A", help="Smaller regions go to their neighbours: share of the frame, or pixels from 1."),
     ] = 0,
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda[:N]", help="Where to run.")] = "auto",
-    backend: Annotated[str | None, typer.Option(help="onnxruntime, openvino, tensorrt or tensorrt_rtx; by file and CPU if left out.")] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="onnxruntime, openvino, tensorrt or tensorrt_rtx; by file and CPU if left out.")
+    ] = None,
     precision: Annotated[
         str | None, typer.Option(metavar="fp32|bf16", help="On a CPU with OpenVINO; bf16 where it has units for it.")
     ] = None,

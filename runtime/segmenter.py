@@ -302,7 +302,8 @@ class Segmenter:
         """Merge a pyramid; with the head labels, or on a GPU, that is done already.
 
         `details` keeps the aggregated attention. `seeds` float32 [S, h, w], the proposals of the frame before, are a
-        warm start: they are the first anchors, and the grid is half as fine per axis. About half of the work is saved.
+        warm start: they are the first anchors, and the grid is half as fine per axis. About half of the work is saved;
+        on a GPU there is nothing worth saving, and all anchors are taken.
         """
         if isinstance(maps, Merged):
             return maps
