@@ -125,6 +125,11 @@ def parse_weights(text: str, spec: EngineSpec) -> Weights:
     return weights
 
 
+def _count(threshold: str | None) -> int | None:
+    """How many iterations a list of thresholds asks for; a single one leaves it open."""
+    return threshold.count(",") + 1 if threshold and "," in threshold else None
+
+
 def _numbers(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
@@ -148,7 +153,7 @@ def _check_labels_head(method: str, engine: str, spec: EngineSpec, wish: Wish, o
     """Raise DiffSegError where something is asked for that is not in the graph of an engine with the head labels."""
     baked = {
         "weights": (wish.weights, own_weights),
-        "iterations": (wish.iterations, len(spec.thresholds)),
+        "iterations": (wish.iterations or _count(wish.threshold), len(spec.thresholds)),
         "grid": (wish.grid, spec.grid),
         "similarity": (wish.similarity, "kl"),
     }
