@@ -7,6 +7,8 @@ import hashlib
 import importlib
 import importlib.util
 import json
+import shutil
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -104,6 +106,7 @@ def build_plan(engine: Path, output: Path, request: PlanRequest, stages: Stages)
     for target in (output, sidecar_path(output)):
         if target.is_dir():
             raise DiffSegError(f"{target} is a folder; expected a file or nothing there, choose another --output")
+    _check_room(engine, output)
     start = time.perf_counter()
     with stages("import"):
         trt = importlib.import_module(flavour)
@@ -172,6 +175,23 @@ def build_plan(engine: Path, output: Path, request: PlanRequest, stages: Stages)
         except OSError as error:
             raise DiffSegError(f"cannot write {output}: {error.strerror or error}; free some space") from None
     return described
+
+
+def _check_room(engine: Path, output: Path) -> None:
+    """Raise DiffSegError, before minutes of building, where there is no place for a plan as large as the engine."""
+    files = (engine, engine.with_name(f"{engine.name}.data"))
+    needed = sum(file.stat().st_size for file in files if file.is_file())
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output.parent):
+            free = shutil.disk_usage(output.parent).free
+    except OSError as error:
+        raise DiffSegError(f"cannot write into {output.parent} ({error.strerror}); choose another --output") from None
+    if free < needed:
+        raise DiffSegError(
+            f"the disk of {output.parent} has {free / 1e6:.0f} MB left, the plan needs about {needed / 1e6:.0f} MB; free "
+            "some space or choose another --output"
+        )
 
 
 def _profile(spec: EngineSpec, asked: tuple[int, int, int] | None) -> tuple[int, int, int] | None:

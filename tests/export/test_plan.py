@@ -235,6 +235,16 @@ def test_bad_engines(tmp_path):
 
 
 @needs_rtx
+def test_no_room(tmp_path, monkeypatch):
+    engine = copy_tiny(tmp_path)
+    (tmp_path / "file").write_text("")
+    refuses(run("plan", engine, "--output", tmp_path / "file" / "x"), "cannot write into", "choose another --output")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
+    refuses(run("plan", engine), "has 1 MB left, the plan needs about")
+    assert not (tmp_path / "tiny.plan").exists()
+
+
+@needs_rtx
 def test_sidecar_of_another_engine(tmp_path):
     engine = copy_tiny(tmp_path)
     data = json.loads(sidecar_path(engine).read_text())
