@@ -19,8 +19,9 @@ from typer.testing import CliRunner
 
 from export.__main__ import app
 from export.engine import ExportRequest, export_engine
-from export.plan import PlanRequest, build_plan, check_request, layer_types
+from export.plan import PlanRequest, build_plan, check_request
 from export.plan_source import onnx_metadata
+from export.plan_types import layer_types
 from export.progress import Stages
 from runtime import DiffSegError
 from runtime.engine import EMBEDDED, open_engine
