@@ -87,7 +87,7 @@ def main(
     ] = "on",
     warm_start: Annotated[
         bool, typer.Option("--warm-start/--no-warm-start", help="With --temporal on: merge from the last proposals.")
-    ] = True,
+    ] = False,
     reconnect: Annotated[
         bool, typer.Option("--reconnect", help="Open a camera or stream again when it drops.")
     ] = False,

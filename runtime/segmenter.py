@@ -364,7 +364,7 @@ class Segmenter:
         *,
         temporal: bool | TrackerConfig = True,
         every: int = 1,
-        warm_start: bool = True,
+        warm_start: bool = False,
     ) -> Iterator[Result]:
         """Segment frame after frame of one clip, camera or stream, one result for each, in order.
 
@@ -373,7 +373,8 @@ class Segmenter:
             temporal: labels are identities that stay with their objects (`runtime.temporal`); False: every frame by
                 itself, exactly as a call gives it.
             every: the engine sees every so many frames; between them labels are carried along the optical flow.
-            warm_start: with `temporal`, the merge begins from the proposals of the frame before; see `merge`.
+            warm_start: with `temporal`, the merge begins from the proposals of the frame before: half of its work for
+                somewhat coarser segments; see `merge`.
 
         Raises:
             DiffSegError: where `every` is below 1, a frame is none, or the extra `video` is missing.

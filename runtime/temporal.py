@@ -41,8 +41,8 @@ class TrackerConfig:
     """Parameters of the tracker.
 
     Attributes:
-        memory: share of the past in a pixel's vote, from 0 (the newest segments alone) to below 1. At 0.85 a new
-            segment inside a known one shows after five frames; what enters or is uncovered shows at once.
+        memory: share of the past in a pixel's vote, from 0 (the newest segments alone) to below 1. At 0.75 a new
+            segment inside a known one shows after three frames; what enters or is uncovered shows at once.
         patience: frames for which an identity that has gone out of sight can come back.
         side: longer side, in pixels, of the picture on which motion is estimated and masks are kept.
 
@@ -50,13 +50,13 @@ class TrackerConfig:
         DiffSegError: if a value is out of range.
     """
 
-    memory: float = 0.85
+    memory: float = 0.75
     patience: int = 30
     side: int = 192
 
     def __post_init__(self) -> None:
         if not 0 <= self.memory < 1:
-            raise DiffSegError(f"memory: expected from 0 to below 1, found {self.memory!r}; 0.85 is the default")
+            raise DiffSegError(f"memory: expected from 0 to below 1, found {self.memory!r}; 0.75 is the default")
         if self.patience < 0:
             raise DiffSegError(f"patience: expected a number of frames from 0, found {self.patience!r}")
         if self.side < 32:

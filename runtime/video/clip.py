@@ -47,7 +47,7 @@ class ClipOptions:
     end: Fraction | None = None
     every: int = 1
     skip_similar: bool = False
-    warm_start: bool = True
+    warm_start: bool = False
     temporal: bool = True
     size: tuple[int, int] | None = None
     rate: Fraction | None = None
