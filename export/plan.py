@@ -3,8 +3,8 @@
 Needs neither PyTorch nor onnx, so that a plan can be built on the device that will run it.
 """
 
+import contextlib
 import hashlib
-import importlib
 import importlib.util
 import shutil
 import tempfile
@@ -18,7 +18,7 @@ from export.plan_progress import BuildMonitor
 from export.plan_source import read_engine
 from export.plan_types import check_network, inspect_plan
 from export.progress import Stages
-from runtime.backends.tensorrt import build_platform, make_logger
+from runtime.backends.tensorrt import build_platform, import_flavour, make_logger, start
 from runtime.errors import DiffSegError
 from runtime.native.build import cache_folder, check_driver
 from runtime.plan import FLAVOURS
@@ -104,9 +104,9 @@ def build_plan(engine: Path, output: Path, request: PlanRequest, stages: Stages)
         if target.is_dir():
             raise DiffSegError(f"{target} is a folder; expected a file or nothing there, choose another --output")
     _check_room(engine, output)
-    start = time.perf_counter()
+    began = time.perf_counter()
     with stages("import"):
-        trt = importlib.import_module(flavour)
+        trt = import_flavour(flavour)
     if flavour == "tensorrt" and int(trt.__version__.split(".")[0]) < OLDEST:
         raise DiffSegError(
             f"expected TensorRT {OLDEST} or newer, found {trt.__version__}; pip install 'diffseg[tensorrt]'"
@@ -114,9 +114,10 @@ def build_plan(engine: Path, output: Path, request: PlanRequest, stages: Stages)
     card = _card(request.device)
     words: list[str] = []
     logger = make_logger(trt, words)
-    builder = trt.Builder(logger)
-    # TensorRT 11 knows strongly typed networks alone; the flag says the same to TensorRT 10.
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    builder = start(trt.Builder, logger, words)
+    # TensorRT 11 knows strongly typed networks alone, and may lose the flag that says the same to TensorRT 10.
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    network = builder.create_network(0 if flag is None else 1 << int(flag))
     parser = trt.OnnxParser(network, logger)  # the network must not be let go of while its parser lives
     with stages("parse"):
         if not parser.parse_from_file(str(engine)):
@@ -130,8 +131,10 @@ def build_plan(engine: Path, output: Path, request: PlanRequest, stages: Stages)
     if flavour == "tensorrt" and card is not None:
         named = "".join(letter if letter.isalnum() else "-" for letter in card.name)
         cache = cache_folder() / f"timing-{trt.__version__}-{named}-{card.capability}.cache"
-        known = cache.read_bytes() if cache.is_file() else b""
-        config.set_timing_cache(config.create_timing_cache(known), False)
+        for known in (cache.read_bytes() if cache.is_file() else b"", b""):  # a damaged one counts for nothing
+            timings = config.create_timing_cache(known)
+            if timings is not None and config.set_timing_cache(timings, False):
+                break
     monitor = BuildMonitor(trt)
     config.progress_monitor = monitor.listener
     with stages("build"), monitor:
@@ -142,7 +145,8 @@ def build_plan(engine: Path, output: Path, request: PlanRequest, stages: Stages)
             "a smaller --workspace, --size or --profile"
         )
     if cache is not None:
-        write_atomically(cache, bytes(config.get_timing_cache().serialize()))
+        with contextlib.suppress(OSError):  # the next build is slower, no more
+            write_atomically(cache, bytes(config.get_timing_cache().serialize()))
     with stages("write"):
         data = memoryview(content)
         info = PlanInfo(
@@ -157,7 +161,7 @@ def build_plan(engine: Path, output: Path, request: PlanRequest, stages: Stages)
             workspace=request.workspace,
             types=types,
             arithmetic=arithmetic,
-            seconds=round(time.perf_counter() - start, 1),
+            seconds=round(time.perf_counter() - began, 1),
             tf32=request.tf32,
             targets=request.targets,
             version_compatible=request.version_compatible,

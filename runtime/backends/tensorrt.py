@@ -41,7 +41,7 @@ class TensorRtEngine(Engine):
             )
         self.spec, self.plan = read_plan(path)
         check_platform(path, self.plan, build_platform())
-        trt = importlib.import_module(self.plan.flavour)
+        trt = import_flavour(self.plan.flavour)
         check_library(path, self.plan, trt.__version__)
         try:
             card = cuda.gpu(int(device.partition(":")[2] or 0))
@@ -87,7 +87,7 @@ class _Loaded:
         self.trt = trt
         self.words: list[str] = []
         self.logger = make_logger(trt, self.words)
-        self.runtime = trt.Runtime(self.logger)
+        self.runtime = start(trt.Runtime, self.logger, self.words)
         if plan.version_compatible:
             self.runtime.engine_host_code_allowed = True  # the plan brings the runtime of its own version along
         content = path.read_bytes()
@@ -287,6 +287,26 @@ class _Jit:
             with contextlib.suppress(OSError):
                 write_atomically(self.path, bytes(self.cache.serialize()))
             self.kept = True
+
+
+def import_flavour(flavour: str) -> Any:
+    """The module tensorrt or tensorrt_rtx. Raises DiffSegError where it is installed, but its libraries are not."""
+    try:
+        return importlib.import_module(flavour)
+    except (ImportError, OSError) as error:
+        raise DiffSegError(
+            f"the package {flavour} is installed and cannot be loaded ({str(error).strip()[:200]}); install it "
+            f"again: pip install --force-reinstall {flavour.replace('_', '-')}"
+        ) from None
+
+
+def start(kind: Any, logger: Any, words: Sequence[str]) -> Any:
+    """A builder or a runtime. Raises DiffSegError where TensorRT makes none, as with a driver that is too old."""
+    try:
+        return kind(logger)
+    except TypeError:  # what its bindings make of nothing
+        said = f" ({' '.join(words[-1].split())[:300]})" if words else ""
+        raise DiffSegError(f"TensorRT does not start{said}; check the NVIDIA driver") from None
 
 
 def make_logger(trt: Any, words: list[str]) -> Any:

@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from runtime import DiffSegError, cuda
+from runtime.backends.tensorrt import import_flavour
 from runtime.engine import EMBEDDED, open_engine
 from runtime.segment import app
 from runtime.sidecar import sidecar_path
@@ -150,6 +151,26 @@ def test_refused_by_tensorrt_itself(tmp_path, tensorrt):
     refuses(
         path, rf"TensorRT {VERSION} cannot load \S*unet.plan \(Serialization assertion failed magic tag .*{REBUILD}'"
     )
+
+
+def test_library_that_does_not_load_or_start(tmp_path, tensorrt, monkeypatch):
+    path = tensorrt.prepare(tmp_path)
+
+    def nothing(logger):
+        logger.log(1, "CUDA driver version is insufficient")
+        raise TypeError("factory function returned nullptr")
+
+    monkeypatch.setattr(tensorrt, "Runtime", nothing)
+    refuses(path, r"TensorRT does not start \(CUDA driver version is insufficient\); check the NVIDIA driver")
+
+    def broken(name):
+        raise ImportError("libnvinfer.so.11: cannot open shared object file")
+
+    monkeypatch.setattr("runtime.backends.tensorrt.importlib.import_module", broken)
+    with pytest.raises(
+        DiffSegError, match=r"tensorrt is installed and cannot be loaded \(libnvinfer.so.11: .*pip install"
+    ):
+        import_flavour("tensorrt")
 
 
 def test_plan_of_another_network(tmp_path, tensorrt):
