@@ -18,7 +18,7 @@ from export.plan_progress import BuildMonitor
 from export.plan_source import read_engine
 from export.plan_types import check_network, inspect_plan
 from export.progress import Stages
-from runtime.backends.tensorrt import build_platform, import_flavour, make_logger, start
+from runtime.backends.tensorrt_library import build_platform, import_flavour, make_logger, start
 from runtime.errors import DiffSegError
 from runtime.native.build import cache_folder, check_driver
 from runtime.plan import FLAVOURS

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from runtime.backends.tensorrt import tensor_shapes
+from runtime.backends.tensorrt_library import tensor_shapes
 from runtime.errors import DiffSegError
 from runtime.sidecar import EngineSpec
 

@@ -185,7 +185,7 @@ def test_loops_that_read_each_other(tmp_path):
         path = tmp_path / "loops.onnx"
         onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path)
         words = []
-        from runtime.backends.tensorrt import make_logger
+        from runtime.backends.tensorrt_library import make_logger
 
         logger = make_logger(trt, words)
         builder = trt.Builder(logger)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from runtime import cuda
-from runtime.backends.tensorrt import build_platform, tensor_shapes
+from runtime.backends.tensorrt_library import build_platform, tensor_shapes
 from runtime.engine import open_engine
 from runtime.native import build
 from runtime.sidecar import Level, PlanInfo, sidecar_path

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from runtime import DiffSegError, cuda
-from runtime.backends.tensorrt import import_flavour
+from runtime.backends.tensorrt_library import import_flavour
 from runtime.engine import EMBEDDED, open_engine
 from runtime.segment import app
 from runtime.sidecar import sidecar_path
@@ -166,7 +166,7 @@ def test_library_that_does_not_load_or_start(tmp_path, tensorrt, monkeypatch):
     def broken(name):
         raise ImportError("libnvinfer.so.11: cannot open shared object file")
 
-    monkeypatch.setattr("runtime.backends.tensorrt.importlib.import_module", broken)
+    monkeypatch.setattr("importlib.import_module", broken)
     with pytest.raises(
         DiffSegError, match=r"tensorrt is installed and cannot be loaded \(libnvinfer.so.11: .*pip install"
     ):
