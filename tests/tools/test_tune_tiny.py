@@ -42,7 +42,7 @@ def test_loss_is_least_for_the_target_itself():
     pyramid = [target] + [tiny_attention.coarser(target, ratio) for ratio in (2, 4, 8)]
     assert all(torch.allclose(maps.sum(-1), torch.ones(()), atol=1e-5) for maps in pyramid)
     rows = torch.arange(64)
-    whole, each, merge = tiny_attention.attention_loss(pyramid, target, rows)
+    whole, each, _merge = tiny_attention.attention_loss(pyramid, target, rows)
     assert each.abs().max() < 1e-5
     wrong = [maps.flip(-1) for maps in pyramid]
     worse, worse_each, _merge = tiny_attention.attention_loss(wrong, target, rows)
