@@ -53,7 +53,7 @@ def test_one_image(photos):
     assert result.exit_code == 0 and result.stdout == ""
     assert written(photos / "segmented") == ["cat_labels.png", "cat_overlay.png"]
     labels = cv2.imread("segmented/cat_labels.png", cv2.IMREAD_UNCHANGED)
-    assert labels.dtype == np.uint8 and np.array_equal(labels, Segmenter.open(device="cpu")(CAT).labels)
+    assert labels.dtype == np.uint8 and np.array_equal(labels, Segmenter.open()(CAT).labels)
     overlay = cv2.imread("segmented/cat_overlay.png")
     assert overlay.shape == CAT.shape and (overlay == 255).all(-1).sum() > 100
 
