@@ -96,9 +96,13 @@ def frame(
             say(f"round {index + 1} of {repeat} …")
             found: dict[str, Any] = {"peak": child("measure_peak", threads)}
             for name in chosen:
-                say(f"  {PEERS[name].title}")
                 labels = str(Path(temporary) / f"{name}.npy")
                 found[name] = child("measure", name, model, str(engines.get(name, "")), size, threads, labels)
+                done = found[name]
+                say(
+                    f"  {PEERS[name].title}: {done['wall']:.2f} s, {done['processor']:.2f} s of processor time, "
+                    f"{done['memory_gb']:.1f} GB"
+                )
             rounds.append(found)
         report = summarize(rounds, chosen, threads, Path(temporary))
     print(json.dumps(report)) if as_json else print_frame(report)
