@@ -46,20 +46,28 @@ def plan(
 
 
 def measure_plan(model: str, engine: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Export without the check, and build: seconds, peak memory so far after each, what the sidecar says."""
+    """Export without the check, and build in a process of its own: seconds, peak memory, what the sidecar says."""
     from export.engine import ExportRequest, export_engine
-    from export.plan import PlanRequest, build_plan
-    from export.progress import Stages
+    from tools.benchmark_export import child
 
-    path = Path(engine)
-    done = export_engine(ExportRequest(model=model, **options), path, check=False)
-    stages = Stages()
-    spec = build_plan(path, path.with_suffix(".plan"), PlanRequest(), stages)
-    assert spec.plan is not None
+    done = export_engine(ExportRequest(model=model, **options), Path(engine), check=False)
     return {
         **options,
         "export_seconds": round(sum(stage.seconds for stage in done.stages.done), 1),
         "export_peak_gb": round(done.stages.done[-1].peak_memory / 1e9, 2),
+        **child("tools.benchmark_plan", "measure_build", engine),
+    }
+
+
+def measure_build(engine: str) -> dict[str, Any]:
+    """Build a plan beside an engine: as `python -m export plan` does."""
+    from export.plan import PlanRequest, build_plan
+    from export.progress import Stages
+
+    path, stages = Path(engine), Stages()
+    spec = build_plan(path, path.with_suffix(".plan"), PlanRequest(), stages)
+    assert spec.plan is not None
+    return {
         "plan_seconds": {stage.name: round(stage.seconds, 1) for stage in stages.done},
         "peak_gb": round(stages.done[-1].peak_memory / 1e9, 2),
         "plan_gb": round(spec.plan.size / 1e9, 3),
