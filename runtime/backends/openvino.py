@@ -19,7 +19,10 @@ from runtime.native.build import cache_folder
 from runtime.sidecar import METADATA_KEY, EngineSpec, read_spec
 
 HINTS = {"fp32": "f32", "bf16": "bf16"}
-CACHED_DAYS = 30  # a compiled model that long without use goes: at full size one takes gigabytes
+CACHED_DAYS = 30  # a compiled model that long without use goes
+# Bytes of the largest engine that is cached. A compiled model keeps the weights as they were: at full size that is
+# 3.4 GB of disk and 2 GB more memory at its peak, to load no faster than it compiles.
+LARGEST_CACHED = 1e9
 
 
 class OpenVinoEngine(Engine):
@@ -39,8 +42,8 @@ class OpenVinoEngine(Engine):
 
         `threads`: of the CPU, None for all. `streams`: how many clones run at the same time, each with its share of
         the threads. `precision`: fp32 keeps a float32 graph exact, bf16 multiplies matrices in bfloat16; None = bf16
-        where the CPU has units for it. `cache`: folder of compiled models, None for the one in the user's cache, ""
-        for none. Weights are mapped from the file, not read.
+        where the CPU has units for it. `cache`: folder of compiled models up to 1 GB, None for the one in the user's
+        cache, "" for none. Weights are mapped from the file, not read.
         Raises DiffSegError where the file is no engine, the CPU lacks the precision, or OpenVINO cannot compile it.
         """
         if device not in ("auto", "cpu"):
@@ -140,7 +143,7 @@ def _keep_maps_in_bfloat16(model: ov.Model, spec: EngineSpec) -> None:
 
 
 def _usable(folder: Path, engine: Path) -> bool:
-    """Make the cache's folder and forget what has long not been used; whether it can be written and has the space."""
+    """Make the cache's folder and forget what has long not been used; whether it can be used for this one."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         oldest = time.time() - CACHED_DAYS * 86400
@@ -152,7 +155,7 @@ def _usable(folder: Path, engine: Path) -> bool:
         return False
     size = sum(file.stat().st_size for file in (engine, engine.with_name(f"{engine.name}.data")) if file.exists())
     # Twice a compact engine is what its compiled model takes; the rest of the disk is for others.
-    return os.access(folder, os.W_OK) and shutil.disk_usage(folder).free > 4 * size
+    return size <= LARGEST_CACHED and os.access(folder, os.W_OK) and shutil.disk_usage(folder).free > 4 * size
 
 
 def _metadata(model: ov.Model) -> str | None:

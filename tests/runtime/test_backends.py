@@ -68,6 +68,10 @@ def test_a_cache_that_cannot_be_used_or_is_damaged_does_no_harm(tmp_path, monkey
     open_engine(device="cpu", backend="openvino", threads=1)
     blob.unlink(missing_ok=True)
     with monkeypatch.context() as patch:
+        patch.setattr(openvino, "LARGEST_CACHED", 1e6)
+        open_engine(device="cpu", backend="openvino", threads=1)
+    assert not list(openvino.compiled_folder().glob("*.blob")), "nor are engines that compile as fast as they load"
+    with monkeypatch.context() as patch:
         patch.setattr(openvino.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
         open_engine(device="cpu", backend="openvino", threads=1)
     assert not list(openvino.compiled_folder().glob("*.blob")), "a full disk is not filled further"
