@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import time
@@ -63,7 +64,7 @@ class OpenVinoEngine(Engine):
         if options["INFERENCE_PRECISION_HINT"] == "bf16":
             _keep_maps_in_bfloat16(model, self.spec)
         folder = compiled_folder() if cache is None else Path(cache) if cache else None
-        if folder is not None and _usable(folder, path):
+        if folder is not None and _usable(folder, _weights(model)):
             options["CACHE_DIR"] = str(folder)
         try:
             self.compiled = core.compile_model(model, "CPU", options)
@@ -142,8 +143,14 @@ def _keep_maps_in_bfloat16(model: ov.Model, spec: EngineSpec) -> None:
                     follower.replace_source_output(same.output(0))
 
 
-def _usable(folder: Path, engine: Path) -> bool:
-    """Make the cache's folder and forget what has long not been used; whether it can be used for this one."""
+def _weights(model: ov.Model) -> int:
+    """Bytes of the constants in a graph."""
+    constants = [op.output(0) for op in model.get_ops() if op.get_type_name() == "Constant"]
+    return sum(math.prod(value.get_shape()) * value.get_element_type().size for value in constants)
+
+
+def _usable(folder: Path, size: int) -> bool:
+    """Make the cache's folder and forget what has long not been used; whether it can take `size` bytes."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         oldest = time.time() - CACHED_DAYS * 86400
@@ -153,8 +160,6 @@ def _usable(folder: Path, engine: Path) -> bool:
                     blob.unlink()
     except OSError:
         return False
-    size = sum(file.stat().st_size for file in (engine, engine.with_name(f"{engine.name}.data")) if file.exists())
-    # Twice a compact engine is what its compiled model takes; the rest of the disk is for others.
     return size <= LARGEST_CACHED and os.access(folder, os.W_OK) and shutil.disk_usage(folder).free > 4 * size
 
 
