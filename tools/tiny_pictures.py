@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,8 @@ import cv2
 import numpy as np
 
 from tools import tiny_data, tiny_teacher
-from tools.scenes import draw_scene
+from tools.noise_scenes import draw_noise_scene
+from tools.scenes import Scene, draw_scene
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,6 +36,7 @@ class Recipe:
     rate: float = 6e-4
     ema: float = 0.998
     scenes: float = 0.25  # part of the pictures that are drawn, with their exact masks
+    noise_scenes: float = 0.2  # part that are drawn and filled with noise as nature's
     collages: float = 0.2  # part that are photographs pasted together along drawn outlines
 
 
@@ -67,6 +70,7 @@ class Pictures:
         """`first`: what the random numbers start from, beside the recipe's seed."""
         self.recipe = recipe
         self.rng = np.random.default_rng([recipe.seed, 8, first])
+        self.noise_scenes: deque[Scene] = deque(maxlen=300)
         self.views = np.load(work / f"views_{recipe.views}.npy", mmap_mode="r")
         self.labels = np.load(work / f"labels_{recipe.views}.npy", mmap_mode="r")
 
@@ -89,6 +93,9 @@ class Pictures:
             share = float(self.rng.choice(SHARES, p=CHANCES))
             scene = draw_scene(int(self.rng.integers(1 << 30)), (SIDE, SIDE), share=share, split="train")
             return scene.frame, scene.mask[None, CENTRES, CENTRES].repeat(4, axis=0)
+        if chance >= 1 - self.recipe.noise_scenes:
+            scene = self._noise_scene()
+            return self._turned(scene.frame, scene.mask[None, CENTRES, CENTRES].repeat(4, axis=0))
         if chance >= self.recipe.scenes + self.recipe.collages:
             return self._photo()
         count = int(self.rng.integers(2, 4))
@@ -104,10 +111,20 @@ class Pictures:
             labels = np.where(small == index, its.astype(np.int64) + index * CELLS**2, labels)
         return picture, labels
 
+    def _noise_scene(self) -> Scene:
+        """Each is slow to draw and seen about four times."""
+        if len(self.noise_scenes) < 60 or self.rng.random() < 0.25:
+            self.noise_scenes.append(draw_noise_scene(self.rng, SIDE))
+        return self.noise_scenes[int(self.rng.integers(len(self.noise_scenes)))]
+
     def _photo(self) -> tuple[NDArray[np.uint8], NDArray[np.integer]]:
-        """A view, mirrored and turned in half of the cases."""
         index = int(self.rng.integers(len(self.views)))
-        view, labels = np.array(self.views[index]), np.array(self.labels[index])
+        return self._turned(np.array(self.views[index]), np.array(self.labels[index]))
+
+    def _turned(
+        self, view: NDArray[np.uint8], labels: NDArray[np.integer]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.integer]]:
+        """Mirrored and turned in more than half of the cases."""
         for chance, mirror in ((0.5, (1, 2)), (0.25, (0, 1))):
             if self.rng.random() < chance:
                 view, labels = np.flip(view, mirror[0]), np.flip(labels, mirror[1])

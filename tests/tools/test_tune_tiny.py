@@ -10,7 +10,7 @@ pytest.importorskip("diffusers")
 import torch
 
 from runtime.merge import aggregate_attention
-from tools import tiny_attention, tiny_model, tiny_pictures, tiny_teacher, tune_tiny
+from tools import noise_scenes, tiny_attention, tiny_model, tiny_pictures, tiny_teacher, tune_tiny
 
 
 def test_teacher_keeps_a_disc_together_and_apart_from_its_ground():
@@ -89,6 +89,15 @@ def model(tmp_path_factory):
     parts = tiny_model.build_autoencoder("test"), tiny_model.build_unet("test"), tiny_model.build_text_encoder()
     tiny_model.save_pipeline(folder / "model", *parts, tokenizer)
     return folder / "model"
+
+
+def test_noise_scenes_have_the_grain_and_the_masks_they_say():
+    rng = np.random.default_rng(0)
+    rough, smooth = (noise_scenes.noise_field(rng, 64, power, 1.0, 0.0) for power in (0.3, 1.8))
+    step = [np.abs(np.diff(field, axis=1)).mean() for field in (rough, smooth)]
+    assert step[0] > 2 * step[1] and abs(rough.std() - 1) < 0.01
+    scene = noise_scenes.draw_noise_scene(rng, 64)
+    assert scene.frame.shape == (64, 64, 3) and scene.mask.shape == (64, 64) and scene.mask.max() > 0
 
 
 def test_pictures_and_targets_fit_each_other(tmp_path):
