@@ -38,11 +38,11 @@ def draw_noise_scene(rng: np.random.Generator, side: int = 256) -> Scene:
     rows, columns = np.mgrid[:side, :side].astype(np.float32)
     if rng.random() < 0.5:
         shift = rng.uniform(1, 6)
-        maps = []
+        maps: list[NDArray[np.float32]] = []
         for place in (columns, rows):
             move = cv2.GaussianBlur(rng.standard_normal((side, side)), (0, 0), rng.uniform(2, 6))
-            maps.append(place + (shift * move / move.std()).astype(np.float32))
-        moved = cv2.remap(mask.astype(np.int16), *maps, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REFLECT)
+            maps.append(np.asarray(place + shift * move / move.std(), np.float32))
+        moved = cv2.remap(mask.astype(np.int16), maps[0], maps[1], cv2.INTER_NEAREST, borderMode=cv2.BORDER_REFLECT)
         mask = np.asarray(moved, np.int32)
     frame = np.zeros((side, side, 3), np.float32)
     common = rng.uniform(40, 210, 3)
