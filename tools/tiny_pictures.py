@@ -54,6 +54,8 @@ def segment_photos(recipe: Recipe, photos: list[NDArray[np.uint8]], work: Path, 
     for index in range(first, count):
         rng = np.random.default_rng([recipe.seed, 7, index])
         view = tiny_data.photo_view(rng, photos[order[index % len(photos)]], SIDE, whole=index % 2 == 0)
+        if rng.random() < 0.5:
+            view = _sharpened(rng, view)
         frames[index], taught[index] = view, tiny_teacher.teach(view)
         if index % 50 == 49 or index == count - 1:
             frames.flush()
@@ -61,6 +63,14 @@ def segment_photos(recipe: Recipe, photos: list[NDArray[np.uint8]], work: Path, 
             done.write_text(str(index + 1))
         progress.update(task, completed=index + 1)
     return count
+
+
+def _sharpened(rng: np.random.Generator, view: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Edges and grain back into a view that was enlarged from a small photograph; uint8 of the same shape."""
+    values = view.astype(np.float32)
+    values += rng.uniform(0, 1) * (values - np.asarray(cv2.GaussianBlur(values, (0, 0), 1.5), np.float32))
+    noisy = values + rng.normal(0, rng.uniform(0, 4), values.shape)
+    return np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
 
 
 class Pictures:
