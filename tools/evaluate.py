@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
@@ -17,6 +17,11 @@ from tools.evaluation import metrics
 from tools.evaluation.classical import Method, felzenszwalb, kmeans_lab, one_segment
 from tools.evaluation.command import add_commands
 from tools.scenes import Split, draw_scene
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from runtime.segmenter import Segmenter
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 app.command()(agreement)
@@ -47,6 +52,17 @@ def measure(methods: dict[str, Method], count: int, split: Split) -> dict[str, A
     }
 
 
+def _write_strip(path: Path, frames: list[NDArray[np.uint8]], segmenter: Segmenter) -> None:
+    """Frames of one size side by side, their segments below, at half size."""
+    import cv2
+
+    from runtime.outputs import draw_overlay, write_png
+
+    overlays = [draw_overlay(frame, segmenter(frame)) for frame in frames]
+    picture = np.vstack([np.hstack(frames), np.hstack(overlays)])
+    write_png(path, np.asarray(cv2.resize(picture, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA), np.uint8))
+
+
 @app.callback()
 def _programs() -> None:
     """Measure segmentations against known truth."""
@@ -60,6 +76,7 @@ def scenes(
         bool, typer.Option("--development", help="The scenes to choose settings on, not those to report.")
     ] = False,
     threshold: Annotated[float | None, typer.Option(help="KL threshold; default: the engine's own.")] = None,
+    worst: Annotated[Path | None, typer.Option(help="Write a picture of DiffSeg's six worst scenes (.png).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout instead of a table.")] = False,
 ) -> None:
     """Covering on drawn scenes that no training has seen; half of the neighbours differ in texture alone."""
@@ -83,6 +100,9 @@ def scenes(
     split: Split = "development" if development else "test"
     with Console(stderr=True).status(f"measuring on {count} scenes"):
         results = measure(methods, count, split)
+    if worst is not None:
+        least = np.argsort(results["DiffSeg"]["coverings"], kind="stable")[:6]
+        _write_strip(worst, [draw_scene(int(seed), share=0.5, split=split).frame for seed in least], segmenter)
     if as_json:
         print(json.dumps({"scenes": count, "split": split, "methods": results}))
         return

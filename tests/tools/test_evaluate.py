@@ -1,11 +1,14 @@
 import json
 
+import cv2
 import numpy as np
 from typer.testing import CliRunner
 
+from runtime import Segmenter
 from tools import evaluate
 from tools.evaluation import classical
 from tools.evaluation.metrics import contingency, covering
+from tools.scenes import draw_scene
 
 
 def test_classical_methods_find_two_colours():
@@ -45,3 +48,16 @@ def test_json_is_json(monkeypatch):
     methods = json.loads(result.stdout)["methods"]
     assert methods["DiffSeg"]["covering"] == methods["one segment"]["covering"]
     assert len(methods) == 4
+
+
+def test_worst_scenes_are_drawn(tmp_path):
+    picture = tmp_path / "worst.png"
+    result = CliRunner().invoke(evaluate.app, ["scenes", "--count", "2", "--worst", str(picture)])
+    assert result.exit_code == 0, result.output
+    strip = cv2.imread(str(picture))
+    assert strip.shape == (256, 256, 3)  # two scenes at half size, their segments below
+    scenes = {seed: draw_scene(seed, share=0.5, split="test").frame for seed in (0, 1)}
+    small = {seed: cv2.resize(frame, (128, 128), interpolation=cv2.INTER_AREA) for seed, frame in scenes.items()}
+    coverings = evaluate.measure({"DiffSeg": lambda frame: Segmenter.open()(frame).labels}, 2, "test")
+    first = int(np.argmin(coverings["DiffSeg"]["coverings"]))
+    assert np.abs(strip[:128, :128].astype(int) - small[first]).max() <= 1
