@@ -78,10 +78,7 @@ def draw_overlay(frame: "NDArray[np.uint8]", result: "Result", opacity: float = 
 
 
 def label_image(frame: "NDArray[np.uint8]", result: "Result") -> "NDArray[np.uint8] | NDArray[np.uint16]":
-    """Single-channel label picture [H, W], 0-based: uint8 where all labels are below 256, else uint16.
-
-    Identities of a stream beyond 65,535 start again at 0.
-    """
+    """Single-channel label picture [H, W], 0-based: uint8 where all labels are below 256, else uint16."""
     return result.labels.astype(np.uint8) if result.labels.max(initial=0) < 256 else result.labels.astype(np.uint16)
 
 

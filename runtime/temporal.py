@@ -10,6 +10,7 @@ what was not there before, nothing is remembered.
 from __future__ import annotations
 
 import time
+from collections import deque
 from dataclasses import dataclass, replace
 from itertools import compress
 from typing import TYPE_CHECKING
@@ -34,6 +35,7 @@ LIKE, LIKE_OVERLAP = 0.7, 0.02  # exp(−D) of proposals, and overlap, that make
 LOST_LIKE, LOST_WEIGHT = 0.5, 0.1  # how alike something must be to come back; any pair in sight comes first
 YOUNG = 12  # frames for which a new identity may turn out to be one that had gone out of sight
 SMALLEST_AREA = 0.001  # of the frame; less is no segment
+NUMBERS = 1 << 16  # identities that a label picture of 16 bits tells apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,8 @@ class TrackerConfig:
 class Tracker:
     """Turns the segments of frame after frame into identities. One for each clip; use it from one thread.
 
-    Identities count up from 0 and are never given twice by the same tracker.
+    Identities count up from 0. Only when 65,536 have been given, as many as a label picture holds, are numbers given
+    again, first those whose identities have been gone for longest.
 
     Attributes:
         cut: whether the last frame showed another scene than the one before.
@@ -84,11 +87,13 @@ class Tracker:
         self._tracks: list[Track] = []
         self._size: tuple[int, int] | None = None
         self._next = 0
+        self._free: deque[int] = deque()  # numbers of identities that are gone, in the order in which they went
         self._stale = False
         self.cut = False
 
     def reset(self) -> None:
         """Forget everything but which numbers were given: the next frame begins a new scene."""
+        self._retire(self._tracks)
         self._size, self._tracks = None, []
 
     def update(self, frame: NDArray[np.uint8], result: Result) -> Result:
@@ -115,6 +120,7 @@ class Tracker:
         self.cut = self._size is not None and (motion is None or motion.cut)
         self._size, self._stale = size, False
         if fresh or motion is None:
+            self._retire(self._tracks)
             self._tracks = [self._new(sighting) for sighting in found]
         else:
             self._follow(motion, found)
@@ -144,8 +150,17 @@ class Tracker:
         return self._show(Result(np.zeros((1, 1), np.int32), 1, {"total": 0.0}), started)
 
     def _new(self, sighting: Sighting) -> Track:
-        self._next += 1
-        return Track(self._next - 1, sighting.mask, sighting.proposal, sighting, float(sighting.mask.sum()))
+        if self._next < NUMBERS:
+            number = self._next
+            self._next += 1
+        elif self._free:
+            number = self._free.popleft()
+        else:
+            raise DiffSegError(f"identities: expected at most {NUMBERS} at a time, found more; use fewer segments")
+        return Track(number, sighting.mask, sighting.proposal, sighting, float(sighting.mask.sum()))
+
+    def _retire(self, tracks: Iterable[Track]) -> None:
+        self._free.extend(track.number for track in tracks)
 
     def _follow(self, motion: Motion, found: list[Sighting]) -> None:
         """Move the tracks, match them with what was found, and let that vote."""
@@ -171,6 +186,7 @@ class Tracker:
             if track.unseen and area < SMALLEST_AREA:
                 track.mask = None
         patience = self.config.patience
+        self._retire(track for track in self._tracks if track.mask is None and track.unseen > patience)
         self._tracks = [track for track in self._tracks if track.mask is not None or track.unseen <= patience]
         total = np.sum([track.mask for track in self._tracks if track.mask is not None], axis=0)
         for track in self._tracks:
@@ -184,6 +200,7 @@ class Tracker:
             ((other.resembles(sighting), index) for index, other in enumerate(lost)), default=(0.0, 0)
         )
         if likeness > LOST_LIKE:
+            self._retire([track])
             track.number, track.velocity = lost[index].number, lost[index].velocity
             self._tracks.remove(lost[index])
 

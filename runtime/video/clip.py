@@ -139,16 +139,21 @@ class ClipSegmenter:
     def _resize(self, job: Job) -> None:
         job.number = next(self._numbers)
         job.carried = job.number % self._options.every != 0
-        if job.carried:
+        if job.carried and not self._options.skip_similar:
             return
-        job.resized = self._segmenter.resize(job.frame.image)
+        resized = self._segmenter.resize(job.frame.image)
         if self._options.skip_similar:
-            job.reused = self._seen is not None and similar(job.resized, self._seen)
-            if not job.reused:
-                self._seen = job.resized
+            job.reused = self._seen is not None and similar(resized, self._seen)
+            if job.reused:
+                job.carried = False
+                return
+            # After a frame that was carried over, the labels shown last are no longer those of the frame seen last.
+            self._seen = None if job.carried else resized
+        if not job.carried:
+            job.resized = resized
 
     def _network(self, job: Job) -> None:
-        if job.resized is not None and not job.reused:
+        if job.resized is not None:
             job.maps = self._segmenter.network(job.resized, proposals=self._options.temporal)
         job.resized = None
 

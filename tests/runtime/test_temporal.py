@@ -140,6 +140,26 @@ def test_propagated_labels_move_with_the_picture():
         Tracker().propagate(scene.frame(0))
 
 
+def test_numbers_are_given_again_only_when_all_have_been_given(monkeypatch):
+    """Label pictures hold no more than so many: a camera that runs for days must not wrap round silently."""
+    monkeypatch.setattr("runtime.temporal.NUMBERS", 6)
+    rng = np.random.default_rng(0)
+    tracker, seen = Tracker(TrackerConfig(patience=0)), []
+    for _ in range(6):  # a cut each: two new identities
+        frame = rng.integers(0, 256, (36, 48, 1), np.uint8).repeat(3, axis=2)
+        labels = np.repeat([0, 1], 24)[None].repeat(36, axis=0).astype(np.int32)
+        tracker.reset()
+        seen.append(tracker.update(frame, Result(labels, 2, {})).identities.tolist())
+    assert seen == [[0, 1], [2, 3], [4, 5]] * 2
+    scene = MovingScene((GROUND, Mover(disc(14, (60, 72), (50, 60, 200)))), SIZE)
+    for time in range(40):  # one of two comes and goes
+        mask = scene.mask(time) * (time % 4 < 2)
+        result = tracker.update(scene.frame(time), segmented(mask))
+        assert result.identities.max() < 6 and len(set(result.identities.tolist())) == result.count
+    with pytest.raises(DiffSegError, match="at most 6 at a time"):
+        Tracker().update(frame, Result(np.arange(7, dtype=np.int32).repeat(7 * 48).reshape(49, 48)[:49], 7, {}))
+
+
 @pytest.mark.parametrize("bad", [{"memory": 1.0}, {"memory": -0.1}, {"patience": -1}, {"side": 8}])
 def test_a_bad_parameter_is_named(bad):
     with pytest.raises(DiffSegError, match=next(iter(bad))):

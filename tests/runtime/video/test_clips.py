@@ -103,6 +103,14 @@ def test_work_that_is_saved(folder, stand_in):
             options = ["--size", "128x96", "--every", "8", "--temporal", temporal, "--save", "labels"]
             assert run("-", *options, "--output", "cut").exit_code == 0
         assert stand_in.calls == 2
+    # Another scene for one frame between two that the engine is to see: what comes after is not like what is shown.
+    one, other = (np.ascontiguousarray(scenes[index]) for index in (0, 3))
+    with stdin(b"".join(frame.tobytes() for frame in (one, other, one, one))):
+        options = ["--size", "128x96", "--every", "2", "--skip-similar", "--save", "labels"]
+        assert run("-", *options, "--output", "flash").exit_code == 0
+    shown = [cv2.imread(f"flash/stdin_labels/{n:06d}.png", cv2.IMREAD_UNCHANGED) for n in range(4)]
+    for labels in shown[2:]:
+        assert (labels[14:26, 2:14] == labels[20, 8]).all() and (labels[50:] != labels[20, 8]).all()
     still = [draw(0)] * 5 + [draw(5)] * 5
     stream = b"".join(frame.tobytes() for frame in still)
     for options, calls in ((["--skip-similar"], 2), ([], 10)):
