@@ -211,7 +211,7 @@ def missed(report: dict[str, Any]) -> list[str]:
         if ours["kept"] < least:
             faults.append(f"{group}: {ours['kept']:.3f} of the pixels keep their identity, wanted {least}")
         if ours.get("covering", 1.0) < plain.get("covering", 0.0):
-            faults.append(f"{group}: covering {ours['covering']:.3f}, frame by frame {plain['covering']:.3f}")
+            faults.append(f"{group}: covering {ours['covering']:.4f}, frame by frame {plain['covering']:.4f}")
         if group == "scenes" and abs(ours["segments"] / plain["segments"] - 1) > SEGMENTS_WITHIN:
             faults.append(f"{group}: {ours['segments']:.1f} segments, frame by frame {plain['segments']:.1f}")
     return faults
