@@ -154,7 +154,7 @@ class VideoSink(Sink):
     def _keep_fragments(self, head: bytes, length: int, failure: Exception | None) -> None:
         """Put the file back to what it was before it was closed; needs no room on the disk."""
         with self._part.open("r+b") as file:
-            file.write(head)
+            file.write(_with_edits(head, self._end - self._begin))
             file.truncate(length)
             file.truncate(_end_of_fragments(file))
             file.seek(0, os.SEEK_END)
@@ -168,6 +168,23 @@ class VideoSink(Sink):
             kept = "nothing of it could be kept"
         if failure is not None and not self._broken:  # otherwise it has been said
             raise explain(self.path, failure, kept) from None
+
+
+def _with_edits(head: bytes, length: Fraction) -> bytes:
+    """The head of an .mp4 in fragments, whose edit lists are given a length in seconds.
+
+    They have none before the file is closed, and players then leave out what the first fragment holds.
+    """
+    patched = bytearray(head)
+    end = head.find(b"mdat")
+    scale = head.find(b"mvhd", 0, end) + 16  # name, version, two times
+    duration = round(length * int.from_bytes(head[scale : scale + 4], "big")) + 1
+    edit = head.find(b"elst", 0, end)
+    while edit >= 0:
+        if head[edit + 4] == 0 and not any(head[edit + 12 : edit + 16]):  # version; after the count, the first length
+            patched[edit + 12 : edit + 16] = min(duration, 0x7FFFFFFF).to_bytes(4, "big")
+        edit = head.find(b"elst", edit + 4, end)
+    return bytes(patched)
 
 
 def _end_of_fragments(file: BinaryIO) -> int:

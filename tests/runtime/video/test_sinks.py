@@ -123,6 +123,7 @@ def test_a_full_disk_is_named_and_what_was_written_can_be_played(tmp_path):
     times, _ = read_clip(tmp_path / "a.mp4")
     assert (
         len(times) >= 4
+        and times == [Fraction(number, 4) for number in range(len(times))]  # from the first on
         and is_own_output(tmp_path / "a.mp4")
         and [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
     )
