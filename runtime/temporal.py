@@ -293,7 +293,7 @@ def _results(
     since = 0
     for frame in frames:
         since += 1
-        if tracker is not None and since < every and size == getattr(frame, "shape", None):
+        if tracker is not None and size is not None and since < every and size == getattr(frame, "shape", None):
             result = tracker.propagate(frame)
             if not tracker.cut:
                 yield result

@@ -195,6 +195,8 @@ def test_stream(segmenter):
     assert ["network" in result.milliseconds for result in skipping] == [True, False, False, True]
     with pytest.raises(DiffSegError, match="every"):
         segmenter.stream(frames, every=0)
+    with pytest.raises(DiffSegError, match="NoneType"):
+        list(segmenter.stream([None], every=3))
 
 
 def test_another_size_in_mid_stream_begins_anew(segmenter):
