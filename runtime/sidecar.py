@@ -62,14 +62,24 @@ class PlanInfo:
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> "PlanInfo":
         """From parsed JSON. Raises KeyError, TypeError or ValueError where a field is missing or of another type."""
+        if not isinstance(data, Mapping):
+            raise TypeError(f"plan: {data!r}")
         known = {f.name for f in fields(cls)}
         given = {name: value for name, value in data.items() if name in known}
         for name in ("targets", "batch"):
+            if given.get(name) is not None and not isinstance(given[name], list):
+                raise TypeError(f"{name} {given[name]!r}")
             given[name] = None if given.get(name) is None else tuple(given[name])
         plan = cls(**given)
-        texts, numbers = (plan.flavour, plan.version, plan.sha256, plan.platform), (plan.size, *(plan.batch or ()))
+        texts = [plan.flavour, plan.version, plan.sha256, plan.platform, *(plan.targets or ())]
+        texts += [text for text in (plan.gpu, plan.compute_capability) if text is not None]
+        numbers = (plan.size, *(plan.batch or ()))
         if not all(isinstance(text, str) for text in texts) or not all(type(number) is int for number in numbers):
             raise ValueError(f"flavour {plan.flavour!r}, version {plan.version!r}, size {plan.size!r}")
+        if plan.batch is not None and (
+            len(plan.batch) != 3 or not 1 <= plan.batch[0] <= plan.batch[1] <= plan.batch[2]
+        ):
+            raise ValueError(f"batch {plan.batch}")
         return plan
 
 

@@ -58,12 +58,31 @@ def test_sidecar_that_is_no_sidecar(tmp_path, text):
 
 @pytest.mark.parametrize(
     "fields",
-    [{"flavour": "magic"}, {"flavour": 3}, {"size": "5"}, {"version": None}, {"batch": [1, "2", 3]}, {"batch": 3}],
+    [
+        *(
+            {"flavour": "magic"},
+            {"flavour": 3},
+            {"size": "5"},
+            {"version": None},
+            {"gpu": 4},
+            {"compute_capability": 8.9},
+        ),
+        *({"batch": [1, "2", 3]}, {"batch": 3}, {"batch": [1, 2]}, {"batch": [-1, 0, 4]}, {"targets": [8.6]}),
+        {"targets": "8.6"},
+    ],
 )
 def test_sidecar_with_a_wrong_field(tmp_path, fields):
     path = write_plan(tmp_path)
     edit(path, **fields)
     refuses(path, r"unet.plan.json (lacks or mistypes a field|describes a plan of 'magic')")
+
+
+@pytest.mark.parametrize("plan", ["text", [1], 3])
+def test_sidecar_whose_plan_is_no_plan(tmp_path, plan):
+    path = write_plan(tmp_path)
+    data = json.loads(sidecar_path(path).read_text()) | {"plan": plan}
+    sidecar_path(path).write_text(json.dumps(data))
+    refuses(path, r"unet.plan.json lacks or mistypes a field \(plan: ")
 
 
 def test_truncated(tmp_path):
