@@ -30,8 +30,11 @@ def build(
 
     try:
         numbers = [int(word) for word in arch.split(",")] if arch else list(builder.ARCHITECTURES)
+        if min(numbers) < min(builder.ARCHITECTURES):
+            raise ValueError
     except ValueError:
-        typer.echo(f"--arch: expected numbers such as 87 or 80,90, found {arch!r}", err=True)
+        oldest = min(builder.ARCHITECTURES)
+        typer.echo(f"--arch: expected numbers from {oldest} on, such as 87 or 80,90, found {arch!r}", err=True)
         raise typer.Exit(2) from None
     target = output / builder.NAME if output else builder.cached_library(numbers, cpu)
     try:

@@ -274,11 +274,12 @@ def test_not_a_library(tmp_path):
         Library(touch(tmp_path / build.NAME))
 
 
-def test_build_command_refuses():
+@pytest.mark.parametrize("arch", ["orin", "12", "87,-3"])
+def test_build_command_refuses(arch):
     """That it builds is what the fixture `cpu_library` shows."""
-    command = [sys.executable, "-m", "runtime.native", "build", "--arch", "orin"]
+    command = [sys.executable, "-m", "runtime.native", "build", "--arch", arch]
     code, output = run(command, cwd=SOURCES.parents[1])
-    assert (code, output) == (2, "--arch: expected numbers such as 87 or 80,90, found 'orin'\n")
+    assert (code, output) == (2, f"--arch: expected numbers from 75 on, such as 87 or 80,90, found '{arch}'\n")
 
 
 # Arrays on a GPU; here the CPU build's "device memory" is the host's.
