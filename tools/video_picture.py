@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from runtime.segmenter import Segmenter
 
 PICTURE = Path(__file__).parent / "pictures" / "moving_scene.png"
-SEED, TIMES, WIDTH = 102, (2, 6, 10, 14, 18), 160
+SEED, TIMES, WIDTH = 104, (2, 6, 10, 14, 18), 160
 
 
 def draw_strip(segmenter: Segmenter, seed: int = SEED, times: tuple[int, ...] = TIMES) -> NDArray[np.uint8]:
