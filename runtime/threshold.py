@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FACTORS = np.geomspace(1 / 4, 4, 17)  # the sweep, of the usual thresholds: quarters of an octave
+TIE = 1e-12  # of the mean agreement
 CELLS = 16  # per axis, at most: maps are summed into so many blocks
 
 
@@ -65,7 +66,10 @@ def _most_stable(maps: NDArray[np.float32], cells: NDArray[np.intp], thresholds:
         pairs[...] = labels[:, None] == labels
         np.fill_diagonal(pairs, 0)
     pairs_in_all = len(maps) * (len(maps) - 1)
-    return int(_agreement(together.reshape(len(FACTORS), -1), pairs_in_all).mean(axis=1).argmax())
+    agreement = _agreement(together.reshape(len(FACTORS), -1), pairs_in_all).mean(axis=1)
+    # On a tie, as of a flat frame where no two steps agree on anything, the step nearest to the usual thresholds.
+    best = np.flatnonzero(agreement >= agreement.max() - TIE)
+    return int(best[np.abs(np.log(FACTORS[best])).argmin()])
 
 
 def _divergences(maps: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -33,6 +33,16 @@ def test_finds_what_is_there_from_a_bad_start(usual):
     assert np.array_equal(labels, part)
 
 
+def test_where_nothing_is_found_the_usual_thresholds_stay():
+    """Either nothing merges or all does: no step of the sweep agrees with another on anything."""
+    usual = MergeConfig((0.4, 0.4), grid=8)
+    for pyramid in ([np.full((256, 256), 1 / 256, np.float32)], [np.eye(256, dtype=np.float32) * 0.999 + 0.001 / 256]):
+        assert stable_thresholds(pyramid, usual) == usual
+    black = np.zeros((64, 96, 3), np.uint8)
+    auto, plain = (Segmenter.open(device="cpu", thresholds=value)(black) for value in ("auto", None))
+    assert auto.count == plain.count == 1
+
+
 def test_wrong_thresholds_would_have_failed():
     """The start above is bad: as given, those thresholds find one segment, or many."""
     pyramid, _ = _quadrants(within=0.4)
