@@ -29,6 +29,22 @@ def save_palette(path, indices):
     picture.save(path)
 
 
+def save_grey(path, indices, bits):
+    """A grey PNG of fewer than 8 bits a pixel, which OpenCV cannot write."""
+    import struct
+    import zlib
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width = indices.shape
+    planes = np.unpackbits(indices.astype(np.uint8)[..., None], axis=2)[..., 8 - bits :].reshape(height, -1)
+    lines = b"".join(b"\0" + line.tobytes() for line in np.packbits(planes, axis=1))
+    header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
+
+
 def save_annotators(path, maps):
     """groundTruth{i}.Segmentation, as BSDS500 has it."""
     from scipy.io import savemat

@@ -10,11 +10,12 @@ from typer.testing import CliRunner
 
 from runtime import Segmenter
 from runtime.engine import EMBEDDED, open_engine
+from runtime.errors import DiffSegError
 from runtime.merge import MergeConfig, segment_attention
 from tests.tools import drawn
 from tools.evaluate import app
 from tools.evaluation.datasets import centre_square, open_dataset, resize_bilinear, resize_labels
-from tools.evaluation.masks import PROTOCOLS, shipped_protocol
+from tools.evaluation.masks import PROTOCOLS, read_protocol, read_truths, shipped_protocol
 
 COCO_IDS = shipped_protocol("coco-stuff-27").images
 
@@ -305,6 +306,60 @@ def test_what_is_wrong_is_said(tmp_path):
     assert "expected one of 32-only, 16-only" in message("bsds", root, "--weights", "64-only", "--method", "diffseg")
     assert "expected 2 to 32" in message("bsds", root, "--grid", "40", "--method", "diffseg")
     assert "--threshold x" in message("bsds", root, "--threshold", "x", "--method", "diffseg")
+    assert "--refine: applies to none of one-segment" in message("bsds", root, "--refine", "snap")
+    assert "--engine: one-segment" in message("bsds", root, "--engine", tmp_path / "none.onnx")
+
+
+def test_masks_in_unusual_files_are_what_is_stored(tmp_path):
+    import PIL.Image
+
+    frame, mask = drawn.scene(1)
+    truth = np.unique(mask, return_inverse=True)[1].reshape(mask.shape)
+    root = tmp_path / "mine"
+    for name in ("array", "upper", "four", "binary", "turned"):
+        drawn.save(root / f"images/{name}.png", frame)
+    drawn.save(root / "masks/upper.png", mask)
+    np.save(root / "masks/array.npy", mask - 1)
+    (root / "masks/upper.png").rename(root / "masks/upper.PNG")
+    drawn.save_grey(root / "masks/four.png", mask, bits=4)
+    np.save(root / "masks/binary.npy", mask > 1)
+    # A photograph that a viewer turns, and a mask of its pixels as stored.
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    (root / "images/turned.png").unlink()
+    PIL.Image.fromarray(frame[..., ::-1]).save(root / "images/turned.jpg", exif=exif, quality=100)
+    drawn.save(root / "masks/turned.png", mask)
+    data = open_dataset("folder", root)
+    found = {sample.name: data.load(sample) for sample in data.samples}
+    expected = {"array": truth - 1, "binary": mask > 1} | dict.fromkeys(("upper", "four", "turned"), truth)
+    for name, one in expected.items():
+        assert np.array_equal(found[name][1][0], one), name
+    assert np.abs(found["turned"][0].astype(int) - frame).mean() < 5
+    names = [str(value) for value in range(16)]
+    (tmp_path / "map.json").write_text(json.dumps({"classes": names, "labels": {name: int(name) for name in names}}))
+    (stored,) = read_truths(root / "masks/four.png", read_protocol(tmp_path / "map.json"))
+    assert np.array_equal(stored, mask)
+    np.savez(tmp_path / "x.npz", mask)
+    for content in (b"", (tmp_path / "x.npz").read_bytes()):
+        (root / "masks/array.npy").write_bytes(content)
+        assert "array.npy: " in run(tmp_path, "folder", root, "--method", "one-segment")[1]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"classes": ["a", "b"]},
+        {"classes": "road", "labels": {"0": 0}},
+        {"crop": "512"},
+        {"crop": 0},
+        {"replace_threshold": [1]},
+        {"published": [{"miou": 1}]},
+    ],
+)
+def test_class_maps_that_are_none(content, tmp_path):
+    (tmp_path / "map.json").write_text(json.dumps(content))
+    with pytest.raises(DiffSegError, match=r"is no class map"):
+        read_protocol(tmp_path / "map.json")
 
 
 def test_runs_resume_and_give_the_same_figures_in_any_number_of_processes(tmp_path, monkeypatch):
@@ -338,6 +393,11 @@ def test_runs_resume_and_give_the_same_figures_in_any_number_of_processes(tmp_pa
     mask = drawn.scene(20)[1]
     drawn.save_annotators(root / "BSDS500/data/groundTruth/test/0.mat", [mask > 1, mask > 2, mask])
     assert figures(tmp_path, *words) != first and measured == [("0", [0, 1])]
+    measured.clear()
+    more = drawn.bsds(tmp_path / "more", count=1)
+    figures(tmp_path, "bsds", more, *words[2:])
+    assert measured == [("0", [0, 1])]  # of the same name, elsewhere
+    figures(tmp_path, *words)
     measured.clear()
     figures(tmp_path, *words, "--threshold", "0.3")
     assert [wanted for _, wanted in measured] == [[0]] * 3  # the other method is known

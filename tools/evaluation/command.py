@@ -118,7 +118,7 @@ def evaluate(
         from tools.evaluation import report, runner
         from tools.evaluation.datasets import open_dataset
         from tools.evaluation.layouts import ALIASES
-        from tools.evaluation.methods import Evaluator
+        from tools.evaluation.methods import ATTENTION_METHODS, Evaluator
         from tools.evaluation.sheet import write_sheet
 
         name = ALIASES.get(str(context.info_name), str(context.info_name))
@@ -145,6 +145,8 @@ def evaluate(
             "min_area": min_area,
         }
         methods = [one.value for one in method or [Method.diffseg]]
+        if engine and not any(name in ATTENTION_METHODS for name in methods):
+            raise DiffSegError(f"--engine: {', '.join(methods)} need none; add --method diffseg, or leave it out")
         engines = [str(path) for path in engine or [EMBEDDED]]
         variants = _variants(data.protocol, engines, methods, axes, Evaluator(device, backend))
         job = runner.Job(data, variants, device, backend)
@@ -168,6 +170,8 @@ def evaluate(
             Console().print(report.table(report.cells(data, variants, summary), title))
             files = "results.json, images.csv" + ", index.html" * bool(pictures)
             print(f"{files} are in {folder}", file=sys.stderr)
+        if data.missing:
+            print(f"{data.missing} images without picture or mask are left out (--partial)", file=sys.stderr)
         if failures:
             complain(f"{len(failures)} of {len(data.samples)} images left out of all figures")
             raise typer.Exit(FAILED)
@@ -191,6 +195,13 @@ def _variants(
     from tools.evaluation.variants import Variant, Wish, settle
 
     given = {name: values for name, values in axes.items() if values}
+    takes = {"diffseg": set(axes), "kmeans-c": {"weights"}, "kmeans-s": {"weights"}}
+    idle = [name for name in given if not any(name in takes.get(method, ()) for method in methods)]
+    if idle:
+        raise DiffSegError(
+            f"--{idle[0].replace('_', '-')}: applies to none of {', '.join(methods)}; expected --method diffseg "
+            "beside them, or leave it out"
+        )
     wishes = [Wish(**dict(zip(given, values, strict=True))) for values in product(*given.values())]
     found = []
     for method in methods:

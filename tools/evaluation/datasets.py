@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from runtime.errors import DiffSegError
-from runtime.frames import read_frame
+from runtime.frames import decoders_silenced, read_frame
 from tools.evaluation.layouts import ALIASES, KNOWN, Layout
 from tools.evaluation.masks import (
     MASK_SUFFIXES,
@@ -56,6 +56,9 @@ class DataSet:
         """
         frame = read_frame(sample.image)
         truths = read_truths(sample.mask, self.protocol, self.ignore)
+        if self.protocol.crop or truths[0].shape != frame.shape[:2]:
+            # The paper's code knows no EXIF rotation, and masks of downloads are those of the pixels as stored.
+            frame = _as_stored(sample.image)
         for truth in truths:
             if truth.shape != frame.shape[:2]:
                 raise DiffSegError(
@@ -68,6 +71,13 @@ class DataSet:
         if not all((truth >= 0).any() for truth in truths):
             raise DiffSegError(f"{sample.mask}: no pixel is labelled{', after the crop' if self.protocol.crop else ''}")
         return frame, truths
+
+
+def _as_stored(path: Path) -> NDArray[np.uint8]:
+    """A picture that `read_frame` has read, without its EXIF rotation."""
+    data = np.frombuffer(path.read_bytes(), np.uint8)
+    with decoders_silenced():
+        return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION), np.uint8)
 
 
 def centre_square(image: NDArray[Kind]) -> NDArray[Kind]:
@@ -198,7 +208,9 @@ def _stems(images: Path, layout: Layout, lists: list[Path], listed: tuple[str, .
 
 
 def _pair(images: Path, masks: Path, layout: Layout, stems: list[tuple[str, Path]]) -> tuple[list[Sample], list[Path]]:
-    there = {path.relative_to(masks).as_posix() for path in masks.rglob("*") if is_mask(path)}
+    found = sorted(path for path in masks.rglob("*") if is_mask(path))
+    # Suffixes in any case: cameras and old tools write .PNG.
+    there = {path.relative_to(masks).with_suffix(path.suffix.lower()).as_posix(): path for path in found}
     endings = (
         [layout.mask_ending]
         if Path(f"x{layout.mask_ending}").suffix
@@ -206,7 +218,7 @@ def _pair(images: Path, masks: Path, layout: Layout, stems: list[tuple[str, Path
     )
     samples, missing = [], []
     for stem, path in stems:
-        mask = next((masks / f"{stem}{ending}" for ending in endings if f"{stem}{ending}" in there), None)
+        mask = next((there[f"{stem}{ending}"] for ending in endings if f"{stem}{ending}" in there), None)
         if mask is None or mask == path:  # a picture is not its own mask
             missing.append(masks / f"{stem}{endings[0]}")
         elif not path.is_file():

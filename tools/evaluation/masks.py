@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from runtime.errors import DiffSegError
-from runtime.frames import IMAGE_SUFFIXES, is_cut_short
+from runtime.frames import IMAGE_SUFFIXES, decoders_silenced, is_cut_short
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,7 +28,8 @@ class Protocol:
     Attributes:
         title: its name for people.
         classes: their names; empty where regions have none, as in BSDS500.
-        labels: value in a mask → class index, −1 unlabelled. Other values are an error; empty: any value is a region.
+        labels: value in a mask → class index, −1 unlabelled. Other values are an error; empty: any value from 0 is a
+            region.
         colours: (red, green, blue) in a colour mask → class index.
         crop: side of the square that image and truth are brought to by the paper's protocol; None: whole images.
         images: the listed image ids; empty: all there are.
@@ -61,13 +62,22 @@ def read_protocol(path: Path) -> Protocol:
         wrong = [index for index in (*labels.values(), *colours.values()) if not -1 <= index < len(classes)]
         if wrong:
             raise ValueError(f"class index {wrong[0]}, but there are {len(classes)} classes")
+        if classes and not (labels or colours):
+            raise ValueError('classes, but neither "labels" nor "colours"')
+        if not isinstance(data.get("classes", []), list):
+            raise ValueError('"classes" is no list of names')
+        crop = data.get("crop")
+        if crop is not None and not (type(crop) is int and crop > 0):
+            raise ValueError(f'"crop" is {crop!r}, and no number of pixels')
+        if any("method" not in row for row in data.get("published", ())):
+            raise ValueError('a row of "published" without "method"')
         replace = data.get("replace_threshold")
         return Protocol(
             title=str(data.get("title", path.stem)),
             classes=classes,
             labels=labels,
             colours=colours,
-            crop=data.get("crop"),
+            crop=crop,
             images=tuple(data.get("images", ())),
             expected_images=data.get("expected_images"),
             replace_threshold=None if replace is None else (float(replace[0]), float(replace[1])),
@@ -75,7 +85,7 @@ def read_protocol(path: Path) -> Protocol:
         )
     except OSError as error:
         raise DiffSegError(f"cannot read the class map {path}: {error.strerror or error}") from None
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, LookupError) as error:
         raise DiffSegError(
             f"{path} is no class map ({error}); expected JSON such as "
             '{"title": "mine", "classes": ["road", "sky"], "labels": {"7": 0, "23": 1, "255": -1}}'
@@ -121,7 +131,7 @@ def _classes(values: NDArray[Any], protocol: Protocol, ignore: frozenset[int], p
 
 def _regions(values: NDArray[Any], ignore: frozenset[int]) -> NDArray[np.int32]:
     found, numbers = np.unique(values, return_inverse=True)
-    keep = ~np.isin(found, list(ignore))
+    keep = (found >= 0) & ~np.isin(found, list(ignore))
     index = np.where(keep, np.cumsum(keep) - 1, UNLABELLED).astype(np.int32)
     return index[numbers.reshape(values.shape)]
 
@@ -151,11 +161,15 @@ def _packed(rgb: tuple[int, ...]) -> int:
 def _read(path: Path) -> list[NDArray[Any]]:
     """Values as they stand in the file: int [H, W], or uint8 [H, W, 3] BGR for a picture of colours."""
     try:
-        if path.suffix == ".mat":
+        if path.suffix.lower() == ".mat":
             return _read_matlab(path)
-        values = np.load(path, allow_pickle=False) if path.suffix == ".npy" else _read_picture(path)
-    except (OSError, ValueError) as error:
+        values = np.load(path, allow_pickle=False) if path.suffix.lower() == ".npy" else _read_picture(path)
+    except (OSError, ValueError, EOFError, SyntaxError) as error:  # NumPy and Pillow raise the last two as well
         raise DiffSegError(f"{path}: cannot be read as a mask ({error})") from None
+    if not isinstance(values, np.ndarray):
+        raise DiffSegError(f"{path}: is an archive of arrays; expected one array, as numpy.save writes it")
+    if values.dtype == bool:
+        values = values.astype(np.uint8)
     if values.ndim not in (2, 3) or not np.issubdtype(values.dtype, np.integer) or 0 in values.shape:
         raise DiffSegError(f"{path}: expected whole numbers [H, W], found {values.dtype} {list(values.shape)}")
     return [values]
@@ -171,9 +185,13 @@ def _read_picture(path: Path) -> NDArray[Any]:
 
         with PIL.Image.open(path) as picture:
             return np.asarray(picture.copy())
-    values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
+    with decoders_silenced():
+        values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
     if values is None:
         raise ValueError("no picture that OpenCV can read, or damaged")
+    if data[:8] == b"\x89PNG\r\n\x1a\n" and data[25] == 0 and data[24] in (2, 4):
+        # OpenCV stretches the grey levels of small depths to 0…255, and the indices are what is meant.
+        values = values // (255 // (2 ** data[24] - 1))
     return values[..., :3] if values.ndim == 3 else values
 
 

@@ -229,8 +229,9 @@ class _Store:
 
 def _stamp(sample: Sample) -> str:
     """Changes when the image or its mask does."""
-    states = [path.stat() for path in (sample.image, sample.mask)]
-    return " ".join(f"{state.st_size}-{state.st_mtime_ns}" for state in states)
+    # Of the same name in another folder it is another.
+    states = [(path.absolute(), path.stat()) for path in (sample.image, sample.mask)]
+    return " ".join(f"{path} {state.st_size}-{state.st_mtime_ns}" for path, state in states)
 
 
 def _keys(job: Job) -> list[str]:
@@ -240,8 +241,6 @@ def _keys(job: Job) -> list[str]:
     colours = sorted(job.data.protocol.colours.items())
     about: list[Any] = [job.data.name, protocol, colours, sorted(job.data.ignore), job.device, job.backend]
     about += [[name, _version(name)] for name in PACKAGES]
-    # Images of the same name in another folder are other images.
-    about.append(sorted({str(sample.image.parent.absolute()) for sample in job.data.samples}))
     common.update(json.dumps(about, sort_keys=True).encode())
     engines = {path: _digest(path) for path in {variant.engine for variant in job.variants} if path}
     keys = []
