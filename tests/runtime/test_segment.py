@@ -318,7 +318,9 @@ def test_interrupted_in_the_middle(photos, number):
     for index in range(200):
         shutil.copy("in/coffee.jpg", f"in/{index:03}.jpg")
     command = [sys.executable, "-m", "runtime.segment", "in", "--json", "--save", "labels"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # What a shell starts in the background ignores SIGINT, and so would its children.
+    with subprocess.Popen(command, preexec_fn=lambda: signal.signal(number, signal.SIG_DFL), **pipes) as process:
         done = [json.loads(process.stdout.readline()) for _ in range(3)]
         process.send_signal(number)
         rest, errors = process.communicate(timeout=60)
