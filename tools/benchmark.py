@@ -80,6 +80,7 @@ def core(
     size = (side * 8, side * 8)
     before = cv2.getNumThreads()
     cv2.setNumThreads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # the merge's own threads look here
     try:
         with threadpool_limits(1):
             runs: list[dict[str, Any]] = []
