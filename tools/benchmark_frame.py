@@ -10,7 +10,6 @@ import json
 import os
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,7 +20,9 @@ from typing import Annotated, Any
 
 import typer
 
-ROOT = Path(__file__).parents[1]
+from tools.benchmark_export import child
+
+MODULE = "tools.benchmark_frame"  # what its fresh processes import
 PRODUCT = 2048  # side of the matrices whose product gives the machine's peak
 
 
@@ -90,14 +91,14 @@ def frame(
                 )
                 if not engines[name].exists():
                     say(f"exporting {engines[name].name} …")
-                    child("make_engine", model, str(engines[name]), wanted, size)
+                    child(MODULE, "make_engine", model, str(engines[name]), wanted, size)
         rounds = []
         for index in range(repeat):
             say(f"round {index + 1} of {repeat} …")
-            found: dict[str, Any] = {"peak": child("measure_peak", threads)}
+            found: dict[str, Any] = {"peak": child(MODULE, "measure_peak", threads)}
             for name in chosen:
                 labels = str(Path(temporary) / f"{name}.npy")
-                found[name] = child("measure", name, model, str(engines.get(name, "")), size, threads, labels)
+                found[name] = child(MODULE, "measure", name, model, str(engines.get(name, "")), size, threads, labels)
                 done = found[name]
                 say(
                     f"  {PEERS[name].title}: {done['wall']:.2f} s, {done['processor']:.2f} s of processor time, "
@@ -269,22 +270,6 @@ def measure_peak(threads: int) -> dict[str, float]:
         peaks[kind] = 2 * PRODUCT**3 / min(times)
     peaks.setdefault("bf16", peaks["fp32"])
     return peaks
-
-
-def child(function: str, *arguments: Any, module: str = "tools.benchmark_frame") -> Any:
-    """Run a function of a module in a fresh process and return what it returns."""
-    code = f"import json, sys; from {module} import {function}; print(json.dumps({function}(*json.loads(sys.argv[1]))))"
-    done = subprocess.run(
-        [sys.executable, "-c", code, json.dumps(arguments)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        print("error: the run failed, see above", file=sys.stderr)
-        raise typer.Exit(1)
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def say(text: str) -> None:

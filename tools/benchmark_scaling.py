@@ -12,7 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
-from tools.benchmark_frame import PEERS, child, say
+from tools.benchmark_export import child
+from tools.benchmark_frame import MODULE, PEERS, say
 
 
 def scaling(
@@ -43,11 +44,11 @@ def scaling(
             for value in values:
                 say(f"{axis} {value} …")
                 if axis == "grid":
-                    point = child("measure_grid", value, repeat, module="tools.benchmark_scaling")
+                    point = child("tools.benchmark_scaling", "measure_grid", value, repeat)
                 else:
                     side, batch = (value, 1) if axis == "size" else (min(wanted["size"] or [256]), value)
                     arguments = (model, peer, side, batch, threads, repeat)
-                    point = child("measure_network", *arguments, module="tools.benchmark_scaling")
+                    point = child("tools.benchmark_scaling", "measure_network", *arguments)
                 curves[axis].append({"value": value, **point})
     report = {"machine": machine(), "model": model, "peer": peer, "threads": threads, "curves": curves}
     print(json.dumps(report)) if as_json else print_scaling(report)
@@ -68,7 +69,7 @@ def measure_network(model: str, peer: str, side: int, batch: int, threads: int, 
     with tempfile.TemporaryDirectory() as folder:
         engine = str(Path(folder) / "engine.onnx")
         # In a process of its own, whose memory does not count.
-        child("make_engine", model, engine, {**(chosen.engine or {}), "batch": batch}, side)
+        child(MODULE, "make_engine", model, engine, {**(chosen.engine or {}), "batch": batch}, side)
         options = {"threads": threads, **chosen.options}
         segmenter = Segmenter.open(engine, "cpu", backend=chosen.backend, options=options)
         frames = np.stack([random_frame(side, side, seed) for seed in range(batch)])
