@@ -63,6 +63,8 @@ class FrameToPyramid(nn.Module):
         with torch.no_grad():
             fold_timestep(self.unet, timestep, added_conditions(pipeline, height, width))
         expose_attention(self.unet, pipeline.prompt_embedding, self.collector, target)
+        if self.encoder_dtype != torch.float32:
+            rewrite_encoder_attention(self.encoder)
 
     def forward(self, frame: Tensor) -> tuple[Tensor, ...]:
         """frame: uint8 [B, H, W, 3] BGR → one float32 [B, n, n] per resolution, finest first."""
@@ -96,6 +98,35 @@ def expose_attention(unet: Any, prompt: Tensor, collector: MapCollector, target:
         block.attn1 = ExposedSelfAttention(block.attn1, collector if collector.wants(name) else None, target)
         if block.attn2 is not None:
             block.attn2 = PromptCrossAttention(block.attn2, prompt)
+
+
+class EncoderAttention(nn.Module):
+    """Self-attention over the pixels of a VAE's encoder, with a float32 softmax (DESIGN: precision).
+
+    diffusers says `upcast_softmax` of this layer, and then calls PyTorch's fused attention, which exports as a softmax
+    in the layer's own precision.
+    """
+
+    def __init__(self, attention: Any) -> None:
+        super().__init__()
+        self.norm: nn.Module = attention.group_norm
+        self.attention = ExposedSelfAttention(attention, None)
+        self.divisor: float = attention.rescale_output_factor
+
+    def forward(self, hidden_states: Tensor, **_: Any) -> Tensor:
+        """hidden_states [B, C, h, w] → [B, C, h, w]."""
+        tokens = self.norm(hidden_states).flatten(2).transpose(1, 2)
+        found = self.attention(tokens).transpose(1, 2).unflatten(2, hidden_states.shape[2:])
+        return (hidden_states + found) / self.divisor
+
+
+def rewrite_encoder_attention(encoder: nn.Module) -> None:
+    """Replace an AutoencoderKL's attention layers, in place; an AutoencoderTiny has none."""
+    for block in list(encoder.modules()):
+        layers = getattr(block, "attentions", ())
+        for index, attention in enumerate(layers):
+            if attention is not None:
+                layers[index] = EncoderAttention(attention)
 
 
 def pyramid_levels(network: FrameToPyramid, height: int, width: int) -> tuple[Level, ...]:

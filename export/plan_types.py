@@ -42,10 +42,10 @@ def check_network(
             f"precision; export it again with --precision {spec.precision}"
         )
     exposed = sum(level.layers for level in spec.levels)
-    if counts["softmax"]["fp32"] < exposed:
+    if counts["softmax"]["fp32"] < exposed or set(counts["softmax"]) != {"fp32"}:
         raise DiffSegError(
-            f"{path}: expected the softmax of {exposed} attention layers in fp32, TensorRT reads {_text(counts)}; "
-            "export it again"
+            f"{path}: expected every softmax in fp32, of {exposed} attention layers at least, TensorRT reads "
+            f"{_text(counts)}; export it again"
         )
     types = {tensor.name: tensor.dtype.name.lower() for tensor in tensors}
     return types, {kind: dict(count) for kind, count in counts.items()}

@@ -155,6 +155,22 @@ def test_half_precision_loads_as_such_and_softmax_stays_exact(small_pipeline, pr
         for maps in network(torch.from_numpy(FRAMES)):
             assert maps.dtype == torch.float32 and torch.isfinite(maps).all()
             assert (maps.sum(-1) - 1).abs().max() < 1e-4
+    nodes = torch.export.export(network, (torch.from_numpy(FRAMES),)).graph.nodes
+    # The encoder's own attention too: none is left to PyTorch's fused one, which exports as a softmax of its own type.
+    assert not [node for node in nodes if "scaled_dot_product" in str(node.target)]
+    softmaxes = [node.args[0].meta["val"].dtype for node in nodes if "softmax" in str(node.target)]
+    assert set(softmaxes) == {torch.float32} and len(softmaxes) == 1 + 2 * 10  # encoder; self and cross
+
+
+def test_encoder_attention_equals_diffusers(small_pipeline):
+    from export.network import EncoderAttention, rewrite_encoder_attention
+
+    ours, theirs = (load_pipeline(str(small_pipeline)).vae.encoder for _ in range(2))
+    rewrite_encoder_attention(ours)
+    assert [type(layer) for layer in ours.mid_block.attentions] == [EncoderAttention]
+    image = torch.rand(2, 3, 64, 128) * 2 - 1
+    with torch.no_grad():
+        torch.testing.assert_close(ours(image), theirs(image), rtol=1e-5, atol=1e-5)
 
 
 def test_queries_are_scaled_before_the_product():
