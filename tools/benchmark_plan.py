@@ -25,7 +25,6 @@ def plan(
     Exit 1: over the budget of time or memory.
     """
     from tools.benchmark import machine
-    from tools.benchmark_export import child
 
     with tempfile.TemporaryDirectory() as folder:
         if not model:
@@ -37,8 +36,7 @@ def plan(
         for wanted in head.split(","):
             for name in precision.split(","):
                 print(f"{wanted}, {name} …", file=sys.stderr)
-                options = {"head": wanted, "precision": name}
-                runs.append(child("tools.benchmark_plan", "measure_plan", model, f"{folder}/engine.onnx", options))
+                runs.append(measure_plan(model, f"{folder}/engine.onnx", {"head": wanted, "precision": name}))
     report = {"machine": machine(), "model": Path(model).name, "runs": runs}
     report["missed"] = [message for run in runs for message in _missed(run)]
     print(json.dumps(report)) if as_json else _print(report)
@@ -46,15 +44,15 @@ def plan(
 
 
 def measure_plan(model: str, engine: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Export without the check, and build in a process of its own: seconds, peak memory, what the sidecar says."""
-    from export.engine import ExportRequest, export_engine
+    """Export without the check, then build, each in a process of its own: seconds, peak memory, the sidecar."""
     from tools.benchmark_export import child
 
-    done = export_engine(ExportRequest(model=model, **options), Path(engine), check=False)
+    exported = child("tools.benchmark_export", "measure_export", model, engine, options)
     return {
         **options,
-        "export_seconds": round(sum(stage.seconds for stage in done.stages.done), 1),
-        "export_peak_gb": round(done.stages.done[-1].peak_memory / 1e9, 2),
+        "export_seconds": exported["seconds"],
+        "export_peak_gb": exported["peak_gb"],
+        "engine_gb": exported["engine_gb"],
         **child("tools.benchmark_plan", "measure_build", engine),
     }
 

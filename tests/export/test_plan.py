@@ -337,7 +337,7 @@ def test_interrupted_build_leaves_nothing(tmp_path):
 @pytest.mark.slow
 def test_full_size(tmp_path):
     """Stable Diffusion 1.5's own shape in fp16, with weights in a file of their own."""
-    from tools.benchmark_export import child
+    from tools.benchmark_plan import measure_plan
     from tools.random_pipelines import save_random_pipeline
 
     if shutil.disk_usage(tmp_path).free < 8e9:
@@ -345,7 +345,7 @@ def test_full_size(tmp_path):
     try:
         model = save_random_pipeline(tmp_path / "sd15", "sd15", quick="float16")
         options = {"precision": "fp16", "head": "attention"}
-        found = child("tools.benchmark_plan", "measure_plan", str(model), str(tmp_path / "engine.onnx"), options)
+        found = measure_plan(str(model), str(tmp_path / "engine.onnx"), options)
         assert (tmp_path / "engine.onnx.data").stat().st_size > 1.6e9
         spec, plan = read_plan(tmp_path / "engine.plan")
     finally:
