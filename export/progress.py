@@ -1,11 +1,11 @@
 """Stages of a long job: shown while they run, on a terminal's stderr alone, and kept for the report."""
 
-import resource
+import contextlib
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class Stages:
     def __init__(self) -> None:
         self.done: list[Stage] = []
 
-    @contextmanager
+    @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         from rich.console import Console
 
@@ -38,10 +38,19 @@ class Stages:
 
     def __str__(self) -> str:
         parts = [f"{stage.name} {stage.seconds:.1f} s" for stage in self.done]
-        return f"{', '.join(parts)}; peak memory {self.done[-1].peak_memory / 1e9:.1f} GB" if parts else ""
+        peak = self.done[-1].peak_memory if self.done else 0
+        return ", ".join(parts) + (f"; peak memory {peak / 1e9:.1f} GB" if peak else "")
 
 
 def peak_memory() -> int:
-    """Peak resident memory of this process in bytes."""
+    """Peak resident memory of this program in bytes; 0 where the system does not tell."""
+    # Of this program alone: getrusage's, on Linux, begins with the peak of the process that started it.
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
