@@ -1,62 +1,57 @@
-// As engine_labels, with ONNX Runtime: engine_labels_ort ENGINE.onnx FRAME OUT.npy [T,...]
-#include <iostream>
-
+// As engine_labels, with ONNX Runtime.
 #include <onnxruntime_cxx_api.h>
 
-#include "npy.h"
+#include "example.h"
 
 namespace {
 
-std::vector<int64_t> input_shape(Ort::Session &session, size_t index) {
+std::vector<int64_t> input_shape(const Ort::Session &session, size_t index) {
     return session.GetInputTypeInfo(index).GetTensorTypeAndShapeInfo().GetShape();
 }
 
-void run(int count, char **words) {
-    const Ort::Env environment(ORT_LOGGING_LEVEL_ERROR, "diffseg");
-    Ort::Session session(environment, words[1], Ort::SessionOptions());
+Ort::Session open(const Ort::Env &environment, const std::string &path) {
+    const std::string expected = path + ": expected an engine of `python -m export MODEL --head labels`";
+    try {
+        Ort::Session session(environment, std::filesystem::path(path).c_str(), Ort::SessionOptions());
+        if (session.GetInputCount() == 2 && input_shape(session, 0).size() == 4 && input_shape(session, 1).size() == 1)
+            return session;
+    } catch (const Ort::Exception &error) {
+        throw std::runtime_error(expected + "; " + error.what());
+    }
+    throw std::runtime_error(expected + ", found another");
+}
 
-    npy::Array frame = npy::read_frame(words[2]);
-    const std::vector<int64_t> taken = input_shape(session, 0);
-    const std::vector<int64_t> shape{1, static_cast<int64_t>(frame.shape[0]), static_cast<int64_t>(frame.shape[1]), 3};
-    // A dynamic batch is -1.
-    if (taken.size() != 4 || taken[1] != shape[1] || taken[2] != shape[2] || taken[0] > 1)
-        throw std::runtime_error(std::string(words[2]) + ": the engine takes frames of " + std::to_string(taken.at(1)) + "x" +
-                                 std::to_string(taken.at(2)) + "; resize the picture first");
-    std::vector<float> thresholds = npy::numbers(count > 4 ? words[4] : "1.1,1.1,1.1");
+void run(const example::Words &words) {
+    const std::string &picture_path = words[2], &labels_path = words[3], &overlay_path = words[4];
+    std::vector<float> values = example::thresholds(words[1]);
+    example::check_outputs(picture_path, labels_path, overlay_path);
+    const cv::Mat picture = example::read_picture(picture_path);
+    const Ort::Env environment(ORT_LOGGING_LEVEL_FATAL, "diffseg");
+    Ort::Session session = open(environment, words[0]);
     const std::vector<int64_t> iterations = input_shape(session, 1);
-    if (iterations != std::vector<int64_t>{static_cast<int64_t>(thresholds.size())})
-        throw std::runtime_error("expected " + std::to_string(iterations.at(0)) + " thresholds, one per iteration");
+    if (iterations[0] != static_cast<int64_t>(values.size()))
+        throw example::Usage("thresholds: expected " + std::to_string(iterations[0]) + ", one per iteration, found " +
+                             words[1]);
+    std::vector<int64_t> shape = input_shape(session, 0);
+    if (shape[0] > 1) throw std::runtime_error(words[0] + ": expected an engine that takes one frame at a time");
+    shape[0] = 1;  // a dynamic batch is -1
 
+    cv::Mat frame = example::fit(picture, cv::Size(static_cast<int>(shape[2]), static_cast<int>(shape[1])));
     const Ort::MemoryInfo memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
     Ort::Value inputs[2]{
-        Ort::Value::CreateTensor(memory, frame.bytes.data(), frame.bytes.size(), shape.data(), shape.size(),
-                                 ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8),
-        Ort::Value::CreateTensor<float>(memory, thresholds.data(), thresholds.size(), iterations.data(), iterations.size())};
-    const char *entering[2]{"frame", "thresholds"}, *leaving[2]{"labels", "segments"};
-    std::vector<Ort::Value> found = session.Run(Ort::RunOptions(), entering, inputs, 2, leaving, 2);
+        Ort::Value::CreateTensor<uint8_t>(memory, frame.data, frame.total() * 3, shape.data(), shape.size()),
+        Ort::Value::CreateTensor<float>(memory, values.data(), values.size(), iterations.data(), iterations.size())};
+    const char *entering[2]{"frame", "thresholds"}, *leaving[1]{"labels"};
+    std::vector<Ort::Value> found = session.Run(Ort::RunOptions(), entering, inputs, 2, leaving, 1);
 
-    const auto info = found[0].GetTensorTypeAndShapeInfo();
-    npy::Array labels;
-    labels.type = info.GetElementType() == ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8 ? "|u1" : "<i4";
-    labels.shape = {frame.shape[0], frame.shape[1]};
-    const char *bytes = static_cast<const char *>(found[0].GetTensorRawData());
-    labels.bytes.assign(bytes, bytes + npy::count(labels.shape) * npy::item_size(labels.type));
-    npy::write(words[3], labels);
-    std::cout << found[1].GetTensorData<int32_t>()[0] << " proposals\n";
+    // uint8 up to 256 anchors, else int32
+    const bool bytes = found[0].GetTensorTypeAndShapeInfo().GetElementType() == ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
+    const cv::Mat labels(frame.size(), bytes ? CV_8U : CV_32S, found[0].GetTensorMutableRawData());
+    std::cout << example::write_labels(picture, labels, labels_path, overlay_path) << " segments\n";
 }
 
 }  // namespace
 
 int main(int count, char **words) {
-    if (count < 4) {
-        std::cerr << "usage: engine_labels_ort ENGINE.onnx FRAME.npy|FRAME.ppm OUT.npy [THRESHOLD,...]\n";
-        return 2;
-    }
-    try {
-        run(count, words);
-    } catch (const std::exception &error) {
-        std::cerr << error.what() << '\n';
-        return 1;
-    }
-    return 0;
+    return example::run(count, words, "engine_labels_ort ENGINE.onnx T,... PICTURE LABELS.png OVERLAY.png", 5, 5, run);
 }
