@@ -11,6 +11,7 @@ import typer.core
 
 from export import plan_command
 from runtime.errors import DiffSegError
+from runtime.plan import build_options
 from runtime.terminal import USAGE_ERROR, one_line_errors, run
 
 if TYPE_CHECKING:
@@ -82,8 +83,8 @@ def export_model(
     compact: Annotated[bool, typer.Option("--compact", help="Store weights as float16: half the file.")] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Build a TensorRT plan of the engine, too.")] = False,
     flavour: plan_command.Flavour = None,
-    optimization_level: plan_command.OptimizationLevel = 3,
-    workspace: plan_command.Workspace = 4096,
+    optimization_level: plan_command.OptimizationLevel = plan_command.OPTIMIZATION_LEVEL,
+    workspace: plan_command.Workspace = plan_command.WORKSPACE,
     profile: plan_command.Profile = None,
     version_compatible: plan_command.VersionCompatible = False,
     hardware_compatible: plan_command.HardwareCompatible = False,
@@ -115,11 +116,12 @@ def export_model(
             *(flavour, optimization_level, workspace, profile),
             *(version_compatible, hardware_compatible, tf32, targets),
         )
-        if not plan and plan_options != (None, 3, 4096, None, False, False, False, None):
+        if not plan and build_options(*plan_options):
             raise DiffSegError("--flavour and the builder's other options go with --plan")
         if profile is not None and batch != "dynamic":
             raise DiffSegError(f"--profile goes with --batch dynamic, found --batch {batch}")
-        plan_request = plan_command.plan_request(*plan_options) if plan else None
+        if plan:
+            plan_command.plan_request(*plan_options)
     path = output if output.suffix == ".onnx" else output.with_name(output.name + ".onnx")
     with one_line_errors():
         from export.engine import CheckFailed, ExportRequest, export_engine
@@ -150,9 +152,8 @@ def export_model(
     print(f"{done.stages}\nmodel:  {done.before}{before}", file=sys.stderr)
     print(f"engine: {done.after}, {sum(file.stat().st_size for file in files) / 1e6:.1f} MB", file=sys.stderr)
     print(f"wrote {path} and {path}.json", file=sys.stderr)
-    if plan_request is not None:
-        with one_line_errors():
-            plan_command.write_plan(path, path.with_suffix(".plan"), plan_request)
+    if plan:
+        plan_command.build_afresh(path, *plan_options)
 
 
 def _weights_on_disk(model: Path) -> int:

@@ -21,12 +21,11 @@ from export.progress import Stages
 from runtime.backends.tensorrt_library import build_platform, import_flavour, make_logger, start
 from runtime.errors import DiffSegError
 from runtime.native.build import cache_folder, check_driver
-from runtime.plan import FLAVOURS
+from runtime.plan import FLAVOURS, OPTIMIZATION_LEVEL, WORKSPACE
 from runtime.sidecar import EngineSpec, PlanInfo, sidecar_path, write_atomically
 
 EXTRAS = {"tensorrt": "tensorrt", "tensorrt_rtx": "rtx"}
 OLDEST = 10  # TensorRT's major version: the first whose plans can be strongly typed from uint8 to bfloat16
-WORKSPACE = 4 * 2**30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +39,8 @@ class PlanRequest:
     """
 
     flavour: str | None = None
-    optimization_level: int = 3
-    workspace: int = WORKSPACE
+    optimization_level: int = OPTIMIZATION_LEVEL
+    workspace: int = WORKSPACE * 2**20
     profile: tuple[int, int, int] | None = None
     version_compatible: bool = False
     hardware_compatible: bool = False

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from runtime.errors import DiffSegError
+from runtime.plan import OPTIMIZATION_LEVEL, WORKSPACE, build_options
 from runtime.terminal import USAGE_ERROR, one_line_errors
 
 if TYPE_CHECKING:
@@ -43,8 +46,8 @@ def plan(
     engine: Annotated[Path, typer.Argument(metavar="ENGINE.onnx", help="An exported ONNX engine.")],
     output: Annotated[Path | None, typer.Option(help="Plan to write; ENGINE.plan if left out.")] = None,
     flavour: Flavour = None,
-    optimization_level: OptimizationLevel = 3,
-    workspace: Workspace = 4096,
+    optimization_level: OptimizationLevel = OPTIMIZATION_LEVEL,
+    workspace: Workspace = WORKSPACE,
     profile: Profile = None,
     version_compatible: VersionCompatible = False,
     hardware_compatible: HardwareCompatible = False,
@@ -95,6 +98,20 @@ def plan_request(
     )
     check_request(request)
     return request
+
+
+def build_afresh(engine: Path, *options: Any) -> None:
+    """Build beside an engine as `python -m export plan` does, in this process's place; `options` as `plan_request`'s.
+
+    What PyTorch has held is not given back to the system, and a builder in the same process needs as much again.
+    """
+    command = [sys.executable, "-m", "export", "plan", str(engine), *build_options(*options)]
+    if os.name == "posix":
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.execv(command[0], command)
+    # Windows would give the terminal back before the plan is there.
+    raise typer.Exit(subprocess.run(command, check=False).returncode)
 
 
 def write_plan(engine: Path, output: Path, request: PlanRequest) -> EngineSpec:

@@ -14,6 +14,7 @@ from runtime.errors import DiffSegError
 from runtime.sidecar import EngineSpec, PlanInfo, read_text, sidecar_path
 
 FLAVOURS = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}  # module, and what people call it
+OPTIMIZATION_LEVEL, WORKSPACE = 3, 4096  # the builder's defaults; MB
 OLDEST = (8, 0)  # compute capability that hardware-compatible plans, and TensorRT-RTX unless asked otherwise, run from
 
 
@@ -103,18 +104,51 @@ def check_content(path: Path, plan: PlanInfo, content: "bytes | memoryview") -> 
         )
 
 
-def rebuild(path: Path, plan: PlanInfo | None = None, *more: str) -> str:
-    """The command that builds a plan anew, with the options of the old one, and more."""
+def rebuild(path: Path, plan: PlanInfo | None = None) -> str:
+    """The command that builds a plan anew, with the options of the old one as far as they are known."""
     options: list[str] = []
     if plan is not None:
-        wanted = {
-            "--version-compatible": plan.version_compatible,
-            "--hardware-compatible": plan.hardware_compatible,
-            "--tf32": plan.tf32,
-            f"--profile {','.join(map(str, plan.batch or ()))}": plan.batch is not None,
-        }
-        options = [option for option, given in wanted.items() if given]
-    return f"'{' '.join(['python -m export plan', shlex.quote(str(path.with_suffix('.onnx'))), *options, *more])}'"
+        options = build_options(
+            plan.flavour,
+            plan.optimization_level,
+            plan.workspace // 2**20,
+            ",".join(map(str, plan.batch)) if plan.batch else None,
+            plan.version_compatible,
+            plan.hardware_compatible,
+            plan.tf32,
+            ",".join(plan.targets) if plan.targets else None,
+        )
+    return f"'{shlex.join(['python', '-m', 'export', 'plan', str(path.with_suffix('.onnx')), *options])}'"
+
+
+def build_options(
+    flavour: str | None,
+    optimization_level: int,
+    workspace: int,
+    profile: str | None,
+    version_compatible: bool,
+    hardware_compatible: bool,
+    tf32: bool,
+    targets: str | None,
+) -> list[str]:
+    """Words of `python -m export plan` for these options (`workspace` in MB); those at their defaults are left out."""
+    options: dict[str, str | int | bool | None] = {
+        "--flavour": flavour,
+        "--optimization-level": None if optimization_level == OPTIMIZATION_LEVEL else optimization_level,
+        "--workspace": None if workspace == WORKSPACE else workspace,
+        "--profile": profile,
+        "--version-compatible": version_compatible,
+        "--hardware-compatible": hardware_compatible,
+        "--tf32": tf32,
+        "--targets": targets,
+    }
+    words: list[str] = []
+    for name, value in options.items():
+        if value is True:
+            words.append(name)
+        elif value is not None and value is not False:
+            words += [name, str(value)]
+    return words
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -73,8 +73,13 @@ class PlanInfo:
         plan = cls(**given)
         texts = [plan.flavour, plan.version, plan.sha256, plan.platform, *(plan.targets or ())]
         texts += [text for text in (plan.gpu, plan.compute_capability) if text is not None]
-        numbers = (plan.size, *(plan.batch or ()))
-        if not all(isinstance(text, str) for text in texts) or not all(type(number) is int for number in numbers):
+        numbers = (plan.size, plan.optimization_level, plan.workspace, *(plan.batch or ()))
+        flags = (plan.tf32, plan.version_compatible, plan.hardware_compatible)
+        if (
+            not all(isinstance(text, str) for text in texts)
+            or not all(type(number) is int for number in numbers)
+            or not all(isinstance(flag, bool) for flag in flags)
+        ):
             raise ValueError(f"flavour {plan.flavour!r}, version {plan.version!r}, size {plan.size!r}")
         if plan.batch is not None and (
             len(plan.batch) != 3 or not 1 <= plan.batch[0] <= plan.batch[1] <= plan.batch[2]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
+import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +24,7 @@ from runtime.sidecar import EngineSpec, PlanInfo, write_atomically
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-SLOTS = 2  # of uploads: one frame is copied while another is in the network
+SLOTS = 4  # of uploads: one frame in the network, and before it those of a queue of two and of the thread that fills it
 
 
 class TensorRtEngine(Engine):
@@ -54,7 +56,7 @@ class TensorRtEngine(Engine):
         self._runner = _Runner(self._loaded, self.spec, self.plan, card)
 
     def prefetch(self, frames: NDArray[np.uint8]) -> None:
-        self._runner.upload(frames)
+        self._runner.prefetch(frames)
 
     def _infer(self, inputs: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
         return self._runner.to_host(self._run(inputs))
@@ -83,7 +85,7 @@ class _Loaded:
     def __init__(self, path: Path, trt: Any, spec: EngineSpec, plan: PlanInfo) -> None:
         # What is named first goes first with this object: a runtime must outlive its engine, and that its contexts.
         self.engine: Any = None
-        self.trt = trt
+        self.trt, self.path = trt, path
         self.words: list[str] = []
         self.logger = make_logger(trt, self.words)
         self.runtime = start(trt.Runtime, self.logger, self.words)
@@ -98,7 +100,7 @@ class _Loaded:
                 f"{FLAVOURS[plan.flavour]} {trt.__version__} cannot load {path}{self.said()}; build it again on this "
                 f"machine with {rebuild(path, plan)}"
             )
-        self.inputs, self.outputs = self._check_tensors(path, spec)
+        self.inputs, self.outputs = self._check_tensors(path, spec, plan)
 
     def said(self) -> str:
         """TensorRT's last word, in brackets; empty if it said nothing."""
@@ -117,7 +119,7 @@ class _Loaded:
                 f"{self.said()}; build it again on this machine with {rebuild(path, plan)}"
             )
 
-    def _check_tensors(self, path: Path, spec: EngineSpec) -> tuple[list[str], list[str]]:
+    def _check_tensors(self, path: Path, spec: EngineSpec, plan: PlanInfo) -> tuple[list[str], list[str]]:
         """Names of inputs and outputs, in the spec's order. Raises DiffSegError where they are not the spec's."""
         names = [self.engine.get_tensor_name(index) for index in range(self.engine.num_io_tensors)]
         entering = self.trt.TensorIOMode.INPUT
@@ -126,7 +128,8 @@ class _Loaded:
         expected = tensor_shapes(spec)
         if found != expected:
             raise DiffSegError(
-                f"{path} takes and gives {found}, its sidecar says {expected}; build it again with {rebuild(path)}"
+                f"{path} takes and gives {found}, its sidecar says {expected}; build it again with "
+                f"{rebuild(path, plan)}"
             )
         return inputs, list(spec.outputs)
 
@@ -140,6 +143,7 @@ class _Runner:
         self.context: Any = None
         self.loaded, self.spec, self.card = loaded, spec, card
         engine, trt = loaded.engine, loaded.trt
+        self.plan = plan
         self.batches = plan.batch or (spec.batch or 1,) * 3
         self.jit = _Jit(loaded, spec, plan, card) if plan.flavour == "tensorrt_rtx" else None
         self.context = engine.create_execution_context(*([self.jit.config] if self.jit else []))
@@ -160,8 +164,8 @@ class _Runner:
             self.context.set_tensor_address(name, self.buffers[name].handle)
         size = self._size("frame", self.batches[2])
         self.slots = [_Slot(card, size) for _ in range(SLOTS)]
+        self.uploads = threading.Lock()  # prefetch comes from another thread than the calls
         self.next = 0
-        self.waiting: tuple[NDArray[Any], _Slot] | None = None
         self.thresholds = cuda.Pinned(card, self._size("thresholds", 1)) if "thresholds" in self.shapes else None
         self.pinned: dict[str, cuda.Pinned] = {}
         self.batch: int | None = None
@@ -175,13 +179,15 @@ class _Runner:
         if not least <= len(frames) <= most:
             raise DiffSegError(
                 f"the plan takes {least} to {most} frames per call, found {len(frames)}; build it again with "
-                f"--profile 1,1,{len(frames)}"
+                f"{rebuild(self.loaded.path, self._plan_for(len(frames)))}"
             )
         self.card.use()
-        slot = self._taken(frames)
-        self.stream.after(slot.uploaded)
-        self.stream.copy(self.buffers["frame"], slot.device, frames.nbytes)
-        self.stream.mark(slot.read)
+        with self.uploads:
+            slot = self._prefetched(frames) or self._upload(frames)
+            slot.frames = None
+            self.stream.after(slot.uploaded)
+            self.stream.copy(self.buffers["frame"], slot.device, frames.nbytes)
+            self.stream.mark(slot.read)
         if self.thresholds is not None:
             values = inputs["thresholds"]
             self.thresholds.array("float32", values.shape)[...] = values
@@ -194,11 +200,14 @@ class _Runner:
             arrays.append(DeviceArray(pointer, shape, kind, self.card.number, self, self.stream.handle))
         return arrays
 
-    def upload(self, frames: NDArray[Any]) -> None:
-        """Begin to copy frames to the GPU, beside the network; the next call with this array finds them there."""
-        if self.waiting is None and len(frames) <= self.batches[2]:
+    def prefetch(self, frames: NDArray[Any]) -> None:
+        """Begin to copy frames to the GPU beside the network, from any thread; a call with them finds them there."""
+        if len(frames) <= self.batches[2]:
             self.card.use()
-            self.waiting = (frames, self._upload(frames))
+            with self.uploads:
+                if (older := self._prefetched(frames)) is not None:
+                    older.frames = None  # the memory may have been written over since
+                self._upload(frames).frames = frames
 
     def to_host(self, arrays: Sequence[DeviceArray]) -> list[NDArray[Any]]:
         """Copies of a call's outputs on the host, once the stream has reached them."""
@@ -213,14 +222,16 @@ class _Runner:
             for name, array in zip(self.loaded.outputs, arrays, strict=True)
         ]
 
-    def _taken(self, frames: NDArray[Any]) -> _Slot:
-        """The slot that holds the frames: the one prefetched for them, or one that is filled now."""
-        waiting, self.waiting = self.waiting, None
-        return waiting[1] if waiting is not None and waiting[0] is frames else self._upload(frames)
+    def _prefetched(self, frames: NDArray[Any]) -> _Slot | None:
+        """The slot that holds these very frames: the same memory, read in the same way."""
+        layout = frames.__array_interface__
+        held = ((slot, slot.frames) for slot in self.slots)
+        return next((slot for slot, kept in held if kept is not None and kept.__array_interface__ == layout), None)
 
     def _upload(self, frames: NDArray[Any]) -> _Slot:
         slot = self.slots[self.next]
         self.next = (self.next + 1) % SLOTS
+        slot.frames = None
         slot.uploaded.wait()  # the host's copy may be written over
         slot.host.array("uint8", frames.shape)[...] = frames
         self.copies.after(slot.read)  # and the GPU's
@@ -253,6 +264,11 @@ class _Runner:
                 self.graph = None
             self.loaded.words.clear()
 
+    def _plan_for(self, frames: int) -> PlanInfo:
+        """The plan as it is to be asked for where so many frames are to fit."""
+        least, best, most = self.batches
+        return replace(self.plan, batch=(min(least, frames), best, max(most, frames)))
+
     def _shape(self, name: str, batch: int) -> tuple[int, ...]:
         return tuple(batch if side < 0 else side for side in self.shapes[name])
 
@@ -264,6 +280,7 @@ class _Slot:
     """A place for one upload: on the host, on the GPU, and the marks of both being done with."""
 
     def __init__(self, card: cuda.Gpu, size: int) -> None:
+        self.frames: NDArray[Any] | None = None  # prefetched; held, so that no others take their memory's place
         self.host, self.device = cuda.Pinned(card, size), cuda.Buffer(card, size)
         self.uploaded, self.read = cuda.Event(card), cuda.Event(card)
 

@@ -73,7 +73,7 @@ def no_driver(monkeypatch):
 def write_plan(folder, *, content=b"a plan", flavour="tensorrt", head="attention", batch=1, **fields):
     """A plan file with a right sidecar: the content is nobody's."""
     spec = open_engine(device="cpu", backend="onnxruntime").spec
-    spec = replace(spec, head=head, batch=batch, levels=(Level(8, 8, 1), Level(4, 4, 1)))
+    spec = replace(spec, head=head, batch=batch, grid=8, levels=(Level(8, 8, 1), Level(4, 4, 1)))
     given = {
         "version": VERSION,
         "sha256": hashlib.sha256(content).hexdigest(),
@@ -82,7 +82,7 @@ def write_plan(folder, *, content=b"a plan", flavour="tensorrt", head="attention
         "gpu": "Stand-in",
         "compute_capability": "8.9",
         "optimization_level": 3,
-        "workspace": 2**30,
+        "workspace": 2**32,
         "types": {},
         "arithmetic": {},
         "seconds": 1.0,

@@ -2,14 +2,18 @@
 
 import importlib.util
 import json
+import re
+import shlex
 import shutil
 
 import pytest
 from typer.testing import CliRunner
 
+from export.__main__ import app as export_app
 from runtime import DiffSegError, cuda
 from runtime.backends.tensorrt_library import import_flavour
 from runtime.engine import EMBEDDED, open_engine
+from runtime.plan import read_plan
 from runtime.segment import app
 from runtime.sidecar import sidecar_path
 from tests.runtime.plans.conftest import VERSION, write_plan
@@ -29,19 +33,20 @@ def edit(path, **fields):
     sidecar.write_text(json.dumps(data))
 
 
-REBUILD = r"build .*again.* with 'python -m export plan \S*unet.onnx"
+COMMAND = r"build .*again.* with 'python -m export plan \S*unet.onnx"  # as far as it is known without a sidecar
+REBUILD = COMMAND + " --flavour tensorrt"
 
 
 def test_missing_sidecar(tmp_path):
     path = write_plan(tmp_path)
     sidecar_path(path).unlink()
-    refuses(path, rf"unet.plan has no sidecar: expected unet.plan.json beside it.*copy it along, or {REBUILD}'")
+    refuses(path, rf"unet.plan has no sidecar: expected unet.plan.json beside it.*copy it along, or {COMMAND}'")
 
 
 def test_sidecar_of_another_file(tmp_path, tensorrt):
     path = write_plan(tmp_path)
     shutil.copy(sidecar_path(EMBEDDED), sidecar_path(path))
-    refuses(path, rf"unet.plan.json describes an ONNX engine; expected a plan.*{REBUILD}'")
+    refuses(path, rf"unet.plan.json describes an ONNX engine; expected a plan.*{COMMAND}'")
     path = write_plan(tmp_path, content=b"other")
     path.write_bytes(b"thing")  # as long, but another
     refuses(path, rf"is damaged, or its sidecar is another plan's: expected SHA-256 .*…, found .*…; .*{REBUILD}'")
@@ -68,7 +73,7 @@ def test_sidecar_that_is_no_sidecar(tmp_path, text):
             {"compute_capability": 8.9},
         ),
         *({"batch": [1, "2", 3]}, {"batch": 3}, {"batch": [1, 2]}, {"batch": [-1, 0, 4]}, {"targets": [8.6]}),
-        {"targets": "8.6"},
+        *({"targets": "8.6"}, {"workspace": "1"}, {"optimization_level": None}, {"tf32": "no"}),
     ],
 )
 def test_sidecar_with_a_wrong_field(tmp_path, fields):
@@ -124,6 +129,41 @@ def test_wrong_version(tmp_path, tensorrt):
     )
     path = write_plan(tmp_path, version="12.0.0.1", version_compatible=True)
     refuses(path, r"runs with that version or newer alone; found TensorRT 11.4.0.106; .* --version-compatible'")
+
+
+@pytest.mark.parametrize(
+    ("fields", "options"),
+    [
+        ({}, ""),
+        (
+            {"optimization_level": 0, "workspace": 512 * 2**20, "tf32": True},
+            "--optimization-level 0 --workspace 512 --tf32",
+        ),
+        (
+            {"version_compatible": True, "hardware_compatible": True, "batch": None},
+            "--profile 1,1,3 --version-compatible --hardware-compatible",
+        ),
+        ({"flavour": "tensorrt_rtx", "targets": ("8.6", "12.0")}, "--targets 8.6,12.0"),
+    ],
+)
+def test_the_command_that_builds_again_has_every_option(tmp_path, monkeypatch, fields, options):
+    """As the sidecar keeps them; and the command, given, asks for the same plan."""
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    path = write_plan(folder, **fields)
+    plan = read_plan(path)[1]
+    path.write_bytes(b"cut")
+    command = re.search(r"'(python -m export plan .*)'$", refuses(path, "cut short"))[1]
+    words = shlex.split(command)
+    assert words[:5] == ["python", "-m", "export", "plan", str(path.with_suffix(".onnx"))]
+    assert words[5:] == ["--flavour", plan.flavour, *options.split()]
+    asked = []
+    monkeypatch.setattr("export.plan.check_request", lambda request: request.flavour)
+    monkeypatch.setattr("export.plan_command.write_plan", lambda engine, output, request: asked.append(request))
+    assert CliRunner().invoke(export_app, words[3:]).exit_code == 0
+    for name in ("flavour", "optimization_level", "workspace", "tf32", "targets", "version_compatible"):
+        assert getattr(asked[0], name) == getattr(plan, name)
+    assert (asked[0].hardware_compatible, asked[0].profile) == (plan.hardware_compatible, plan.batch)
 
 
 def test_older_version_compatible_plan_runs(tensorrt, tmp_path):

@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import threading
 
 import numpy as np
 import pytest
@@ -93,7 +94,7 @@ def test_dynamic_batch_sets_its_shape_and_is_not_captured(tensorrt, driver, tmp_
     assert work(driver) == [*UPLOAD, *end]
     engine.infer(FRAMES)
     assert work(driver) == [*UPLOAD, "shape", *end]
-    with pytest.raises(DiffSegError, match=r"takes 1 to 3 frames per call, found 4; .*--profile 1,1,4"):
+    with pytest.raises(DiffSegError, match=r"takes 1 to 3 frames per call, found 4; .*unet.onnx .*--profile 1,1,4'"):
         engine.infer(np.repeat(FRAMES, 4, axis=0))
 
 
@@ -104,13 +105,51 @@ def test_prefetched_frames_are_uploaded_once(tensorrt, driver, tmp_path):
     following = FRAMES + 1
     engine.prefetch(following)
     assert work(driver) == ["wait for event", "after", "upload", "mark"]
-    engine.infer(following)
+    engine.infer(following[0][None])  # another array of the same memory
     assert work(driver) == ["after", "copy", "mark", "launch", "download", "download", "wait"]
     frame = tensorrt.engine.contexts[0].addresses["frame"]
     assert ctypes.string_at(frame, FRAMES.nbytes) == following.tobytes()
+    engine.infer(following)  # what was fetched is used up
+    assert work(driver) == [*UPLOAD, "launch", "download", "download", "wait"]
     engine.prefetch(following)
     engine.infer(FRAMES)  # others than were announced
     assert ctypes.string_at(frame, FRAMES.nbytes) == FRAMES.tobytes()
+    following += 1  # announced again after a change: what was fetched before it does not count
+    engine.prefetch(following)
+    engine.infer(following)
+    assert ctypes.string_at(frame, FRAMES.nbytes) == following.tobytes()
+    turned = following[:, ::-1, ::-1]
+    engine.prefetch(turned[:, ::-1, ::-1].copy())
+    engine.infer(np.ascontiguousarray(turned))
+    assert ctypes.string_at(frame, FRAMES.nbytes) == turned.tobytes()
+
+
+def test_frames_fetched_by_another_thread_ahead_of_the_network(tensorrt, driver, tmp_path):
+    """As a video's resizing does: as many as its queue holds, and in the network none is uploaded any more."""
+    segmenter = Segmenter.open(tensorrt.prepare(tmp_path, head="labels"), "cuda")
+    frames = [segmenter.resize(FRAMES[0] + number) for number in range(6)]
+    segmenter.network(frames[0])
+    frame, seen = tensorrt.engine.contexts[0].addresses["frame"], []
+    driver.notes()
+
+    def fetch(numbers):
+        thread = threading.Thread(target=lambda: [segmenter.prefetch(frames[number]) for number in numbers])
+        thread.start()
+        thread.join()
+
+    fetch((1, 2, 3))
+    assert driver.notes().count("upload") == 3
+    for number in (1, 2, 3):
+        segmenter.network(frames[number])
+        assert driver.notes().count("upload") == 1  # of the thresholds
+        seen.append(ctypes.string_at(frame, FRAMES.nbytes))
+        fetch([number + 2] if number > 1 else [])
+        driver.notes()
+    for number in (4, 5):
+        segmenter.network(frames[number])
+        assert driver.notes().count("upload") == 1
+        seen.append(ctypes.string_at(frame, FRAMES.nbytes))
+    assert seen == [each.tobytes() for each in frames[1:]]
 
 
 def test_maps_stay_on_the_device(tensorrt, driver, tmp_path):
