@@ -110,9 +110,9 @@ class Engine(ABC):
         return self._infer_on_device(self._inputs(frames, None))
 
     def prefetch(self, frames: "np.ndarray") -> None:  # noqa: B027 - engines that have no use for it do nothing
-        """Begin to bring the next call's frames to the GPU, while the network may still work on others.
+        """Begin to bring frames to the GPU, from any thread, while the network may still work on others.
 
-        The next call is to be with this very array, unchanged; any other makes no difference but time.
+        A call with this very memory, unchanged, is to follow; where none does, nothing but time is lost.
         """
 
     def _infer_on_device(self, inputs: dict[str, "np.ndarray"]) -> list["DeviceArray"]:

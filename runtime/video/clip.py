@@ -151,6 +151,7 @@ class ClipSegmenter:
             self._seen = None if job.carried else resized
         if not job.carried:
             job.resized = resized
+            self._segmenter.prefetch(resized)
 
     def _network(self, job: Job) -> None:
         if job.resized is not None:
