@@ -123,7 +123,7 @@ class EncoderAttention(nn.Module):
 def rewrite_encoder_attention(encoder: nn.Module) -> None:
     """Replace an AutoencoderKL's attention layers, in place; an AutoencoderTiny has none."""
     for block in list(encoder.modules()):
-        layers = getattr(block, "attentions", ())
+        layers: Any = getattr(block, "attentions", ())
         for index, attention in enumerate(layers):
             if attention is not None:
                 layers[index] = EncoderAttention(attention)
