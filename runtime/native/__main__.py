@@ -39,7 +39,7 @@ def build(
     target = output / builder.NAME if output else builder.cached_library(numbers, cpu)
     try:
         made = builder.build_cpu_library(target) if cpu else builder.build_library(target, numbers)
-    except (DiffSegError, OSError) as error:
+    except DiffSegError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None
     typer.echo(str(made))

@@ -55,8 +55,9 @@ __global__ void __launch_bounds__(THREADS) coarse_scales(Pyramid pyramid, float 
         DIFFSEG_BARRIER(SCALES_TREE);
     }
     if (thread == 0) {
-        good = good && sums[0] > 0.0f && sums[0] <= FLT_MAX;
-        scales[static_cast<size_t>(frame) * pyramid.coarse_rows + row] = level.total / sums[0];
+        const float scale = level.total / sums[0];
+        good = good && sums[0] <= FLT_MAX && scale <= FLT_MAX;  // no row of zeros, or nearly
+        scales[static_cast<size_t>(frame) * pyramid.coarse_rows + row] = scale;
     }
     if (!good) atomicOr(flags + frame, 1u);
 }
@@ -110,8 +111,8 @@ __global__ void __launch_bounds__(THREADS)
     for (int q = 0; q < QUERIES; ++q) {
         scale[q] = 0.0f;
         if (!has_finest || q >= queries) continue;
-        good = good && sums[q][0] > 0.0f && sums[q][0] <= FLT_MAX;
         scale[q] = pyramid.level[0].total / sums[q][0];
+        good = good && sums[q][0] <= FLT_MAX && scale[q] <= FLT_MAX;
     }
     if (!good) atomicOr(flags + frame, 1u);
 

@@ -125,8 +125,8 @@ def build_library(target: Path, architectures: Sequence[int] = ARCHITECTURES) ->
     """Build the library for GPUs into `target`, a file. Raises DiffSegError with the compiler's words."""
     nvcc = find_nvcc()
     code = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures]
-    newest = max(architectures)
-    code.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")  # later GPUs compile it for themselves
+    # GPUs after the newest, and those between it and the one before it, compile for themselves.
+    code += [f"-gencode=arch=compute_{a},code=compute_{a}" for a in sorted(architectures)[-2:]]
     command = [str(nvcc), "-std=c++17", "-O3", "--shared", "-cudart=static", *code, "-Werror", "all-warnings"]
     # The wheels keep their libraries where nvcc does not look.
     libraries = nvcc.parent.parent / "lib"
@@ -150,11 +150,17 @@ def build_cpu_library(target: Path, flags: Sequence[str] = ()) -> Path:
 
 def _compile(command: list[str], target: Path) -> Path:
     """Run a compiler; the target appears whole or not at all."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        made = Path(folder, target.name)
-        done = subprocess.run([*command, "-o", str(made)], capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise DiffSegError(f"{Path(command[0]).name} failed:\n{(done.stderr or done.stdout)[-3000:]}")
-        made.replace(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            made = Path(folder, target.name)
+            done = subprocess.run([*command, "-o", str(made)], capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise DiffSegError(f"{Path(command[0]).name} failed:\n{(done.stderr or done.stdout)[-3000:]}")
+            made.replace(target)
+    except OSError as error:
+        raise DiffSegError(
+            f"{target}: cannot be built ({error}); choose a folder you may write to with 'python -m runtime.native "
+            "build --output DIR', or the cache's with XDG_CACHE_HOME"
+        ) from None
     return target

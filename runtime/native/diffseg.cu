@@ -1,4 +1,7 @@
 // The C interface of diffseg.h: arguments are checked, then handed to the launches of sequence.h.
+#ifdef DIFFSEG_CPU
+#undef _FORTIFY_SOURCE  // its longjmp aborts where fibers change places; some distributions' compilers set it
+#endif
 #include <new>
 
 #include "sequence.h"
@@ -6,7 +9,6 @@
 using namespace diffseg;
 
 namespace {
-
 
 // How much every pixel of a coarse axis weighs in the sum over the fine one.
 void axis_shares(int source, int target, float *shares) {
