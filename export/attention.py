@@ -11,10 +11,7 @@ if TYPE_CHECKING:
 
 
 BLOCKS = ("down", "mid", "up")  # of a U-Net, in order of execution
-# Measured on a CPU core at 64×64: parts of 8 MB are the fastest of 1 to 32 MB; maps below 32×32 gain nothing.
-PART = 2**21  # probabilities in a part
-MOST_PARTS = 16  # more would make the graph slow to compile
-LARGE = 1024  # tokens
+LARGE = 1024  # tokens from which a CPU gains by going through the heads one by one
 
 
 class MapCollector:
@@ -78,27 +75,20 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     return probabilities.to(value.dtype) @ value, probabilities
 
 
-def attend_in_parts(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """As `attend`, a head and a part of the queries at a time: context, and the mean map float32 [B, n, n].
+def attend_by_head(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """As `attend`, one head at a time: context, and the mean map float32 [B, n, n].
 
-    Each part's probabilities are used for the context and added to the mean while a CPU's cache still has them.
+    Each head's probabilities are used for the context and added to the mean while a CPU's cache still has some of them.
     """
-    heads, n = query.shape[1:3]
-    size = max(PART // n, -(-n // MOST_PARTS))
-    contexts, means = [], []
-    for start in range(0, n, size):
-        found = [attend(query[:, h, start : start + size], key[:, h], value[:, h]) for h in range(heads)]
-        contexts.append(torch.stack([context for context, _ in found], dim=1))
-        means.append(sum((maps for _, maps in found[1:]), found[0][1]) / heads)
-    if len(means) == 1:
-        return contexts[0], means[0]
-    return torch.cat(contexts, dim=2), torch.cat(means, dim=1)
+    found = [attend(query[:, h], key[:, h], value[:, h]) for h in range(query.shape[1])]
+    context = torch.stack([context for context, _ in found], dim=1)
+    return context, sum((maps for _, maps in found[1:]), found[0][1]) / len(found)
 
 
 class ExposedSelfAttention(nn.Module):
     """diffusers' `Attention` (self-attention, no mask, no norms) that hands its map to a collector, if there is one.
 
-    `target`: "cpu" goes through large maps part by part, which pays there; a GPU's compiler likes them whole.
+    `target`: "cpu" goes through large maps head by head, which pays there; a GPU's compiler likes them whole.
     """
 
     def __init__(self, attention: "Attention", collector: MapCollector | None, target: str = "gpu") -> None:
@@ -118,7 +108,7 @@ class ExposedSelfAttention(nn.Module):
         )
         query, key = shift_logits(query, key)
         if self.collector is not None and self.target == "cpu" and query.shape[2] >= LARGE:
-            context, mean = attend_in_parts(query, key, value)
+            context, mean = attend_by_head(query, key, value)
             self.collector.add_mean(mean)
         else:
             context, probabilities = attend(query, key, value)

@@ -145,7 +145,8 @@ def colour_pieces(rng: np.random.Generator, pieces: list[Piece], mask: NDArray[n
     for index, piece in enumerate(pieces):
         texture = piece.texture
         taken = {coloured[a].texture.family for a, b in pairs if b == index and group[a] == group[b]}
-        free = [family for family in FAMILIES if family not in taken and family != "plain"]
+        textured = [family for family in FAMILIES if family != "plain"]
+        free = [family for family in textured if family not in taken] or textured
         alike = any(index in pair and group[pair[0]] == group[pair[1]] for pair in pairs)
         if alike and (texture.family in taken or texture.family == "plain"):
             texture = random_texture(rng, free[int(rng.integers(len(free)))])

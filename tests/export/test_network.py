@@ -183,16 +183,15 @@ def test_queries_are_scaled_before_the_product():
     assert not torch.isfinite(query @ (query * 2).transpose(-1, -2)).all()
 
 
-def test_attention_in_parts_for_a_cpu_equals_diffusers(small_pipeline, monkeypatch):
-    """Sizes at which the last part is shorter than the others, and levels below the limit stay whole."""
+def test_attention_by_head_for_a_cpu_equals_diffusers(small_pipeline, monkeypatch):
+    """Levels below the limit stay whole."""
     import export.attention
 
     monkeypatch.setattr(export.attention, "LARGE", 96)
-    monkeypatch.setattr(export.attention, "PART", 384 * 50)
     model = str(small_pipeline)
     expected = eager_pyramid(load_pipeline(model), FRAMES, 300)
     assert all(check.passed for check in checks(rewritten(model, target="cpu"), expected))
     plain = torch.export.export(network_of(model), (torch.from_numpy(FRAMES),))
-    parts = torch.export.export(network_of(model, target="cpu"), (torch.from_numpy(FRAMES),))
-    softmaxes = [sum("softmax" in str(node.target) for node in program.graph.nodes) for program in (plain, parts)]
-    assert softmaxes[1] == softmaxes[0] + 3 * (8 * 4 - 1) + 3 * (4 - 1)  # heads of either level, parts of the finest
+    by_head = torch.export.export(network_of(model, target="cpu"), (torch.from_numpy(FRAMES),))
+    softmaxes = [sum("softmax" in str(node.target) for node in program.graph.nodes) for program in (plain, by_head)]
+    assert softmaxes[1] == softmaxes[0] + (3 + 3) * (4 - 1)  # layers of the two finest levels, four heads each

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -72,3 +74,16 @@ def test_textures_are_functions_of_place(family):
 def test_bad_arguments_are_named(bad):
     with pytest.raises(ValueError, match="a scene needs"):
         draw_scene(**bad)
+
+
+def test_a_piece_among_all_families_of_textures_is_drawn():
+    """Of one colour with every neighbour it has no texture left of its own, and takes any."""
+    rng = np.random.default_rng(0)
+    textured = [family for family in FAMILIES if family != "plain"]
+    base = place_scene(rng, (32, 32))[0][0]
+    pieces = [replace(base, texture=random_texture(rng, family)) for family in (*textured, "plain")]
+    mask = np.full((8, 8 * len(textured)), len(textured), np.int32)  # the last piece below all others
+    mask[:4] = np.repeat(np.arange(len(textured)), 8)
+    coloured = colour_pieces(rng, pieces, mask, 1.0)
+    assert len({piece.colour for piece in coloured}) == 1
+    assert coloured[-1].texture.family in textured
