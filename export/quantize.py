@@ -151,12 +151,13 @@ def _layers(model: "onnx.ModelProto") -> list[str]:
     kept = {first}
     for node in model.graph.node:
         if node.op_type == "MatMul" and constants.get(node.input[1]) != 2:
-            for name in node.input:
-                source = producers.get(name)
-                while source is not None and source.op_type in ("Reshape", "Transpose", "Cast"):
-                    source = producers.get(source.input[0])
-                if source is not None:
+            names = list(node.input)
+            while names:
+                source = producers.get(names.pop())
+                if source is not None and source.name not in kept:
                     kept.add(source.name)
+                    if source.op_type not in ("Conv", "MatMul", "Gemm", "LayerNormalization", "GroupNormalization"):
+                        names += source.input
     return [
         node.name
         for node in model.graph.node
