@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Aggregation", "aggregate_attention", "interpolation", "resolution_ratios"]
 
+SMALLEST_SUM = 1e-30  # of a row: one divided by less, times the number of pixels, may be no float32
+
 
 @one_thread()
 def aggregate_attention(
@@ -220,10 +222,10 @@ def _divisor(side: int) -> int:
 
 def _check(rows: NDArray[np.float32], sums: NDArray[np.float32], name: str) -> None:
     lowest = rows.min()
-    if np.isfinite(sums).all() and sums.min() > 0 and lowest >= 0:
+    if np.isfinite(sums).all() and sums.min() > SMALLEST_SUM and lowest >= 0:
         return
     finite = np.isfinite(rows).all()
-    found = "a NaN or an infinity" if not finite else "a negative value" if lowest < 0 else "a row of zeros"
+    found = "a NaN or an infinity" if not finite else "a negative value" if lowest < 0 else "a row of zeros, or nearly"
     raise ValueError(
         f"{name}: expected rows of probabilities, finite, not negative and not all 0, found {found}; "
         "check the engine's precision (float16 overflows where float32 or bfloat16 does not)"

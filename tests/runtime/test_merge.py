@@ -443,6 +443,7 @@ U = {n: np.full((n, n), 1 / n, np.float32) for n in (4, 12, 16, 64)}
         ([changed(np.nan)], {}, "pyramid[0]: expected rows of probabilities"),
         ([changed(np.inf)], {}, "found a NaN or an infinity; check the engine's precision"),
         ([changed(0)], {}, "found a row of zeros"),
+        ([changed(1e-38)], {}, "found a row of zeros, or nearly"),
         ([changed(np.linspace(-0.1, 1, 64))], {}, "found a negative value"),
         ([U[64], changed(np.nan)[:16, :16]], {}, "pyramid[1]: expected rows of probabilities"),
         ([U[64]], {"config": MergeConfig(grid=9)}, "grid: expected 2 to 8 anchors per axis"),
