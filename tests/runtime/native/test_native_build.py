@@ -18,6 +18,7 @@ from runtime.merge import MergeConfig, segment_attention
 from runtime.native import build
 from runtime.native.arrays import device_array, from_capsule
 from runtime.native.library import Config, Frames, Library
+from tests.runtime.native.test_native_gpu import SMALL
 from tests.runtime.test_merge import random_pyramid
 
 SOURCES = Path(build.__file__).parent
@@ -48,6 +49,11 @@ def test_from_c99(cpu_library, tmp_path):
         ["g++", tmp_path / "tiny.o", cpu_library.path, "-o", tmp_path / "tiny", f"-Wl,-rpath,{cpu_library.path.parent}"]
     )
     assert must([tmp_path / "tiny"]) == "ok, 2 segments, 0 wrong\n"
+
+
+def test_program_for_the_sanitizer(cpu_library):
+    """What compute-sanitizer runs on hardware is a program that works."""
+    assert must([sys.executable, "-c", SMALL, cpu_library.path], cwd=SOURCES.parents[1]) == "(2, 40, 50)\n"
 
 
 def test_structs_are_the_headers(tmp_path):

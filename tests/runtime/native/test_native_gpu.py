@@ -58,12 +58,17 @@ def test_cuda_graph(cuda_library):
     driver_call("cuStreamDestroy_v2", stream)
 
 
+# Run by the Python that compute-sanitizer starts, on the library that its argument names.
 SMALL = """
+import sys
+from pathlib import Path
 import numpy as np
+from runtime import native
 from runtime.merge import MergeConfig
 rng = np.random.default_rng(0)
 maps = [rng.random((2, n, n)).astype(np.float32) for n in (330, 63)]
-labels = native.segment(maps, MergeConfig((0.05,) * 3, 12), (40, 50), [(15, 22), (7, 9)])
+library = native.load(path=Path(sys.argv[1]))
+labels = native.segment(maps, MergeConfig((0.05,) * 3, 12), (40, 50), [(15, 22), (7, 9)], library=library)
 print(labels.shape)
 """
 
@@ -73,7 +78,7 @@ def test_compute_sanitizer(cuda_library, tool):
     sanitizer = shutil.which("compute-sanitizer")
     if not sanitizer:
         pytest.skip("compute-sanitizer is not on PATH")
-    command = [sanitizer, "--tool", tool, "--error-exitcode", "9", sys.executable, "-c", SMALL]
+    command = [sanitizer, "--tool", tool, "--error-exitcode", "9", sys.executable, "-c", SMALL, str(cuda_library.path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     assert "(2, 40, 50)" in done.stdout
