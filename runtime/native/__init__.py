@@ -129,7 +129,10 @@ def run(
     single = checked[0].ndim == 2
     batch = 1 if single else len(checked[0])
     core = _core(library, config, tuple(ratios), tuple(shapes), dtype, batch, number)
-    stream = next((level.stream for level in there if level), 0)  # behind what writes the maps
+    # Behind what writes the maps: on its stream, and where there are several, when the others have come so far.
+    stream, *others = dict.fromkeys(level.stream for level in there if level) or (0,)
+    for other in others:
+        core.wait(other)
     found = core(maps, batch, (height, width), proposals=proposals, details=details, stream=stream)
     return found.first() if single else found
 

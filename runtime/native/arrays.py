@@ -90,7 +90,8 @@ def _from_interface(array: Any, interface: dict[str, Any], name: str) -> DeviceA
     strides, size = interface.get("strides"), 4 if dtype == "float32" else 2
     if strides is not None and tuple(strides) != tuple(size * step for step in _row_major(shape)):
         raise _not_contiguous(name)
-    return DeviceArray(int(interface["data"][0]), shape, dtype, None, array)
+    # The interface's numbers of streams are CUDA's own; none: the array is there already.
+    return DeviceArray(int(interface["data"][0]), shape, dtype, None, array, int(interface.get("stream") or 0))
 
 
 def _from_ort(value: Any, name: str) -> DeviceArray | None:

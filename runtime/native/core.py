@@ -107,6 +107,10 @@ class Core:
         found["labels"] = found["labels"].astype(np.int32)
         return Output(**found)
 
+    def wait(self, stream: int) -> None:
+        """Wait for what has been queued on a stream."""
+        self.library.call("check", self._handle, stream, None)
+
     def profile(
         self, maps: Sequence[Any], batch: int, size: tuple[int, int], repeat: int = 1
     ) -> list[dict[str, float]]:

@@ -299,6 +299,9 @@ def test_build_command_refuses(arch):
 # Arrays on a GPU; here the CPU build's "device memory" is the host's.
 
 
+QUEUED = ("run", "check")
+
+
 class OnDevice:
     """What CuPy and others offer."""
 
@@ -330,6 +333,22 @@ def test_arrays_are_read_where_they_lie(cpu_library):
         native.segment([OnDevice(pyramid[0], (4, 1024))], config, (32, 32), library=cpu_library)
     with pytest.raises(ValueError, match=r"pyramid\[0\]: expected float32.*found <f8"):
         native.segment([OnDevice(pyramid[0].astype(float))], config, (32, 32), library=cpu_library)
+
+
+def test_streams_of_arrays(cpu_library, monkeypatch):
+    """The kernels follow what writes the maps: on the first array's stream, after the others have been waited for."""
+    pyramid = random_pyramid(np.random.default_rng(0), [(16, 16), (8, 8)])
+    config = MergeConfig((0.2,) * 2, 8)
+    there = [OnDevice(level) for level in pyramid]
+    calls, call = [], Library.call
+    monkeypatch.setattr(Library, "call", lambda self, *words: (calls.append(words), call(self, *words)))
+    for streams, expected in (((7, 7), [("run", 7)]), ((7, 9), [("check", 9), ("run", 7)]), ((None, 7), None)):
+        for array, stream in zip(there, streams, strict=True):
+            array.__cuda_array_interface__["stream"] = stream
+        calls.clear()
+        native.segment(there, config, (32, 32), library=cpu_library)
+        queued = [(words[0], words[3] if words[0] == "run" else words[2]) for words in calls if words[0] in QUEUED]
+        assert queued[:-1] == (expected or [("check", 7), ("run", 0)])
 
 
 class OrtValue:
