@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import statistics
 import sys
 import tempfile
@@ -39,6 +38,7 @@ class Peer:
 
 FP32, BF16 = {"precision": "fp32"}, {"precision": "bf16"}
 CPU = {"target": "cpu"}
+HALF = {**CPU, "precision": "bf16"}
 PEERS = {
     "eager": Peer("PyTorch eager fp32, elementwise merge"),
     "onnxruntime": Peer("ONNX Runtime fp32", {}, "onnxruntime"),
@@ -47,9 +47,10 @@ PEERS = {
     "openvino-bf16": Peer("OpenVINO bf16", {}, "openvino", BF16, "bf16"),
     "openvino-cpu": Peer("OpenVINO bf16, --target cpu", CPU, "openvino", BF16, "bf16"),
     "openvino-labels": Peer("OpenVINO bf16, --head labels", {"head": "labels"}, "openvino", BF16, "bf16"),
+    "openvino-half": Peer("OpenVINO bf16, engine bf16, --target cpu", HALF, "openvino", BF16, "bf16"),
     "openvino-int8": Peer("OpenVINO int8", {"int8": True}, "openvino", BF16, "bf16"),
-    "openvino-taesd": Peer("OpenVINO bf16, tiny autoencoder", {"vae": "tiny"}, "openvino", BF16, "bf16"),
-    "openvino-up": Peer("OpenVINO bf16, --attention up", {"blocks": ("up",)}, "openvino", BF16, "bf16"),
+    "openvino-taesd": Peer("… with a tiny autoencoder", {**HALF, "vae": "tiny"}, "openvino", BF16, "bf16"),
+    "openvino-up": Peer("… with --attention up", {**HALF, "blocks": ("up",)}, "openvino", BF16, "bf16"),
 }
 
 
@@ -57,7 +58,7 @@ def frame(
     model: Annotated[str, typer.Option(help="Diffusers folder; random weights if left out.")] = "",
     family: Annotated[str, typer.Option(help="Shape of the random weights: small, sd15, sd21, sdxl ...")] = "sd15",
     peers: Annotated[str, typer.Option(help="Programs, with commas: " + ", ".join(PEERS) + ".")] = "eager,"
-    "onnxruntime,openvino-fp32,openvino-bf16,openvino-cpu,openvino-labels,openvino-taesd,openvino-up",
+    "onnxruntime,openvino-fp32,openvino-bf16,openvino-labels,openvino-half,openvino-taesd,openvino-up",
     size: Annotated[int, typer.Option(help="Side of the frame in pixels; 0: the model's own.")] = 0,
     threads: Annotated[int, typer.Option(min=0, help="Of every program; 0: all cores.")] = 0,
     repeat: Annotated[int, typer.Option(min=1, help="Rounds.")] = 3,
@@ -183,6 +184,7 @@ def measure(name: str, model: str, engine: str, size: int, threads: int, labels:
     import numpy as np
 
     from export.check import random_frame
+    from export.progress import peak_memory
 
     peer = PEERS[name]
     cv2.setNumThreads(threads)
@@ -197,7 +199,7 @@ def measure(name: str, model: str, engine: str, size: int, threads: int, labels:
     found, merge, flops = run(picture)
     wall, processor = time.perf_counter() - wall, time.process_time() - processor
     np.save(labels, found)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    memory = peak_memory() / 1e9
     return {"wall": wall, "processor": processor, "merge": merge, "load": load, "memory_gb": memory, "flops": flops}
 
 
