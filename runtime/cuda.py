@@ -34,6 +34,8 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "cuDeviceTotalMem_v2": (POINTER(c_size_t), c_int),
     "cuDevicePrimaryCtxRetain": (_HANDLE, c_int),
     "cuCtxSetCurrent": (c_void_p,),
+    "cuCtxPushCurrent_v2": (c_void_p,),
+    "cuCtxPopCurrent_v2": (_HANDLE,),
     "cuMemAlloc_v2": (POINTER(c_uint64), c_size_t),
     "cuMemFree_v2": (c_uint64,),
     "cuMemHostAlloc": (_HANDLE, c_size_t, c_uint),
@@ -140,9 +142,11 @@ class _Owned:
 
 
 def _destroy(card: Gpu, name: str, handle: int) -> None:
-    # A process whose context is lost cannot give anything back, and has said why already.
-    if not card.driver.cuCtxSetCurrent(card._context):
+    # The garbage collector comes at any time: the thread keeps the GPU that it works on. A process whose context is
+    # lost cannot give anything back, and has said why already.
+    if not card.driver.cuCtxPushCurrent_v2(card._context):
         getattr(card.driver, name)(handle)
+        card.driver.cuCtxPopCurrent_v2(byref(c_void_p()))
 
 
 class Buffer(_Owned):

@@ -141,11 +141,14 @@ class _Runner:
         # What is named first goes first with this object: the graph before the context, that before the engine.
         self.graph: cuda.Graph | None = None
         self.context: Any = None
+        self.jit: _Jit | None = None
+        card.use()  # a clone is made on the thread that will run it, and TensorRT takes the thread's GPU
         self.loaded, self.spec, self.card = loaded, spec, card
         engine, trt = loaded.engine, loaded.trt
         self.plan = plan
         self.batches = plan.batch or (spec.batch or 1,) * 3
-        self.jit = _Jit(loaded, spec, plan, card) if plan.flavour == "tensorrt_rtx" else None
+        if plan.flavour == "tensorrt_rtx":
+            self.jit = _Jit(loaded, spec, plan, card)
         self.context = engine.create_execution_context(*([self.jit.config] if self.jit else []))
         if self.context is None:
             raise DiffSegError(
@@ -294,7 +297,9 @@ class _Jit:
             self.config.cuda_graph_strategy = loaded.trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         self.path = cache_folder() / f"{plan.flavour}-{plan.version}-{plan.sha256[:16]}-{card.capability}.jit"
         self.cache = self.config.create_runtime_cache()
-        self.kept = self.path.is_file() and bool(self.cache.deserialize(self.path.read_bytes()))
+        self.kept = False
+        with contextlib.suppress(OSError):
+            self.kept = bool(self.cache.deserialize(self.path.read_bytes()))
         self.config.set_runtime_cache(self.cache)
 
     def keep(self) -> None:

@@ -148,6 +148,7 @@ class Engine(Noting):
         return self.kinds.get(name, np.float32)
 
     def create_execution_context(self, *strategy):
+        assert self.library.has_context()
         self.library.note(b"create context")
         context = Context(self.library, strategy)
         self.contexts.append(weakref.proxy(context))

@@ -8,14 +8,18 @@
 static char notes[1 << 20];
 static size_t used;
 static int live, capturing;
+static _Thread_local void *current, *pushed; /* contexts: without one most calls fail, as the driver's do */
 int refuse_capture, refuse_memory;
 
 void note(const char *text) { used += (size_t)snprintf(notes + used, sizeof notes - used, "%s\n", text); }
 const char *read_notes(void) { return notes; }
 void clear_notes(void) { used = 0; notes[0] = 0; }
 int living(void) { return live; }
+int has_context(void) { return current != NULL; }
+void leave_context(void) { current = NULL; }
 
 static int made(const char *name, void **handle, size_t size) {
+    if (!current) return 201;
     *handle = calloc(1, size ? size : 1);
     ++live;
     note(name);
@@ -39,11 +43,13 @@ int cuDeviceGetName(char *name, int size, int device) { (void)device; snprintf(n
 int cuDeviceGetAttribute(int *value, int attribute, int device) { (void)device; *value = attribute == 75 ? 8 : 9; return 0; }
 int cuDeviceTotalMem_v2(size_t *bytes, int device) { (void)device; *bytes = (size_t)8 << 30; return 0; }
 int cuDevicePrimaryCtxRetain(void **context, int device) { (void)device; *context = (void *)1; return 0; }
-int cuCtxSetCurrent(void *context) { return context != (void *)1; }
+int cuCtxSetCurrent(void *context) { current = context; return context != (void *)1; }
+int cuCtxPushCurrent_v2(void *context) { pushed = current; return cuCtxSetCurrent(context); }
+int cuCtxPopCurrent_v2(void **context) { *context = current; current = pushed; return 0; }
 int cuMemAlloc_v2(uint64_t *memory, size_t size) {
     void *found;
     if (refuse_memory) return 2;
-    made("alloc", &found, size);
+    if (made("alloc", &found, size)) return 201;
     *memory = (uint64_t)(uintptr_t)found;
     return 0;
 }

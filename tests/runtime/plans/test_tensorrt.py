@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 
-from runtime import DiffSegError, Segmenter
+from runtime import DiffSegError, Segmenter, cuda
 from runtime.engine import open_engine
 from runtime.native.arrays import DeviceArray
 
@@ -59,6 +59,24 @@ def test_everything_is_given_back_contexts_before_engines(tensorrt, driver, tmp_
     ends = [word for word in driver.notes() if word.endswith("gone") or word == "destroy executable"]
     assert ends == ["destroy executable", "context gone", "engine gone", "runtime gone"]
     assert driver.living() == 0
+
+
+def test_clone_is_made_on_the_thread_that_runs_it(tensorrt, driver, tmp_path):
+    """Which has no GPU of its own yet: TensorRT would take the first."""
+    engine, found = open_engine(tensorrt.prepare(tmp_path), "cuda"), []
+    thread = threading.Thread(target=lambda: found.extend(engine.clone().infer(FRAMES)))
+    thread.start()
+    thread.join()
+    assert [level.shape for level in found] == [(1, 64, 64), (1, 16, 16)]
+
+
+def test_giving_back_leaves_the_thread_its_gpu(driver):
+    """The garbage collector may come between two calls of another engine, on another GPU."""
+    buffer = cuda.Buffer(cuda.gpu(0), 8)
+    driver.leave_context()
+    driver.notes()
+    buffer.close()
+    assert driver.notes() == ["free"] and not driver.has_context()
 
 
 def test_frames_reach_the_address_of_the_input(tensorrt, driver, tmp_path):
