@@ -6,6 +6,7 @@ Needs neither PyTorch nor onnx, so that a plan can be built on the device that w
 import contextlib
 import hashlib
 import importlib.util
+import os
 import shutil
 import tempfile
 import time
@@ -126,14 +127,12 @@ def build_plan(engine: Path, output: Path, request: PlanRequest, stages: Stages)
             )
     types, arithmetic = check_network(trt, network, spec, engine)
     config = _configure(trt, builder, flavour, request, batch, spec)
-    cache = None
+    cache = timings = None
     if flavour == "tensorrt" and card is not None:
         named = "".join(letter if letter.isalnum() else "-" for letter in card.name)
         cache = cache_folder() / f"timing-{trt.__version__}-{named}-{card.capability}.cache"
-        for known in (cache.read_bytes() if cache.is_file() else b"", b""):  # a damaged one counts for nothing
-            timings = config.create_timing_cache(known)
-            if timings is not None and config.set_timing_cache(timings, False):
-                break
+        timings = _use_timings(config, cache)  # TensorRT does not hold it, and needs it until the plan is there
+        words.clear()  # what it says of a damaged one is no cause of what comes later
     monitor = BuildMonitor(trt)
     config.progress_monitor = monitor.listener
     with stages("build"), monitor:
@@ -143,9 +142,9 @@ def build_plan(engine: Path, output: Path, request: PlanRequest, stages: Stages)
             f"{FLAVOURS[flavour]} {trt.__version__} cannot build {engine}{_said(words[-1:])}; if memory is short, use "
             "a smaller --workspace, --size or --profile"
         )
-    if cache is not None:
+    if cache is not None and timings is not None:
         with contextlib.suppress(OSError):  # the next build is slower, no more
-            write_atomically(cache, bytes(config.get_timing_cache().serialize()))
+            write_atomically(cache, bytes(timings.serialize()))
     with stages("write"):
         data = memoryview(content)
         info = PlanInfo(
@@ -166,7 +165,8 @@ def build_plan(engine: Path, output: Path, request: PlanRequest, stages: Stages)
             version_compatible=request.version_compatible,
             hardware_compatible=request.hardware_compatible,
             batch=batch,
-            inspected=inspect_plan(trt, logger, data, spec, engine) if card else None,
+            engine=_seen_from(output.parent, engine),
+            inspected=inspect_plan(trt, logger, data, spec, engine, request.version_compatible) if card else None,
         )
         described = replace(spec, plan=info)
         try:
@@ -242,6 +242,24 @@ def _configure(
         profile.set_shape("frame", *((frames, spec.height, spec.width, 3) for frames in batch))
         config.add_optimization_profile(profile)
     return config
+
+
+def _seen_from(folder: Path, engine: Path) -> str:
+    with contextlib.suppress(ValueError):  # on another drive of Windows
+        return Path(os.path.relpath(engine, folder)).as_posix()
+    return str(engine.resolve())
+
+
+def _use_timings(config: Any, path: Path) -> Any:
+    """The timing cache of earlier builds, or where there is none that TensorRT takes a new one; None for neither."""
+    kept = b""
+    with contextlib.suppress(OSError):
+        kept = path.read_bytes()
+    for content in (kept, b"") if kept else (b"",):
+        timings = config.create_timing_cache(content)
+        if timings is not None and config.set_timing_cache(timings, False):
+            return timings
+    return None
 
 
 def _card(device: int) -> Any:

@@ -51,12 +51,17 @@ def check_network(
     return types, {kind: dict(count) for kind, count in counts.items()}
 
 
-def inspect_plan(trt: Any, logger: Any, content: memoryview, spec: EngineSpec, path: Path) -> dict[str, int] | None:
+def inspect_plan(
+    trt: Any, logger: Any, content: memoryview, spec: EngineSpec, path: Path, version_compatible: bool = False
+) -> dict[str, int] | None:
     """How many layers of the built plan give each type, by TensorRT's engine inspector; None where it does not tell.
 
     Raises DiffSegError where none gives the precision that was asked for.
     """
-    engine = trt.Runtime(logger).deserialize_cuda_engine(content)
+    runtime = trt.Runtime(logger)  # it must outlive its engine
+    if version_compatible:
+        runtime.engine_host_code_allowed = True  # or nothing would be loaded, and nothing checked
+    engine = runtime.deserialize_cuda_engine(content)
     if engine is None:
         return None
     text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)

@@ -7,6 +7,7 @@ GPU.
 
 import hashlib
 import logging
+import os
 import shlex
 from pathlib import Path
 
@@ -29,7 +30,13 @@ def read_plan(path: Path) -> tuple[EngineSpec, PlanInfo]:
             f"{path} has no sidecar: expected {sidecar.name} beside it, without which nothing can be known of a plan; "
             f"copy it along, or build the plan again with {rebuild(path)}"
         )
-    spec = EngineSpec.from_json(read_text(sidecar), str(sidecar))
+    try:
+        spec = EngineSpec.from_json(read_text(sidecar), str(sidecar))
+    except DiffSegError as error:  # which advises to export, as for an ONNX engine
+        found = str(error).rpartition("; ")[0] or str(error)
+        raise DiffSegError(
+            f"{found}; copy the plan's own sidecar, or build the plan again with {rebuild(path)}"
+        ) from None
     plan = spec.plan
     if plan is None or plan.flavour not in FLAVOURS:
         found = "an ONNX engine" if plan is None else f"a plan of {plan.flavour!r}"
@@ -106,8 +113,12 @@ def check_content(path: Path, plan: PlanInfo, content: "bytes | memoryview") -> 
 
 def rebuild(path: Path, plan: PlanInfo | None = None) -> str:
     """The command that builds a plan anew, with the options of the old one as far as they are known."""
-    options: list[str] = []
+    engine, options = path.with_suffix(".onnx"), []
     if plan is not None:
+        if plan.engine is not None:
+            built = Path(os.path.normpath(path.parent / plan.engine))
+            # Where plan and engine have been copied to another place, they lie beside each other.
+            engine = built if built.is_file() else path.with_name(built.name)
         options = build_options(
             plan.flavour,
             plan.optimization_level,
@@ -118,7 +129,9 @@ def rebuild(path: Path, plan: PlanInfo | None = None) -> str:
             plan.tf32,
             ",".join(plan.targets) if plan.targets else None,
         )
-    return f"'{shlex.join(['python', '-m', 'export', 'plan', str(path.with_suffix('.onnx')), *options])}'"
+    if engine.with_suffix(".plan") != path:
+        options += ["--output", str(path)]
+    return f"'{shlex.join(['python', '-m', 'export', 'plan', str(engine), *options])}'"
 
 
 def build_options(

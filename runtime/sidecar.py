@@ -37,7 +37,8 @@ class PlanInfo:
     `compute_capability`: of the card it was built on, "8.9". `targets`: compute capabilities asked of TensorRT-RTX,
     None for its default. `batch`: least, best and most frames per call of a dynamic batch. `types`: of inputs and
     outputs; `arithmetic`: how many convolutions, matrix products and softmaxes the parsed network has of each type;
-    `inspected`: how many layers of the built plan give each type. `seconds`: the build took.
+    `inspected`: how many layers of the built plan give each type. `seconds`: the build took. `engine`: the ONNX engine
+    it was built of, seen from the plan's folder.
     """
 
     flavour: str
@@ -58,6 +59,7 @@ class PlanInfo:
     hardware_compatible: bool = False
     batch: tuple[int, int, int] | None = None
     inspected: Mapping[str, int] | None = None
+    engine: str | None = None
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> "PlanInfo":
@@ -71,16 +73,18 @@ class PlanInfo:
                 raise TypeError(f"{name} {given[name]!r}")
             given[name] = None if given.get(name) is None else tuple(given[name])
         plan = cls(**given)
-        texts = [plan.flavour, plan.version, plan.sha256, plan.platform, *(plan.targets or ())]
-        texts += [text for text in (plan.gpu, plan.compute_capability) if text is not None]
-        numbers = (plan.size, plan.optimization_level, plan.workspace, *(plan.batch or ()))
-        flags = (plan.tf32, plan.version_compatible, plan.hardware_compatible)
-        if (
-            not all(isinstance(text, str) for text in texts)
-            or not all(type(number) is int for number in numbers)
-            or not all(isinstance(flag, bool) for flag in flags)
-        ):
-            raise ValueError(f"flavour {plan.flavour!r}, version {plan.version!r}, size {plan.size!r}")
+        kinds: dict[type, tuple[str, ...]] = {
+            str: ("flavour", "version", "sha256", "platform", "gpu", "compute_capability", "targets", "engine"),
+            int: ("size", "optimization_level", "workspace", "batch"),
+            bool: ("tf32", "version_compatible", "hardware_compatible"),
+        }
+        absent = ("gpu", "compute_capability", "targets", "batch", "engine")  # may be None
+        for kind, names in kinds.items():
+            for name in names:
+                value = getattr(plan, name)
+                values = value if isinstance(value, tuple) else (value,)
+                if not all(type(each) is kind for each in values) and not (value is None and name in absent):
+                    raise ValueError(f"{name} {value!r}")
         if plan.batch is not None and (
             len(plan.batch) != 3 or not 1 <= plan.batch[0] <= plan.batch[1] <= plan.batch[2]
         ):
@@ -144,7 +148,7 @@ class EngineSpec:
         """
         try:
             data = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DiffSegError(
                 f"{where} is not JSON ({error}); export the engine again with 'python -m export'"
             ) from None

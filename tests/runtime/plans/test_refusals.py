@@ -54,11 +54,11 @@ def test_sidecar_of_another_file(tmp_path, tensorrt):
     refuses(path, rf"has 18 bytes, its sidecar names 5: they are of two builds; copy both again, or {REBUILD}'")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 1}', "\xff", "plan: cut"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000, '{"schema": 1}', "\xff", "plan: cut"])
 def test_sidecar_that_is_no_sidecar(tmp_path, text):
     path = write_plan(tmp_path)
     sidecar_path(path).write_bytes(text.encode("latin-1"))
-    refuses(path, r"unet.plan.json")
+    refuses(path, rf"unet.plan.json.*; copy the plan's own sidecar, or {COMMAND}'")
 
 
 @pytest.mark.parametrize(
@@ -71,6 +71,7 @@ def test_sidecar_that_is_no_sidecar(tmp_path, text):
             {"version": None},
             {"gpu": 4},
             {"compute_capability": 8.9},
+            {"engine": 3},
         ),
         *({"batch": [1, "2", 3]}, {"batch": 3}, {"batch": [1, 2]}, {"batch": [-1, 0, 4]}, {"targets": [8.6]}),
         *({"targets": "8.6"}, {"workspace": "1"}, {"optimization_level": None}, {"tf32": "no"}),
@@ -79,7 +80,8 @@ def test_sidecar_that_is_no_sidecar(tmp_path, text):
 def test_sidecar_with_a_wrong_field(tmp_path, fields):
     path = write_plan(tmp_path)
     edit(path, **fields)
-    refuses(path, r"unet.plan.json (lacks or mistypes a field|describes a plan of 'magic')")
+    name = "magic" if fields == {"flavour": "magic"} else next(iter(fields))
+    refuses(path, rf"unet.plan.json (lacks or mistypes a field|describes a plan of) .*{name}.*{COMMAND}'")
 
 
 @pytest.mark.parametrize("plan", ["text", [1], 3])
@@ -164,6 +166,17 @@ def test_the_command_that_builds_again_has_every_option(tmp_path, monkeypatch, f
     for name in ("flavour", "optimization_level", "workspace", "tf32", "targets", "version_compatible"):
         assert getattr(asked[0], name) == getattr(plan, name)
     assert (asked[0].hardware_compatible, asked[0].profile) == (plan.hardware_compatible, plan.batch)
+
+
+def test_the_command_names_the_engine_that_the_plan_was_built_of(tmp_path):
+    """Which may have another name and folder; copied to another machine, the two lie beside each other."""
+    (tmp_path / "plans").mkdir()
+    path = write_plan(tmp_path / "plans", engine="../engines/sd15.onnx")
+    path.write_bytes(b"cut")
+    refuses(path, rf"'python -m export plan {path.parent}/sd15.onnx --flavour tensorrt --output {path}'$")
+    (tmp_path / "engines").mkdir()
+    (tmp_path / "engines" / "sd15.onnx").touch()
+    refuses(path, rf"'python -m export plan {tmp_path}/engines/sd15.onnx --flavour tensorrt --output {path}'$")
 
 
 def test_older_version_compatible_plan_runs(tensorrt, tmp_path):
