@@ -33,11 +33,24 @@ def check(
     """Build, test and time on this machine's GPU.
 
     Exit 1: no GPU, a test or a measurement that failed, or figures out of their bounds.
+    Exit 2: no place for the report.
     """
     from runtime import native
     from runtime.errors import DiffSegError
+    from runtime.native.build import check_driver
+    from runtime.sidecar import write_atomically
     from tools.benchmark_native import measure
 
+    if output.is_dir() or not output.parent.is_dir():
+        why = "is a folder" if output.is_dir() else "is in no folder that exists"
+        typer.echo(f"--output: expected a file to write, found {output}, which {why}; choose another", err=True)
+        raise typer.Exit(2)
+    try:
+        check_driver()
+    except DiffSegError as error:
+        found = str(error).rpartition("; ")[0]
+        typer.echo(f"{found}; run this where there is one: all else is tested by 'python -m pytest'", err=True)
+        raise typer.Exit(1) from None
     try:
         library = native.load(device)
         core = measure(library, side, repeat, device)
@@ -55,7 +68,7 @@ def check(
         "core": core,
         "engines": engines,
     }
-    output.write_text(json.dumps(report, indent=1) + "\n")
+    write_atomically(output, (json.dumps(report, indent=1) + "\n").encode())
     wrong = [f"{name}: {problem}" for name, found in engines.items() for problem in problems(found)]
     for line in wrong:
         typer.echo(line, err=True)

@@ -89,7 +89,11 @@ def full_size(flavour: str, device: int, repeat: int, family: str = "sd15", prec
     from tools.random_pipelines import save_random_pipeline
 
     if not torch.cuda.is_available():
-        return {"missed": [f"PyTorch {torch.__version__} has no CUDA: nothing to compare with"]}
+        return {
+            "missed": [
+                f"PyTorch {torch.__version__} has no CUDA: nothing to compare with; install a build of it that has"
+            ]
+        }
     card = cuda.gpu(device)
     with tempfile.TemporaryDirectory() as folder:
         model = save_random_pipeline(Path(folder) / family, family)

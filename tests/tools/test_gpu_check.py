@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from runtime.engine import EMBEDDED
@@ -44,8 +45,17 @@ def test_gpu_check_without_a_gpu():
         assert done.returncode == 1
         assert done.stderr.startswith("device 'cuda' needs an NVIDIA GPU")
         assert len(done.stderr.splitlines()) == 1
+        assert "; run this where there is one" in done.stderr and "cpu" not in done.stderr
     else:
         pytest.skip("there is a GPU")
+
+
+def test_gpu_check_needs_a_place_for_its_report(tmp_path, capsys):
+    """Before the minutes of work that it would tell of."""
+    for path, wrong in ((tmp_path, "is a folder"), (tmp_path / "no" / "report.json", "is in no folder that exists")):
+        with pytest.raises(typer.Exit) as caught:
+            gpu_check.check(path)
+        assert caught.value.exit_code == 2 and f"found {path}, which {wrong}" in capsys.readouterr().err
 
 
 def test_counts_at_64():
