@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 LEAST = 0.95  # share of pixels whose segment stays the same
 HELD_OUT = 3  # every third photograph judges the engine, the others calibrate it
 MOST_CALIBRATION = 48  # more change the ranges little
+LAYERS = ["Conv", "MatMul", "Gemm"]  # operators of convolutions and linear layers
 TIMED = 7  # runs of either engine, taking turns
 # Shares of the layers, in order of execution, that are tried in turn until the labels agree. An error costs the most in
 # the last ones, which make the maps, and in the first ones, which see the picture.
@@ -131,11 +132,12 @@ def write_quantized(
         activation_type=QuantType.QUInt8,  # the multipliers of x86 take unsigned by signed
         weight_type=QuantType.QInt8,
         nodes_to_quantize=layers,
+        op_types_to_quantize=LAYERS,  # no other ranges are measured: each costs memory
         use_external_data_format=large,
         extra_options={
             # Between layers there is arithmetic in float32: int8 goes into each, and comes out of none.
             "QDQKeepRemovableActivations": True,
-            "OpTypesToExcludeOutputQuantization": ["Conv", "MatMul", "Gemm"],
+            "OpTypesToExcludeOutputQuantization": LAYERS,
             "CalibMovingAverage": True,  # the widest range of one photograph would coarsen all others
         },
     )
