@@ -212,7 +212,7 @@ def _run(
                 say(f"error: {error}")
             if whole is not None:
                 progress.advance(whole)
-    if not as_json and not single:
+    if sources and not as_json and not single:
         what = "images" if all(source.kind == "image" for source in sources) else "inputs"
         print(f"{len(sources) - failed} of {len(sources)} {what} segmented into {output}", file=sys.stderr)
     return failed

@@ -78,7 +78,7 @@ class Segmenter:
         if spec.head == "labels":
             _check_baked(spec, self.config)
             if auto:
-                raise _needs_maps(spec, "thresholds 'auto'")
+                raise needs_maps(spec, "thresholds 'auto'")
         self._library = _native_core(engine, self.config)
 
     @classmethod
@@ -150,7 +150,7 @@ class Segmenter:
         Raises DiffSegError when the frame has another shape or type.
         """
         if details and self.engine.spec.head == "labels":
-            raise _needs_maps(self.engine.spec, "details")
+            raise needs_maps(self.engine.spec, "details")
         times = [time.perf_counter()]
         resized = self.resize(frame)
         times.append(time.perf_counter())
@@ -297,7 +297,7 @@ class Segmenter:
 
         spec = self.engine.spec
         if spec.head == "labels":
-            raise _needs_maps(spec, "hierarchy")
+            raise needs_maps(spec, "hierarchy")
         try:
             sweep = check_sweep([spec.thresholds[0] * step for step in STEPS] if thresholds is None else thresholds)
         except ValueError as error:
@@ -324,10 +324,13 @@ class Segmenter:
                 somewhat coarser segments; see `merge`.
 
         Raises:
-            DiffSegError: where `every` is below 1, a frame is none, or the extra `video` is missing.
+            DiffSegError: where `every` is below 1, a frame is none, the extra `video` is missing, or a warm start is asked
+                of an engine without maps.
         """
         from runtime.temporal import stream
 
+        if warm_start and self.engine.spec.head == "labels":
+            raise needs_maps(self.engine.spec, "warm start")
         return stream(self, frames, temporal, every, warm_start)
 
     def clone(self) -> Segmenter:
@@ -358,7 +361,8 @@ def _native_core(engine: Engine, config: MergeConfig) -> Library | None:
         return None
 
 
-def _needs_maps(spec: EngineSpec, what: str) -> DiffSegError:
+def needs_maps(spec: EngineSpec, what: str) -> DiffSegError:
+    """The error of asking an engine with the head labels for `what`, which is made from maps."""
     return DiffSegError(
         f"{what}: an engine with the head labels gives no maps; expected the head attention, found labels; "
         f"'python -m export {spec.source} --head attention --output engines/NAME' makes one"

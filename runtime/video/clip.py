@@ -84,7 +84,14 @@ class ClipSegmenter:
     def __init__(
         self, segmenter: Segmenter, options: ClipOptions, sinks: dict[str, Sink], drawn: Iterable[str] | None = None
     ) -> None:
-        """`sinks`: by kind, where pictures go; `drawn`: kinds to draw, those of the sinks if left out."""
+        """`sinks`: by kind, where pictures go; `drawn`: kinds to draw, those of the sinks if left out.
+
+        Raises DiffSegError where a warm start is asked of an engine without maps.
+        """
+        if options.warm_start and segmenter.engine.spec.head == "labels":
+            from runtime.segmenter import needs_maps
+
+            raise needs_maps(segmenter.engine.spec, "warm start")
         self._segmenter = segmenter
         self._options = options
         self._sinks = sinks

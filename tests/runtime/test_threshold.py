@@ -8,6 +8,7 @@ from runtime import DiffSegError, Segmenter
 from runtime.hierarchy import group_proposals
 from runtime.merge import MergeConfig, segment_attention
 from runtime.threshold import stable_thresholds
+from runtime.video.clip import ClipOptions, ClipSegmenter
 
 CAT = data.chelsea()[..., ::-1].copy()
 
@@ -119,6 +120,11 @@ def test_bad_sweeps(sweep):
 def test_labels_engines_name_the_export_that_helps():
     segmenter = Segmenter.open(device="cpu")
     object.__setattr__(segmenter.engine.spec, "head", "labels")
-    for attempt in (lambda: segmenter.hierarchy(CAT), lambda: Segmenter(segmenter.engine, auto=True)):
+    for attempt in (
+        lambda: segmenter.hierarchy(CAT),
+        lambda: Segmenter(segmenter.engine, auto=True),
+        lambda: segmenter.stream([CAT], warm_start=True),
+        lambda: ClipSegmenter(segmenter, ClipOptions(warm_start=True), {}),
+    ):
         with pytest.raises(DiffSegError, match=r"gives no maps.*--head attention --output engines/NAME' makes one"):
             attempt()
