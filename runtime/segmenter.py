@@ -324,8 +324,8 @@ class Segmenter:
                 somewhat coarser segments; see `merge`.
 
         Raises:
-            DiffSegError: where `every` is below 1, a frame is none, the extra `video` is missing, or a warm start is asked
-                of an engine without maps.
+            DiffSegError: where `every` is below 1, a frame is none, the extra `video` is missing, or an engine without
+                maps is to start warm.
         """
         from runtime.temporal import stream
 
