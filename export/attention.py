@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 BLOCKS = ("down", "mid", "up")  # of a U-Net, in order of execution
-LARGE = 1024  # tokens from which a CPU gains by going through the heads one by one
+LARGE = 2048  # tokens from which a CPU gains by going through the heads one by one: 64×64 does
 
 
 class MapCollector:

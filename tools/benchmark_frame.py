@@ -226,7 +226,8 @@ def _engine(peer: Peer, engine: str, threads: int) -> Callable[[Any], tuple[Any,
     from runtime.segmenter import Segmenter
 
     segmenter = Segmenter.open(engine, "cpu", backend=peer.backend, options={"threads": threads, **peer.options})
-    flops = _flops(Path(engine))
+    # A quantised graph has no shapes to count by, and another floor.
+    flops = 0.0 if segmenter.engine.spec.precision == "int8" else _flops(Path(engine))
 
     def run(picture: Any) -> tuple[Any, float, float]:
         result = segmenter(picture)

@@ -80,13 +80,14 @@ def merge_loss(maps: Tensor, target: Tensor) -> Tensor:
     """What the merge will decide: cross entropy of near and far pairs of rows, float32 [B] from [B, k, n] both.
 
     Near is what lies below a threshold, softly: the threshold at which the merge of targets was best, and the one at
-    which that of maps, which are smoother, is to be. The least that can be reached is taken off.
+    which that of maps, which are smoother, is to be. Targets are the surer of the two, so that the maps' decisions move
+    away from their threshold. The least that can be reached is taken off.
     """
     import torch
     from torch.nn.functional import binary_cross_entropy, binary_cross_entropy_with_logits
 
     with torch.no_grad():
-        near = torch.sigmoid(-3 * (distances(target) / TARGET_THRESHOLD).log())
+        near = torch.sigmoid(-4 * (distances(target) / TARGET_THRESHOLD).log())
         least = binary_cross_entropy(near, near, reduction="none")
     found = -3 * (distances(maps) / THRESHOLD).log()
     return (binary_cross_entropy_with_logits(found, near, reduction="none") - least).mean((1, 2))

@@ -81,7 +81,7 @@ class Tuner:
         weight = torch.ones(len(frames))
         weight[0] = 0.3 if denoise else 1.0
         spread = latents.std((0, 2, 3)).sub(1).square().mean() + latents.mean((0, 2, 3)).square().mean()
-        loss = ((whole + 0.15 * each + 1.5 * merge) * weight).mean() + 0.02 * spread
+        loss = ((whole + 0.15 * each + 2 * merge) * weight).mean() + 0.02 * spread
         losses = {"attention": whole[1:].mean().item(), "merge": merge[1:].mean().item(), "spread": spread.item()}
         if draw:
             piece = frames[:1, :, 8 * y : 8 * y + 64, 8 * x : 8 * x + 64]
