@@ -49,8 +49,12 @@ PEERS = {
     "openvino-labels": Peer("OpenVINO bf16, --head labels", {"head": "labels"}, "openvino", BF16, "bf16"),
     "openvino-half": Peer("OpenVINO bf16, engine bf16, --target cpu", HALF, "openvino", BF16, "bf16"),
     "openvino-int8": Peer("OpenVINO int8", {"int8": True}, "openvino", BF16, "bf16"),
-    "openvino-taesd": Peer("… with a tiny autoencoder", {**HALF, "vae": "tiny"}, "openvino", BF16, "bf16"),
-    "openvino-up": Peer("… with --attention up", {**HALF, "blocks": ("up",)}, "openvino", BF16, "bf16"),
+    "openvino-taesd": Peer(
+        "OpenVINO bf16, engine bf16, tiny autoencoder", {**HALF, "vae": "tiny"}, "openvino", BF16, "bf16"
+    ),
+    "openvino-up": Peer(
+        "OpenVINO bf16, engine bf16, --attention up", {**HALF, "blocks": ("up",)}, "openvino", BF16, "bf16"
+    ),
 }
 
 
