@@ -67,6 +67,8 @@ def core(
         from tools.benchmark_native import native_core
 
         native_core(side, repeat, as_json, device)
+    if side % 8:
+        raise typer.BadParameter(f"--side: expected a multiple of 8, found {side}; four resolutions, each half as fine")
     import cv2
     import numpy as np
 

@@ -82,7 +82,11 @@ def measure_check(model: str, engine: str, _options: dict[str, Any]) -> list[dic
 
 def child(module: str, function: str, *arguments: Any) -> Any:
     """Run a function of a module in a fresh process: peak memory is a process's, and is never given back."""
-    code = f"import json, sys; from {module} import {function}; print(json.dumps({function}(*json.loads(sys.argv[1]))))"
+    code = (
+        f"import json, sys; from {module} import {function}; from runtime.errors import DiffSegError\n"
+        f"try: print(json.dumps({function}(*json.loads(sys.argv[1]))))\n"
+        "except DiffSegError as error: sys.exit(f'error: {error}')"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code, json.dumps(arguments)],
         cwd=Path(__file__).parents[1],

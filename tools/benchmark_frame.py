@@ -76,6 +76,7 @@ def frame(
     if unknown:
         print(f"error: --peers: expected some of {', '.join(PEERS)}, found {', '.join(unknown)}", file=sys.stderr)
         raise typer.Exit(2)
+    check_options(model, family, plot)
     threads = threads or os.cpu_count() or 1
     with tempfile.TemporaryDirectory() as temporary:
         folder = keep or Path(temporary)
@@ -114,6 +115,18 @@ def frame(
     print(json.dumps(report)) if as_json else print_frame(report)
     if plot:
         draw(report, plot)
+
+
+def check_options(model: str, family: str, plot: Path | None) -> None:
+    """End with one line where the family is unknown, or the plot could not be written after all the measuring."""
+    from tools.random_pipelines import FAMILIES
+
+    if not model and family not in FAMILIES:
+        print(f"error: --family: expected one of {', '.join(FAMILIES)}, found {family}", file=sys.stderr)
+        raise typer.Exit(2)
+    if plot and (not plot.absolute().parent.is_dir() or plot.suffix.lower() != ".png"):
+        print(f"error: --plot: expected a .png in a folder that exists, found {plot}", file=sys.stderr)
+        raise typer.Exit(2)
 
 
 def summarize(rounds: list[dict[str, Any]], chosen: list[str], threads: int, folder: Path) -> dict[str, Any]:
@@ -305,6 +318,8 @@ def print_frame(report: dict[str, Any]) -> None:
             f"{row['agreement']:.1%}",
         )
     console = Console()
+    if not console.is_terminal:  # a file holds lines of any length
+        console = Console(width=120)
     console.print(table)
     peaks = ", ".join(f"{kind} {value / 1e9:.0f} GFLOP/s" for kind, value in report["peak_flops"].items())
     console.print(f"matrix product: {peaks}; medians of {report['rounds']} rounds; ratio and agreement: to the first")

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from tools.benchmark_export import child
-from tools.benchmark_frame import MODULE, PEERS, say
+from tools.benchmark_frame import MODULE, PEERS, check_options, say
 
 
 def scaling(
@@ -31,7 +31,12 @@ def scaling(
     """Time and memory against image size, grid and batch; an empty list leaves one out."""
     from tools.benchmark import machine
 
-    wanted = {"size": _numbers(sizes), "grid": _numbers(grids), "batch": _numbers(batches)}
+    wanted = {"size": _numbers(sizes, 1), "grid": _numbers(grids, 2), "batch": _numbers(batches, 1)}
+    if not any(wanted.values()):
+        raise typer.BadParameter("expected --sizes, --grids or --batches, found all three empty")
+    if peer not in PEERS or PEERS[peer].engine is None:
+        raise typer.BadParameter(f"--peer: expected one of {', '.join(list(PEERS)[1:])}, found {peer}")
+    check_options(model, family, plot)
     curves: dict[str, list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -116,11 +121,12 @@ def _forget_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _numbers(text: str) -> list[int]:
-    try:
-        return [int(word) for word in text.split(",") if word.strip()]
-    except ValueError:
-        raise typer.BadParameter(f"expected whole numbers with commas, found {text!r}") from None
+def _numbers(text: str, least: int) -> list[int]:
+    with contextlib.suppress(ValueError):
+        numbers = [int(word) for word in text.split(",") if word.strip()]
+        if min(numbers, default=least) >= least:
+            return numbers
+    raise typer.BadParameter(f"expected whole numbers with commas, at least {least}, found {text!r}")
 
 
 def print_scaling(report: dict[str, Any]) -> None:

@@ -52,6 +52,8 @@ class OpenVinoEngine(Engine):
         core = ov.Core()
         core.set_property({"ENABLE_MMAP": True})
         options = _options(threads, streams, precision)
+        if not isinstance(cache, str | Path | None):
+            raise DiffSegError(f'cache: expected a folder, or "" for none, found {cache!r}; leave it out for the best')
         try:
             model = core.read_model(path)
         except Exception as error:
@@ -63,7 +65,7 @@ class OpenVinoEngine(Engine):
         self.device = "cpu"
         if options["INFERENCE_PRECISION_HINT"] == "bf16":
             _keep_maps_in_bfloat16(model, self.spec)
-        folder = compiled_folder() if cache is None else Path(cache) if cache else None
+        folder = compiled_folder() if cache is None else Path(cache).expanduser() if cache else None
         if folder is not None and _usable(folder, _weights(model)):
             options["CACHE_DIR"] = str(folder)
         try:
