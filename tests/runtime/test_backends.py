@@ -21,13 +21,19 @@ PHOTOGRAPHS = ("astronaut", "coffee", "cat", "rocket")
 
 @pytest.fixture(scope="module")
 def photographs():
-    """Real photographs, whole and in halves, where ONNX Runtime finds segments enough; and its labels."""
+    """Real photographs, whole, in halves, in quarters and mirrored, where ONNX Runtime finds segments enough; its labels.
+
+    One segment that is two in the other precision costs a picture 15 %: a mean of few pictures says little.
+    """
     segmenter = Segmenter.open(device="cpu", backend="onnxruntime", options={"threads": 1})
     wholes = [np.ascontiguousarray(getattr(skimage.data, name)()[..., 2::-1]) for name in PHOTOGRAPHS]
-    halves = [half for whole in wholes for half in np.array_split(whole, 2, axis=1)]
-    found = [(frame, segmenter(frame).labels) for frame in (*wholes, *halves)]
+    beside, above = ([half for whole in wholes for half in np.array_split(whole, 2, axis=axis)] for axis in (1, 0))
+    quarters = [part for half in beside for part in np.array_split(half, 2, axis=0)]
+    pictures = [*wholes, *beside, *above, *quarters]
+    pictures += [np.ascontiguousarray(picture[:, ::-1]) for picture in pictures]
+    found = [(frame, segmenter(frame).labels) for frame in pictures]
     counted = [(frame, labels) for frame, labels in found if says_something(labels)]
-    assert len(counted) >= 5
+    assert len(counted) >= 40
     return counted
 
 
