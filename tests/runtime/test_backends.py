@@ -21,7 +21,7 @@ PHOTOGRAPHS = ("astronaut", "coffee", "cat", "rocket")
 
 @pytest.fixture(scope="module")
 def photographs():
-    """Real photographs, whole, in halves, in quarters and mirrored, where ONNX Runtime finds segments enough; its labels.
+    """Real photographs, whole, in parts and mirrored, where ONNX Runtime finds segments enough; and its labels.
 
     One segment that is two in the other precision costs a picture 15 %: a mean of few pictures says little.
     """
