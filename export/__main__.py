@@ -112,16 +112,22 @@ def export_model(
             raise DiffSegError(f"--compact goes with --precision fp32; {precision} weights are as small already")
         if output.is_dir():
             raise DiffSegError(f"--output {output} is a folder; expected a name in it, such as {output}/NAME")
-        plan_options = (
-            *(flavour, optimization_level, workspace, profile),
-            *(version_compatible, hardware_compatible, tf32, targets),
-        )
-        if not plan and build_options(*plan_options):
+        plan_options: dict[str, Any] = {
+            "flavour": flavour,
+            "optimization_level": optimization_level,
+            "workspace": workspace,
+            "profile": profile,
+            "version_compatible": version_compatible,
+            "hardware_compatible": hardware_compatible,
+            "tf32": tf32,
+            "targets": targets,
+        }
+        if not plan and build_options(**plan_options):
             raise DiffSegError("--flavour and the builder's other options go with --plan")
         if profile is not None and batch != "dynamic":
             raise DiffSegError(f"--profile goes with --batch dynamic, found --batch {batch}")
         if plan:
-            plan_command.plan_request(*plan_options)
+            plan_command.plan_request(**plan_options)
     path = output if output.suffix == ".onnx" else output.with_name(output.name + ".onnx")
     with one_line_errors():
         from export.engine import CheckFailed, ExportRequest, export_engine
@@ -153,7 +159,7 @@ def export_model(
     print(f"engine: {done.after}, {sum(file.stat().st_size for file in files) / 1e6:.1f} MB", file=sys.stderr)
     print(f"wrote {path} and {path}.json", file=sys.stderr)
     if plan:
-        plan_command.build_afresh(path, *plan_options)
+        plan_command.build_afresh(path, **plan_options)
 
 
 def _weights_on_disk(model: Path) -> int:

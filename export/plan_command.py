@@ -100,12 +100,12 @@ def plan_request(
     return request
 
 
-def build_afresh(engine: Path, *options: Any) -> None:
+def build_afresh(engine: Path, **options: Any) -> None:
     """Build beside an engine as `python -m export plan` does, in this process's place; `options` as `plan_request`'s.
 
     What PyTorch has held is not given back to the system, and a builder in the same process needs as much again.
     """
-    command = [sys.executable, "-m", "export", "plan", str(engine), *build_options(*options)]
+    command = [sys.executable, "-m", "export", "plan", str(engine), *build_options(**options)]
     if os.name == "posix":
         sys.stdout.flush()
         sys.stderr.flush()

@@ -16,6 +16,7 @@ from runtime.sidecar import EngineSpec, PlanInfo, read_text, sidecar_path
 
 FLAVOURS = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}  # module, and what people call it
 OPTIMIZATION_LEVEL, WORKSPACE = 3, 4096  # the builder's defaults; MB
+DEFAULTS = {"optimization_level": OPTIMIZATION_LEVEL, "workspace": WORKSPACE}
 OLDEST = (8, 0)  # compute capability that hardware-compatible plans, and TensorRT-RTX unless asked otherwise, run from
 
 
@@ -120,47 +121,29 @@ def rebuild(path: Path, plan: PlanInfo | None = None) -> str:
             # Where plan and engine have been copied to another place, they lie beside each other.
             engine = built if built.is_file() else path.with_name(built.name)
         options = build_options(
-            plan.flavour,
-            plan.optimization_level,
-            plan.workspace // 2**20,
-            ",".join(map(str, plan.batch)) if plan.batch else None,
-            plan.version_compatible,
-            plan.hardware_compatible,
-            plan.tf32,
-            ",".join(plan.targets) if plan.targets else None,
+            flavour=plan.flavour,
+            optimization_level=plan.optimization_level,
+            workspace=plan.workspace // 2**20,
+            profile=",".join(map(str, plan.batch)) if plan.batch else None,
+            version_compatible=plan.version_compatible,
+            hardware_compatible=plan.hardware_compatible,
+            tf32=plan.tf32,
+            targets=",".join(plan.targets) if plan.targets else None,
         )
     if engine.with_suffix(".plan") != path:
         options += ["--output", str(path)]
     return f"'{shlex.join(['python', '-m', 'export', 'plan', str(engine), *options])}'"
 
 
-def build_options(
-    flavour: str | None,
-    optimization_level: int,
-    workspace: int,
-    profile: str | None,
-    version_compatible: bool,
-    hardware_compatible: bool,
-    tf32: bool,
-    targets: str | None,
-) -> list[str]:
-    """Words of `python -m export plan` for these options (`workspace` in MB); those at their defaults are left out."""
-    options: dict[str, str | int | bool | None] = {
-        "--flavour": flavour,
-        "--optimization-level": None if optimization_level == OPTIMIZATION_LEVEL else optimization_level,
-        "--workspace": None if workspace == WORKSPACE else workspace,
-        "--profile": profile,
-        "--version-compatible": version_compatible,
-        "--hardware-compatible": hardware_compatible,
-        "--tf32": tf32,
-        "--targets": targets,
-    }
+def build_options(**options: str | int | None) -> list[str]:
+    """Words of `python -m export plan` for these options by name (`workspace` in MB), but those at their defaults."""
     words: list[str] = []
     for name, value in options.items():
-        if value is True:
-            words.append(name)
-        elif value is not None and value is not False:
-            words += [name, str(value)]
+        if value is None or value is False or value == DEFAULTS.get(name):
+            continue
+        words.append(f"--{name.replace('_', '-')}")
+        if value is not True:
+            words.append(str(value))
     return words
 
 

@@ -77,8 +77,8 @@ class Segmenter:
             )
         if spec.head == "labels":
             _check_baked(spec, self.config)
-            if auto:
-                raise needs_maps(spec, "thresholds 'auto'")
+        if auto:
+            self.require_maps("thresholds 'auto'")
         self._library = _native_core(engine, self.config)
 
     @classmethod
@@ -149,8 +149,8 @@ class Segmenter:
         from an engine with the head labels). `seeds`: see `merge`.
         Raises DiffSegError when the frame has another shape or type.
         """
-        if details and self.engine.spec.head == "labels":
-            raise needs_maps(self.engine.spec, "details")
+        if details:
+            self.require_maps("details")
         times = [time.perf_counter()]
         resized = self.resize(frame)
         times.append(time.perf_counter())
@@ -279,11 +279,8 @@ class Segmenter:
         labels, count = renumber(fitted)
         if not proposals or merged.proposals is None:
             return labels, count, None
-        return (
-            labels,
-            count,
-            merged.proposals[np.flatnonzero(np.bincount(fitted.ravel()))].reshape(count, *self._grids[0]),
-        )
+        present = np.flatnonzero(np.bincount(fitted.ravel()))
+        return labels, count, merged.proposals[present].reshape(count, *self._grids[0])
 
     def hierarchy(self, frame: NDArray[np.uint8], thresholds: Iterable[float] | None = None) -> Hierarchy:
         """Nested segmentations of one frame, uint8 [H, W, 3] BGR, from one pass of the network.
@@ -295,9 +292,8 @@ class Segmenter:
         """
         from runtime.hierarchy import STEPS, build_hierarchy, check_sweep
 
+        self.require_maps("hierarchy")
         spec = self.engine.spec
-        if spec.head == "labels":
-            raise needs_maps(spec, "hierarchy")
         try:
             sweep = check_sweep([spec.thresholds[0] * step for step in STEPS] if thresholds is None else thresholds)
         except ValueError as error:
@@ -329,9 +325,18 @@ class Segmenter:
         """
         from runtime.temporal import stream
 
-        if warm_start and self.engine.spec.head == "labels":
-            raise needs_maps(self.engine.spec, "warm start")
+        if warm_start:
+            self.require_maps("warm start")
         return stream(self, frames, temporal, every, warm_start)
+
+    def require_maps(self, what: str) -> None:
+        """Raise DiffSegError where `what`, which is made from maps, is asked of an engine that gives none."""
+        spec = self.engine.spec
+        if spec.head == "labels":
+            raise DiffSegError(
+                f"{what}: an engine with the head labels gives no maps; expected the head attention, found labels; "
+                f"'python -m export {spec.source} --head attention --output engines/NAME' makes one"
+            )
 
     def clone(self) -> Segmenter:
         """A Segmenter for another thread, on the same weights."""
@@ -359,14 +364,6 @@ def _native_core(engine: Engine, config: MergeConfig) -> Library | None:
             raise
         logging.getLogger("diffseg").warning("merging on the CPU: %s", error)
         return None
-
-
-def needs_maps(spec: EngineSpec, what: str) -> DiffSegError:
-    """The error of asking an engine with the head labels for `what`, which is made from maps."""
-    return DiffSegError(
-        f"{what}: an engine with the head labels gives no maps; expected the head attention, found labels; "
-        f"'python -m export {spec.source} --head attention --output engines/NAME' makes one"
-    )
 
 
 def default_grid(engine: Engine) -> int:

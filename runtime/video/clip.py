@@ -88,10 +88,8 @@ class ClipSegmenter:
 
         Raises DiffSegError where a warm start is asked of an engine without maps.
         """
-        if options.warm_start and segmenter.engine.spec.head == "labels":
-            from runtime.segmenter import needs_maps
-
-            raise needs_maps(segmenter.engine.spec, "warm start")
+        if options.warm_start:
+            segmenter.require_maps("warm start")
         self._segmenter = segmenter
         self._options = options
         self._sinks = sinks
