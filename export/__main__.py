@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import typer.core
 
-from export import plan_command
+from export.plan import command as plan_command
+from runtime.engine.plan import build_options
 from runtime.errors import DiffSegError
-from runtime.plan import build_options
 from runtime.terminal import USAGE_ERROR, one_line_errors, run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from export.check import OutputCheck
-    from export.head_check import LabelsCheck
+    from export.check.labels import LabelsCheck
+    from export.check.maps import OutputCheck
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 BLOCKS = ("down", "mid", "up")
@@ -181,7 +181,7 @@ def check(
 ) -> None:
     """Hold an engine to PyTorch on a random frame. Exit status: 0 within bounds, 1 out of bounds, 2 bad usage."""
     with one_line_errors():
-        from export.check import check_engine
+        from export.check.maps import check_engine
 
         checks = check_engine(engine, model, vae=vae, config=config)
     report(checks)
@@ -268,7 +268,7 @@ def _parse(size: str | None, batch: str, timestep: int, threshold: str | None, a
 
 def _weights(text: str) -> str | tuple[float, ...]:
     """A rule's name, or `1,0,0,0` → numbers. Raises DiffSegError for anything else."""
-    from runtime.pyramid import check_weights
+    from runtime.pyramid.weights import check_weights
 
     try:
         return check_weights(text if text in ("proportional", "per-tensor") else text.split(","))
@@ -299,8 +299,8 @@ def report(checks: Sequence[OutputCheck | LabelsCheck]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from export.check import OutputCheck
-    from export.head_check import LabelsCheck
+    from export.check.labels import LabelsCheck
+    from export.check.maps import OutputCheck
 
     table = Table(title="engine against PyTorch", box=None, pad_edge=False)
     for column in ("output", "worst", "mean", "row KL", "bound", "row sum", ""):

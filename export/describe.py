@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from export.attention import BLOCKS
-from export.families import Config, check_size, frame_stride, native_size, vae_stride
-from export.pipeline import quiet_libraries
-from export.source import first_line, open_source
+from export.graph.attention import BLOCKS
+from export.model.families import Config, check_size, frame_stride, native_size, vae_stride
+from export.model.load import quiet_libraries
+from export.model.source import first_line, open_source
+from runtime.engine.spec import Level
 from runtime.errors import DiffSegError
-from runtime.sidecar import Level
 
 
 @dataclass(frozen=True, slots=True)

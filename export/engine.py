@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from export.attention import BLOCKS
-from export.check import OutputCheck, check_engine
-from export.count import Cost, network_cost
-from export.head_check import LabelsCheck
+from export.check.labels import LabelsCheck
+from export.check.maps import OutputCheck, check_engine
+from export.graph.attention import BLOCKS
+from export.graph.count import Cost, network_cost
 from export.progress import Stages
+from runtime.engine.spec import EngineSpec, sidecar_path
 from runtime.errors import DiffSegError
-from runtime.sidecar import EngineSpec, sidecar_path
 
 if TYPE_CHECKING:
     from torch import nn
@@ -133,9 +133,9 @@ def _write(request: ExportRequest, path: Path, stages: Stages) -> tuple[EngineSp
 
         import runtime
         from export.describe import check_levels
-        from export.network import FrameToPyramid, pyramid_levels
-        from export.onnx import write_onnx
-        from export.pipeline import load_pipeline
+        from export.graph.network import FrameToPyramid, pyramid_levels
+        from export.graph.trace import write_onnx
+        from export.model.load import load_pipeline
 
         pipeline = load_pipeline(
             request.model,
@@ -200,7 +200,7 @@ def _write(request: ExportRequest, path: Path, stages: Stages) -> tuple[EngineSp
 
 def _with_head(network: "nn.Module", spec: EngineSpec) -> "nn.Module":
     """The whole graph. Raises DiffSegError when grid or weights do not fit the pyramid."""
-    from export.head import FrameToLabels, LabelsHead
+    from export.graph.head import FrameToLabels, LabelsHead
 
     try:
         # Built for either head: the merge's defaults must fit the pyramid where they are not part of the graph, too.

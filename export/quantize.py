@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from runtime.engine.spec import METADATA_KEY, EngineSpec, sidecar_path
 from runtime.errors import DiffSegError
-from runtime.sidecar import METADATA_KEY, EngineSpec, sidecar_path, write_atomically
+from runtime.files import write_atomically
 
 if TYPE_CHECKING:
     import onnx
@@ -54,9 +55,11 @@ def quantize_engine(engine: Path, images: Sequence[str], output: Path, *, thresh
     Raises DiffSegError when the engine is not float32, the photographs are too few or say nothing, or fewer than 95 %
     of the pixels keep their segment: then nothing is left at `output`.
     """
-    from runtime.engine import open_engine
-    from runtime.frames import find_sources, read_frame
-    from runtime.segmenter import Segmenter, resize_frame
+    from runtime.engine.registry import open_engine
+    from runtime.frames.decode import read_frame
+    from runtime.frames.find import find_sources
+    from runtime.frames.resize import resize_frame
+    from runtime.segmenter import Segmenter
 
     original = Segmenter(open_engine(engine, "cpu", "onnxruntime"))
     spec = original.engine.spec
@@ -201,8 +204,8 @@ def _judge(
     original: Any, path: Path, photographs: Iterator["NDArray[np.uint8]"], threshold: float | None
 ) -> tuple[int, float]:
     """How many photographs have segments enough, and the mean share of pixels that keep theirs."""
+    from export.check.agreement import matched_agreement, says_something
     from runtime.segmenter import Segmenter
-    from tools.agreement import matched_agreement, says_something
 
     quantised = Segmenter.open(path, "cpu", backend="onnxruntime", thresholds=threshold)
     original = Segmenter(original.engine, quantised.config)
@@ -224,7 +227,7 @@ def _gain(before: Path, after: Path) -> tuple[str, float]:
 
     On a CPU in processor time of one thread, which other work on the machine disturbs least.
     """
-    from runtime.engine import open_engine
+    from runtime.engine.registry import open_engine
 
     engines = [open_engine(path, "auto", threads=1) for path in (before, after)]
     clock = time.process_time if engines[0].device == "cpu" else time.perf_counter

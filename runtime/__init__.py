@@ -7,9 +7,10 @@ __all__ = ["DiffSegError", "Result", "Segmenter", "__version__"]
 
 if TYPE_CHECKING:
     from runtime.errors import DiffSegError
-    from runtime.segmenter import Result, Segmenter
+    from runtime.result import Result
+    from runtime.segmenter import Segmenter
 
-_HOME = {"Segmenter": "runtime.segmenter", "Result": "runtime.segmenter", "DiffSegError": "runtime.errors"}
+_HOME = {"Segmenter": "runtime.segmenter", "Result": "runtime.result", "DiffSegError": "runtime.errors"}
 
 
 def __getattr__(name: str) -> Any:

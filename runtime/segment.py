@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
     from rich.progress import Progress
 
-    from runtime.frames import Source
+    from runtime.frames.source import Source
     from runtime.segmenter import Segmenter
-    from runtime.video.clip import ClipOptions
+    from runtime.stream.clip import ClipOptions
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -105,10 +105,10 @@ def main(
     clip one picture per frame in the folder <name>_labels.
     Exit status: 0 all done, 1 some inputs failed, 2 bad usage.
     """
-    from runtime.frames import find_sources
+    from runtime.frames.find import find_sources
 
     with one_line_errors(USAGE_ERROR):
-        from runtime.video.options import parse_options, parse_save
+        from runtime.stream.options import parse_options, parse_save
 
         kinds = parse_save(save)
         options = parse_options(
@@ -224,7 +224,7 @@ def _of_pictures(kinds: list[str]) -> list[str]:
 
 
 def _summary(line: dict[str, object], source: Source, output: Path, kinds: list[str]) -> str:
-    from runtime.outputs import output_path
+    from runtime.outputs.registry import output_path
 
     written = ", ".join(str(output_path(output, source.target, kind)) for kind in _of_pictures(kinds))
     return f"{line['segments']} segment{'' if line['segments'] == 1 else 's'}: {written or 'nothing written'}"
@@ -243,7 +243,7 @@ def _segment_clip(
     say: Callable[[str], None],
 ) -> tuple[tuple[str, ...], str]:
     """Segment one clip over none of the inputs `taken`; returns what was lost of it, and a line that sums it up."""
-    from runtime.video.run import clip_paths, run_clip
+    from runtime.stream.run import clip_paths, run_clip
 
     paths = clip_paths(output, source.target, kinds)
     _keep(source, list(paths.values()), taken)
@@ -264,8 +264,9 @@ def _segment_one(
     segmenter: Segmenter, source: Source, output: Path, kinds: list[str], taken: set[Path]
 ) -> dict[str, object]:
     """Read, segment and write one image, over none of the inputs `taken`; returns its JSON line."""
-    from runtime.frames import read_frame
-    from runtime.outputs import KINDS, output_path, write_png
+    from runtime.frames.decode import read_frame
+    from runtime.outputs.png import write_png
+    from runtime.outputs.registry import KINDS, output_path
 
     written = [output_path(output, source.target, kind) for kind in kinds]
     _keep(source, written, taken)

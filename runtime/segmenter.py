@@ -13,25 +13,28 @@ from typing import TYPE_CHECKING, Any, Literal
 import cv2
 import numpy as np
 
-from runtime.engine import open_engine, rebuild_command
+from runtime.engine.base import rebuild_command
+from runtime.engine.registry import open_engine
 from runtime.errors import DiffSegError
-from runtime.merge import MergeConfig, aggregate_attention, merge_attention, propose, renumber, suppress
-from runtime.pyramid import check_weights, resolution_ratios
-from runtime.refine import Refinement, split_refine
-from runtime.result import Merged, Result, Segment
+from runtime.frames.resize import resize_frame
+from runtime.merge.aggregate import aggregate_attention
+from runtime.merge.proposals import merge_attention, propose
+from runtime.merge.suppress import renumber, suppress
+from runtime.pyramid.config import MergeConfig
+from runtime.pyramid.weights import check_weights, resolution_ratios
+from runtime.refine.refinement import Refinement, split_refine
+from runtime.result import Merged, Result
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from runtime.engine import Engine
+    from runtime.engine.base import Engine
+    from runtime.engine.spec import EngineSpec
     from runtime.hierarchy import Hierarchy
     from runtime.native.library import Library
-    from runtime.pyramid import Weights
-    from runtime.sidecar import EngineSpec
-    from runtime.temporal import TrackerConfig
+    from runtime.pyramid.weights import Weights
+    from runtime.track.tracker import TrackerConfig
 
-
-__all__ = ["Merged", "Result", "Segment", "Segmenter", "default_grid", "resize_frame"]
 
 MOST_ITERATIONS = 100  # far beyond where the merge stands still
 
@@ -50,7 +53,7 @@ class Segmenter:
         """Take an open engine. `config` None: the defaults the engine was exported with.
 
         `refinement`: of the labels at the frame's own size. `auto`: thresholds are chosen for every frame, around
-        those of the config (`runtime.threshold`).
+        those of the config (`runtime.merge.thresholds`).
         Raises DiffSegError when the grid of anchors or the weights do not fit the engine's attention.
         """
         spec = engine.spec
@@ -230,7 +233,7 @@ class Segmenter:
         self, pyramid: list[Any], weights: Weights, grids: list[tuple[int, int]], layers: list[int]
     ) -> tuple[MergeConfig, tuple[float, ...]]:
         """The config with thresholds for this frame, and these."""
-        from runtime.threshold import stable_thresholds
+        from runtime.merge.thresholds import stable_thresholds
 
         found = stable_thresholds(pyramid, replace(self.config, weights=weights), grids=grids, layers=layers)
         return replace(self.config, thresholds=found.thresholds), found.thresholds
@@ -290,7 +293,8 @@ class Segmenter:
         unions of its segments (`runtime.hierarchy.group_proposals`).
         Raises DiffSegError when the frame or a threshold is none, or the engine has the head labels.
         """
-        from runtime.hierarchy import STEPS, build_hierarchy, check_sweep
+        from runtime.hierarchy import build_hierarchy
+        from runtime.merge.grouping import STEPS, check_sweep
 
         self.require_maps("hierarchy")
         spec = self.engine.spec
@@ -323,7 +327,7 @@ class Segmenter:
             DiffSegError: where `every` is below 1, a frame is none, the extra `video` is missing, or an engine without
                 maps is to start warm.
         """
-        from runtime.temporal import stream
+        from runtime.track.tracker import stream
 
         if warm_start:
             self.require_maps("warm start")
@@ -398,17 +402,3 @@ def _check_baked(spec: EngineSpec, config: MergeConfig) -> None:
 
 def _text(value: Any) -> str:
     return ",".join(f"{number:g}" for number in value) if isinstance(value, tuple) else str(value)
-
-
-def resize_frame(frame: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """Resize to [height, width, 3]: INTER_AREA where an axis shrinks, INTER_LINEAR where it grows (DESIGN).
-
-    OpenCV's INTER_AREA does not average when one of the axes grows, so the two go one after the other.
-    """
-    resized: NDArray[Any] = frame
-    smaller = (min(width, frame.shape[1]), min(height, frame.shape[0]))
-    if smaller != frame.shape[1::-1]:
-        resized = cv2.resize(resized, smaller, interpolation=cv2.INTER_AREA)
-    if smaller != (width, height):
-        resized = cv2.resize(resized, (width, height), interpolation=cv2.INTER_LINEAR)
-    return resized

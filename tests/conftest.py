@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture(scope="session")
 def small_pipeline(tmp_path_factory):
     """A diffusers folder: 4 U-Net levels, attention at all four resolutions, random weights, uneven maps."""
-    from tools.random_pipelines import save_random_pipeline
+    from tools.tiny.random_pipelines import save_random_pipeline
 
     return save_random_pipeline(tmp_path_factory.mktemp("models") / "small pipeline")
 

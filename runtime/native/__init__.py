@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from runtime.merge import MergeConfig
     from runtime.native.core import Core, Output
     from runtime.native.library import Library
+    from runtime.pyramid.config import MergeConfig
 
 __all__ = ["load", "release", "run", "segment"]
 
@@ -94,10 +94,11 @@ def run(
     """
     import numpy as np
 
-    from runtime.merge import anchor_queries
-    from runtime.native.arrays import device_array
-    from runtime.pyramid import check_pyramid, resolution_ratios
-    from runtime.suppression import check_size
+    from runtime.gpu.arrays import device_array
+    from runtime.merge.suppress import check_size
+    from runtime.pyramid.anchors import anchor_queries
+    from runtime.pyramid.checks import check_pyramid
+    from runtime.pyramid.weights import resolution_ratios
 
     number = device_number(device)
     if config.refine != "none":

@@ -14,7 +14,7 @@ from runtime.native.library import INPUT_TYPES, LABEL_TYPES, STAGES, Config, Fra
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from runtime.merge import MergeConfig
+    from runtime.pyramid.config import MergeConfig
 
 
 @dataclass(frozen=True, slots=True)

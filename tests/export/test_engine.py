@@ -8,10 +8,10 @@ import pytest
 from typer.testing import CliRunner
 
 from export.__main__ import app
-from export.check import OutputCheck, check_engine, random_frame
+from export.check.maps import OutputCheck, check_engine, random_frame
 from export.engine import ExportRequest, export_engine
-from runtime.engine import open_engine
-from runtime.sidecar import METADATA_KEY, sidecar_path
+from runtime.engine.registry import open_engine
+from runtime.engine.spec import METADATA_KEY, sidecar_path
 
 
 def run(*arguments):
@@ -77,7 +77,7 @@ def test_command_line_writes_engine_and_report(small_pipeline, tmp_path):
 
 
 def test_check_finds_an_engine_of_another_model(small_engine, tmp_path):
-    from tools.random_pipelines import save_random_pipeline
+    from tools.tiny.random_pipelines import save_random_pipeline
 
     other = save_random_pipeline(tmp_path / "other", seed=1)
     assert not all(check.passed for check in check_engine(small_engine, str(other)))

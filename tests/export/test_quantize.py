@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import export.quantize
 from export.__main__ import app
-from runtime.engine import EMBEDDED, open_engine
+from runtime.engine.registry import EMBEDDED, open_engine
 
 
 @pytest.fixture(scope="module")

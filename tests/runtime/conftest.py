@@ -9,6 +9,7 @@ import pytest
 from runtime import native
 from runtime.errors import DiffSegError
 from runtime.native import build
+from tests.runtime.clips import stand_in  # noqa: F401 - a fixture
 
 ROOT = Path(__file__).parents[2]
 

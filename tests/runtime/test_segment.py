@@ -216,8 +216,9 @@ def test_exif_rotation(photos):
 
 
 def test_more_than_256_segments_take_16_bits(tmp_path):
-    from runtime.outputs import label_image, palette, write_png
-    from runtime.segmenter import Result
+    from runtime.outputs.draw import label_image, palette
+    from runtime.outputs.png import write_png
+    from runtime.result import Result
 
     labels = np.arange(300, dtype=np.int32).reshape(15, 20)
     image = label_image(np.zeros((15, 20, 3), np.uint8), Result(labels, 300, {}))

@@ -8,8 +8,9 @@ import pytest
 from skimage import data
 
 from runtime import DiffSegError, Segmenter
-from runtime.merge import MergeConfig, segment_attention
-from runtime.segmenter import resize_frame
+from runtime.frames.resize import resize_frame
+from runtime.merge.segment import segment_attention
+from runtime.pyramid.config import MergeConfig
 
 CAT = data.chelsea()[..., ::-1].copy()
 

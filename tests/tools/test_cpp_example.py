@@ -10,9 +10,11 @@ import openvino
 import pytest
 import skimage.data
 
-from runtime.merge import MergeConfig, renumber, segment_attention
+from runtime.merge.segment import segment_attention
+from runtime.merge.suppress import renumber
+from runtime.pyramid.config import MergeConfig
 from runtime.segmenter import Segmenter
-from tests.runtime.test_merge import random_pyramid
+from tests.runtime.merge.test_merge import random_pyramid
 
 ROOT = Path(__file__).parents[2]
 GRIDS = [(24, 36), (12, 18)]

@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 
 from runtime import native
-from runtime.merge import MergeConfig, aggregate_attention, merge_attention, segment_attention
-from runtime.native.arrays import DeviceArray
+from runtime.gpu.arrays import DeviceArray
+from runtime.merge.aggregate import aggregate_attention
+from runtime.merge.proposals import merge_attention
+from runtime.merge.segment import segment_attention
 from runtime.native.core import Core, native_config
 from runtime.native.library import STAGES, Frames, Memory
-from runtime.pyramid import resolution_ratios
-from tests.runtime.test_merge import GRIDS, random_pyramid, reference
+from runtime.pyramid.config import MergeConfig
+from runtime.pyramid.weights import resolution_ratios
+from tests.runtime.merge.test_merge import GRIDS, random_pyramid, reference
 
 ALLOWED = 0.001  # of the pixels
 STATUS = {"null": 1, "abi": 2, "grid": 3, "anchors": 4, "threshold": 5, "weight": 6, "type": 7, "batch": 8, "size": 9}

@@ -14,12 +14,13 @@ import pytest
 
 from runtime import native
 from runtime.errors import DiffSegError
-from runtime.merge import MergeConfig, segment_attention
+from runtime.gpu.arrays import device_array, from_capsule
+from runtime.merge.segment import segment_attention
 from runtime.native import build
-from runtime.native.arrays import device_array, from_capsule
 from runtime.native.library import Config, Frames, Library
+from runtime.pyramid.config import MergeConfig
+from tests.runtime.merge.test_merge import random_pyramid
 from tests.runtime.native.test_native_gpu import SMALL
-from tests.runtime.test_merge import random_pyramid
 
 SOURCES = Path(build.__file__).parent
 TINY = Path(__file__).with_name("tiny.c")

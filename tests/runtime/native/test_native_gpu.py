@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtime.merge import MergeConfig, segment_attention
+from runtime.merge.segment import segment_attention
 from runtime.native.library import Frames, Memory
+from runtime.pyramid.config import MergeConfig
+from tests.runtime.merge.test_merge import random_pyramid
 from tests.runtime.native.test_native import core_for
-from tests.runtime.test_merge import random_pyramid
 
 pytestmark = pytest.mark.gpu
 ROOT = Path(__file__).parents[3]

@@ -1,0 +1,1 @@
+"""An engine against PyTorch, and engines against each other."""

@@ -1,0 +1,145 @@
+"""Frame → pyramid as one torch module: VAE encoder, one U-Net pass, self-attention maps averaged per resolution."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from export.graph.attention import BLOCKS, ExposedSelfAttention, MapCollector, PromptCrossAttention, is_plain
+from export.graph.conditioning import added_conditions, fixed_noise, fold_timestep, noise_constants
+from export.model.families import vae_stride
+from runtime.engine.spec import Level
+from runtime.errors import DiffSegError
+
+if TYPE_CHECKING:
+    from export.model.load import Pipeline
+
+
+class FrameToPyramid(nn.Module):
+    """DiffSeg's network (paper section 3.2): uint8 frames [B, H, W, 3] BGR → attention maps, finest first.
+
+    Each map is float32 [B, n, n], mean over heads and over the layers of its resolution; rows sum to 1.
+    Takes the pipeline's modules over and rewrites them in place: do not use the pipeline afterwards.
+    """
+
+    noise: Tensor | None
+
+    def __init__(
+        self,
+        pipeline: "Pipeline",
+        timestep: int,
+        blocks: Sequence[str] = BLOCKS,
+        *,
+        size: tuple[int, int] | None = None,
+        noise_seed: int | None = None,
+        target: str = "gpu",
+    ) -> None:
+        """`blocks`: of down, mid and up, those whose maps are wanted.
+
+        `size`: (height, width) of the frames, the model's own if None: a constant where the U-Net is told of it
+        (Stable Diffusion XL) or noise is added (`noise_seed`). `target`: gpu or cpu, what the attention is written for.
+        """
+        super().__init__()
+        height, width = size or (pipeline.native_size, pipeline.native_size)
+        self.collector = MapCollector(blocks)
+        self.latent_scaling = float(pipeline.vae.config.scaling_factor)
+        # What the encoder's output is multiplied by: the scaling, and the latent's share where noise is added.
+        self.latent_factor = self.latent_scaling
+        self.latent_channels = int(pipeline.unet.config.in_channels)
+        self.dtype: torch.dtype = pipeline.unet.dtype
+        self.encoder_dtype: torch.dtype = pipeline.vae.dtype
+        self.encoder: nn.Module = pipeline.vae.encoder
+        self.quant_conv: nn.Module | None = getattr(pipeline.vae, "quant_conv", None)
+        self.unet: nn.Module = pipeline.unet
+        noise = None
+        if noise_seed is not None:
+            stride = vae_stride(pipeline.vae.config)
+            noise = fixed_noise(noise_seed, self.latent_channels, height // stride, width // stride)
+            share, noise = noise_constants(pipeline, timestep, noise)
+            self.latent_factor *= share
+        self.register_buffer("noise", noise)
+        with torch.no_grad():
+            fold_timestep(self.unet, timestep, added_conditions(pipeline, height, width))
+        expose_attention(self.unet, pipeline.prompt_embedding, self.collector, target)
+        if self.encoder_dtype != torch.float32:
+            rewrite_encoder_attention(self.encoder)
+
+    def forward(self, frame: Tensor) -> tuple[Tensor, ...]:
+        """frame: uint8 [B, H, W, 3] BGR → one float32 [B, n, n] per resolution, finest first."""
+        # Cast first: TensorRT accepts uint8 only at the graph's edge.
+        image = frame.float().flip(-1).permute(0, 3, 1, 2) / 127.5 - 1.0
+        latent = self.encoder(image.to(self.encoder_dtype))
+        if self.quant_conv is not None:
+            latent = self.quant_conv(latent)
+        # An AutoencoderKL gives mean and log-variance, of which the mean is the latent (DESIGN); an AutoencoderTiny
+        # gives the latent alone.
+        latent = latent[:, : self.latent_channels] * self.latent_factor
+        if self.noise is not None:
+            latent = latent + self.noise.to(latent.dtype)
+        self.unet(latent.to(self.dtype), 0, encoder_hidden_states=None)
+        maps = self.collector.take()
+        # A sum, not a stack: at 64×64 every copy of a map is 64 MB.
+        return tuple(sum(maps[n][1:], maps[n][0]) / len(maps[n]) for n in sorted(maps, reverse=True))
+
+
+def expose_attention(unet: Any, prompt: Tensor, collector: MapCollector, target: str = "gpu") -> None:
+    """Replace every transformer block's attentions; self-attention maps go to `collector` as the U-Net runs."""
+    for name, block in list(unet.named_modules()):
+        if not hasattr(block, "attn1"):
+            continue
+        for attention in (block.attn1, block.attn2):
+            if attention is not None and not is_plain(attention):
+                raise DiffSegError(
+                    f"attention layer in {name} has norms or residuals of its own; supported: the plain attention "
+                    "of Stable Diffusion"
+                )
+        block.attn1 = ExposedSelfAttention(block.attn1, collector if collector.wants(name) else None, target)
+        if block.attn2 is not None:
+            block.attn2 = PromptCrossAttention(block.attn2, prompt)
+
+
+class EncoderAttention(nn.Module):
+    """Self-attention over the pixels of a VAE's encoder, with a float32 softmax (DESIGN: precision).
+
+    diffusers says `upcast_softmax` of this layer, and then calls PyTorch's fused attention, which exports as a softmax
+    in the layer's own precision.
+    """
+
+    def __init__(self, attention: Any) -> None:
+        super().__init__()
+        self.norm: nn.Module = attention.group_norm
+        self.attention = ExposedSelfAttention(attention, None)
+        self.divisor: float = attention.rescale_output_factor
+
+    def forward(self, hidden_states: Tensor, **_: Any) -> Tensor:
+        """hidden_states [B, C, h, w] → [B, C, h, w]."""
+        tokens = self.norm(hidden_states).flatten(2).transpose(1, 2)
+        found = self.attention(tokens).transpose(1, 2).unflatten(2, hidden_states.shape[2:])
+        return (hidden_states + found) / self.divisor
+
+
+def rewrite_encoder_attention(encoder: nn.Module) -> None:
+    """Replace an AutoencoderKL's attention layers, in place; an AutoencoderTiny has none."""
+    for block in list(encoder.modules()):
+        layers: Any = getattr(block, "attentions", ())
+        for index, attention in enumerate(layers):
+            if attention is not None:
+                layers[index] = EncoderAttention(attention)
+
+
+def pyramid_levels(network: FrameToPyramid, height: int, width: int) -> tuple[Level, ...]:
+    """Grids and layer counts, finest first, of the pyramid that `network` gives for a [height, width] frame.
+
+    Runs the network on meta tensors, which costs neither time nor memory. A grid has the frame's proportions, so
+    h = √(n · height / width).
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        network(torch.zeros(1, height, width, 3, dtype=torch.uint8))
+    return tuple(
+        Level(h := round(math.sqrt(n * height / width)), n // h, layers)
+        for n, layers in sorted(network.collector.layers.items(), reverse=True)
+    )

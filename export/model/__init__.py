@@ -1,0 +1,1 @@
+"""Weights in: sources, checkpoints, model families, loading."""

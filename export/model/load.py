@@ -1,0 +1,262 @@
+"""Loading what is exported: U-Net, VAE encoder and the prompt's embedding, in the target precision."""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from export.model.checkpoint import AGAIN
+from export.model.families import Config, Family, TextPart, check_size, frame_stride, native_size
+from export.model.source import Source, first_line, open_source, read_config
+from runtime.errors import DiffSegError
+
+if TYPE_CHECKING:
+    import torch
+
+PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+@dataclass(slots=True)
+class Pipeline:
+    """The modules an export needs, in evaluation mode, without the VAE's decoder.
+
+    `prompt_embedding`: float32 [1, tokens, channels]; `pooled_embedding`: float32 [1, channels] where the family
+    has one. `schedule`: the scheduler's configuration, if the model has one. `vae_source`: where the VAE came from
+    when it was swapped.
+    """
+
+    unet: Any
+    vae: Any
+    prompt_embedding: "torch.Tensor"
+    pooled_embedding: "torch.Tensor | None"
+    schedule: Config | None
+    family: Family
+    source: str
+    revision: str | None
+    vae_source: str | None = None
+
+    @property
+    def stride(self) -> int:
+        """Pixels by which a frame's height and width must be divisible."""
+        return frame_stride(self.unet.config, self.vae.config)
+
+    @property
+    def native_size(self) -> int:
+        """Side in pixels of the frames the model was trained on."""
+        return native_size(self.unet.config, self.vae.config)
+
+
+def load_pipeline(
+    model: str,
+    prompt: str = "",
+    precision: str = "fp32",
+    storage: str | None = None,
+    revision: str | None = None,
+    *,
+    size: tuple[int, int] | None = None,
+    vae: str | None = None,
+    config: str | None = None,
+) -> Pipeline:
+    """Load `model`, a diffusers folder, hub id or checkpoint file, in the target precision.
+
+    `storage` rounds the weights to what that precision can hold: what a compact engine stores is then exact.
+    `size`: (height, width) of the frames it is loaded for, if any. `vae`: another VAE, folder or hub id. `config`:
+    where a checkpoint file's configuration and tokenizer are.
+
+    Raises DiffSegError when there is no such model, it is incomplete, its family is not supported or the size does
+    not fit (found out before any weight is loaded).
+    """
+    source = open_source(model, revision, vae=vae, config=config)
+    if size is not None:
+        check_size(*size, frame_stride(source.unet, source.vae))
+    import torch
+
+    dtype = getattr(torch, PRECISIONS[precision])
+    quiet_libraries()
+    prompt_embedding, pooled_embedding = _embed_prompt(source, prompt)
+    unet = _load_unet(source, dtype)
+    encoder = _load_vae(source, dtype)
+    for module in (unet, encoder):
+        module.eval().requires_grad_(False)
+        if storage not in (None, precision):
+            for parameter in module.parameters():
+                parameter.copy_(parameter.to(getattr(torch, PRECISIONS[str(storage)])))
+    return Pipeline(
+        unet=unet,
+        vae=encoder,
+        prompt_embedding=prompt_embedding,
+        pooled_embedding=pooled_embedding,
+        schedule=_read_schedule(source),
+        family=source.family,
+        source=source.name,
+        revision=source.revision,
+        vae_source=source.vae_name,
+    )
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries' progress bars and notices off stderr: errors reach people through us."""
+    import logging
+
+    import diffusers
+    import transformers
+
+    # Tracing says four times that torchvision is absent, which nothing here needs.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    logging.getLogger("onnx_ir").setLevel(logging.ERROR)
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+
+
+def _load_unet(source: Source, dtype: "torch.dtype") -> Any:
+    from diffusers import UNet2DConditionModel
+
+    if source.checkpoint is not None:
+        return _from_checkpoint(UNet2DConditionModel, source, "unet", dtype)
+    return _from_folder("diffusers", "UNet2DConditionModel", source.location, "unet", source.revision, dtype)
+
+
+def _load_vae(source: Source, dtype: "torch.dtype") -> Any:
+    import diffusers
+    import torch
+
+    upcast = source.vae.get("force_upcast", source.vae_class == "AutoencoderKL")
+    if source.family.upcast_vae and upcast and dtype == torch.float16:
+        dtype = torch.float32  # its activations leave float16's range
+    if source.checkpoint is not None and source.vae_name is None:
+        vae = _from_checkpoint(diffusers.AutoencoderKL, source, "vae", dtype)
+    else:
+        revision = source.revision if source.vae_name is None else None
+        vae = _from_folder("diffusers", source.vae_class, *source.vae_location, revision, dtype)
+    vae.decoder = None
+    return vae
+
+
+def _from_folder(
+    library: str, name: str, location: str, part: str | None, revision: str | None, dtype: "torch.dtype"
+) -> Any:
+    """One component of a folder or hub repository. Weights that only exist as float16 files are found too."""
+    cls = getattr(importlib.import_module(library), name)
+
+    def load(**options: Any) -> Any:
+        subfolder = {"subfolder": part} if part else {}
+        return cls.from_pretrained(
+            location, revision=revision, torch_dtype=dtype, output_loading_info=True, **subfolder, **options
+        )
+
+    def load_either() -> Any:
+        try:
+            return load()
+        except OSError:
+            try:
+                return load(variant="fp16")
+            except Exception:
+                pass
+            raise
+
+    where = f"{part or 'weights'} of {location}"
+    model, info = _attempt(load_either, where)
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise DiffSegError(f"cannot load {where}: {len(missing)} tensors are missing, first {missing[0]}; {AGAIN}")
+    return model
+
+
+def _from_checkpoint(cls: Any, source: Source, part: str, dtype: "torch.dtype") -> Any:
+    """One component of an original checkpoint file, converted by diffusers."""
+    path, where = str(source.checkpoint), f"{part} of {source.checkpoint} with the configuration of {source.location}"
+    model = _attempt(
+        lambda: cls.from_single_file(path, config=source.location, subfolder=part, torch_dtype=dtype), where
+    )
+    missing = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
+    if missing:
+        raise DiffSegError(
+            f"cannot load {where}: {len(missing)} tensors are missing, first {missing[0]}; expected a configuration "
+            "of the same shape, pass its folder as --config"
+        )
+    return model
+
+
+def _attempt(load: Callable[[], Any], where: str) -> Any:
+    """`load()`, with whatever the libraries raise turned into one line that says where."""
+    try:
+        return load()
+    except Exception as error:
+        raise DiffSegError(
+            f"cannot load {where} ({first_line(error)}); expected its configuration and weights to be whole and to "
+            f"match; {AGAIN}"
+        ) from None
+
+
+def _embed_prompt(source: Source, prompt: str) -> "tuple[torch.Tensor, torch.Tensor | None]":
+    """The prompt's embedding as the family's pipeline computes it, and its pooled one: both float32.
+
+    The text encoders are loaded one after the other, and freed on return.
+    """
+    import torch
+
+    states, pooled = [], None
+    whole = None
+    for text in source.family.text:
+        tokenizer = _load_tokenizer(source, text)
+        if source.checkpoint is None:
+            name = source.index[text.encoder][1]
+            encoder = _from_folder(
+                "transformers", name, source.location, text.encoder, source.revision, torch.float32
+            ).eval()
+        else:
+            whole = whole or _load_checkpoint_text(source)
+            encoder = getattr(whole, text.encoder).eval()
+        length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
+        found = len(tokenizer(prompt).input_ids)
+        if found > length:
+            raise DiffSegError(
+                f"--prompt has {found - 2} tokens, the {text.encoder} of this model takes {length - 2}; shorten it"
+            )
+        tokens = tokenizer(prompt, padding="max_length", max_length=length, return_tensors="pt")
+        with torch.no_grad():
+            output = encoder(tokens.input_ids, output_hidden_states=text.hidden is not None)
+        states.append(output.last_hidden_state if text.hidden is None else output.hidden_states[text.hidden])
+        pooled = getattr(output, "text_embeds", None)
+    embedding = torch.cat(states, dim=-1).float()
+    return embedding, pooled.float() if source.family.addition and pooled is not None else None
+
+
+def _load_tokenizer(source: Source, text: TextPart) -> Any:
+    from transformers import CLIPTokenizer
+
+    where = f"{text.tokenizer} of {source.location}"
+    folder = Path(source.location) / text.tokenizer
+    # transformers makes an empty tokenizer where there are no files.
+    if Path(source.location).is_dir() and not any(
+        (folder / name).is_file() for name in ("vocab.json", "tokenizer.json")
+    ):
+        raise DiffSegError(
+            f"{folder} holds no tokenizer (expected vocab.json and merges.txt, or tokenizer.json); {AGAIN}"
+        )
+    return _attempt(
+        lambda: CLIPTokenizer.from_pretrained(source.location, subfolder=text.tokenizer, revision=source.revision),
+        where,
+    )
+
+
+def _load_checkpoint_text(source: Source) -> Any:
+    """A pipeline of the text encoders that an original checkpoint file holds, float32, and nothing else."""
+    import diffusers
+    import torch
+
+    cls = getattr(diffusers, source.family.pipelines[0])
+    options: dict[str, Any] = {"unet": None, "vae": None, "safety_checker": None, "torch_dtype": torch.float32}
+    return _attempt(
+        lambda: cls.from_single_file(str(source.checkpoint), config=source.location, **options),
+        f"text encoder of {source.checkpoint} with the configuration of {source.location}",
+    )
+
+
+def _read_schedule(source: Source) -> Config | None:
+    if not (source.index.get("scheduler") or [None])[0]:
+        return None
+    return read_config(source.location, "scheduler/scheduler_config.json", source.revision)

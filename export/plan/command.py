@@ -1,0 +1,138 @@
+"""The command line's part in plans: options shared by `python -m export MODEL --plan` and `python -m export plan`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from runtime.engine.plan import OPTIMIZATION_LEVEL, WORKSPACE, build_options
+from runtime.errors import DiffSegError
+from runtime.terminal import USAGE_ERROR, one_line_errors
+
+if TYPE_CHECKING:
+    from export.plan.build import PlanRequest
+    from runtime.engine.spec import EngineSpec
+
+Flavour = Annotated[
+    str | None, typer.Option(metavar="tensorrt|tensorrt_rtx", help="Who builds; whichever is installed if left out.")
+]
+OptimizationLevel = Annotated[int, typer.Option(min=0, max=5, help="How long the builder searches.")]
+Workspace = Annotated[int, typer.Option(min=1, metavar="MB", help="Most memory of a layer beside inputs and outputs.")]
+Profile = Annotated[
+    str | None,
+    typer.Option(metavar="LEAST,BEST,MOST", help="Frames per call, of a dynamic batch.  [default: 1,1,4]"),
+]
+VersionCompatible = Annotated[
+    bool, typer.Option("--version-compatible", help="Run with newer versions of TensorRT too; may be slower.")
+]
+HardwareCompatible = Annotated[
+    bool, typer.Option("--hardware-compatible", help="Run on all GPUs from Ampere on; may be slower.")
+]
+Tf32 = Annotated[bool, typer.Option("--tf32", help="Let float32 products round to TF32: faster, 10 bits of mantissa.")]
+Targets = Annotated[
+    str | None,
+    typer.Option(
+        metavar="8.6,12.0", help="Compute capabilities that TensorRT-RTX builds for; its default if left out."
+    ),
+]
+
+
+def plan(
+    engine: Annotated[Path, typer.Argument(metavar="ENGINE.onnx", help="An exported ONNX engine.")],
+    output: Annotated[Path | None, typer.Option(help="Plan to write; ENGINE.plan if left out.")] = None,
+    flavour: Flavour = None,
+    optimization_level: OptimizationLevel = OPTIMIZATION_LEVEL,
+    workspace: Workspace = WORKSPACE,
+    profile: Profile = None,
+    version_compatible: VersionCompatible = False,
+    hardware_compatible: HardwareCompatible = False,
+    tf32: Tf32 = False,
+    targets: Targets = None,
+) -> None:
+    """Build a TensorRT or TensorRT-RTX plan from an ONNX engine, with its sidecar.
+
+    Precision is the engine's own. Exit status: 0 done, 1 failed, 2 bad usage.
+    """
+    with one_line_errors(USAGE_ERROR):
+        request = plan_request(
+            flavour, optimization_level, workspace, profile, version_compatible, hardware_compatible, tf32, targets
+        )
+    with one_line_errors():
+        write_plan(engine, output or engine.with_suffix(".plan"), request)
+
+
+def plan_request(
+    flavour: str | None,
+    optimization_level: int,
+    workspace: int,
+    profile: str | None,
+    version_compatible: bool,
+    hardware_compatible: bool,
+    tf32: bool,
+    targets: str | None,
+) -> PlanRequest:
+    """The options as `export.plan` takes them. Raises DiffSegError for the first that cannot be, before any work."""
+    from export.plan.build import PlanRequest, check_request
+
+    batch = None
+    if profile is not None:
+        words = profile.split(",")
+        if len(words) != 3 or not all(word.strip().isdecimal() for word in words):
+            raise DiffSegError(f"--profile: expected least,best,most frames per call, such as 1,1,4, found {profile!r}")
+        least, best, most = map(int, words)
+        batch = (least, best, most)
+    request = PlanRequest(
+        flavour=flavour,
+        optimization_level=optimization_level,
+        workspace=workspace * 2**20,
+        profile=batch,
+        version_compatible=version_compatible,
+        hardware_compatible=hardware_compatible,
+        tf32=tf32,
+        targets=tuple(word.strip() for word in targets.split(",")) if targets else None,
+    )
+    check_request(request)
+    return request
+
+
+def build_afresh(engine: Path, **options: Any) -> None:
+    """Build beside an engine as `python -m export plan` does, in this process's place; `options` as `plan_request`'s.
+
+    What PyTorch has held is not given back to the system, and a builder in the same process needs as much again.
+    """
+    command = [sys.executable, "-m", "export", "plan", str(engine), *build_options(**options)]
+    if os.name == "posix":
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.execv(command[0], command)
+    # Windows would give the terminal back before the plan is there.
+    raise typer.Exit(subprocess.run(command, check=False).returncode)
+
+
+def write_plan(engine: Path, output: Path, request: PlanRequest) -> EngineSpec:
+    """Build, and say on stderr what was built. Raises what `build_plan` does."""
+    from export.plan.build import build_plan
+    from export.progress import Stages
+    from runtime.engine.plan import FLAVOURS
+
+    path = output if output.suffix == ".plan" else output.with_name(output.name + ".plan")
+    stages = Stages()
+    spec = build_plan(engine, path, request, stages)
+    found = spec.plan
+    assert found is not None
+    counted = "; ".join(
+        f"{kind.replace('_', ' ')}: {', '.join(f'{n} {name}' for name, n in count.items())}"
+        for kind, count in found.arithmetic.items()
+    )
+    where = found.gpu or "no GPU: what only one can tell is left open"
+    print(
+        f"{stages}\n{FLAVOURS[found.flavour]} {found.version} ({where}), {found.size / 1e6:.1f} MB; {counted}\n"
+        f"wrote {path} and {path}.json",
+        file=sys.stderr,
+    )
+    return spec

@@ -1,0 +1,75 @@
+"""What an ONNX engine says of itself, read without onnx and without its weights."""
+
+from pathlib import Path
+from typing import BinaryIO
+
+from runtime.engine.spec import METADATA_KEY, EngineSpec, check_sidecar
+from runtime.errors import DiffSegError
+
+METADATA_PROPS = 14  # field of ModelProto; its entries have a key, 1, and a value, 2
+LENGTH_DELIMITED = 2
+FIXED = {1: 8, 5: 4}  # bytes of the wire types of fixed size
+
+
+def read_engine(path: Path) -> EngineSpec:
+    """The description inside an ONNX engine, held to its sidecar.
+
+    Raises DiffSegError when there is no file, it is no ONNX engine, or the sidecar is another file's.
+    """
+    if path.is_dir():
+        raise DiffSegError(f"{path} is a folder; expected an engine, such as {path}/NAME.onnx")
+    if path.suffix.lower() != ".onnx":
+        raise DiffSegError(f"{path}: expected an ONNX engine, .onnx, of which a plan is built")
+    if not path.is_file():
+        raise DiffSegError(
+            f"no engine {path}; export one with 'python -m export MODEL --output {path.with_suffix('')}'"
+        )
+    text = onnx_metadata(path).get(METADATA_KEY)
+    if text is None:
+        raise DiffSegError(
+            f"{path} is no engine: expected an ONNX file with the metadata entry '{METADATA_KEY}' that "
+            "'python -m export' writes; export the model again"
+        )
+    spec = EngineSpec.from_json(text, f"the metadata of {path}")
+    check_sidecar(path, spec)
+    return spec
+
+
+def onnx_metadata(path: Path) -> dict[str, str]:
+    """The metadata entries of an ONNX file; empty where it is none. Weights are skipped, not read."""
+    entries = {}
+    with path.open("rb") as file:
+        size = path.stat().st_size
+        try:
+            while file.tell() < size:
+                field, kind = divmod(_varint(file), 8)
+                if kind == 0:
+                    _varint(file)
+                    continue
+                length = _varint(file) if kind == LENGTH_DELIMITED else FIXED[kind]
+                if file.tell() + length > size:
+                    return {}  # cut short, or never ONNX
+                if field == METADATA_PROPS:
+                    end, pair = file.tell() + length, {}
+                    while file.tell() < end:
+                        key, _ = divmod(_varint(file), 8)
+                        pair[key] = file.read(_varint(file)).decode()
+                    entries[pair[1]] = pair[2]
+                else:
+                    file.seek(length, 1)
+        except (KeyError, EOFError, UnicodeDecodeError):
+            return {}
+    return entries
+
+
+def _varint(file: BinaryIO) -> int:
+    """Protocol Buffers' number: seven bits a byte, the lowest first."""
+    number = shift = 0
+    while True:
+        byte = file.read(1)
+        if not byte or shift > 63:
+            raise EOFError
+        number |= (byte[0] & 127) << shift
+        shift += 7
+        if byte[0] < 128:
+            return number

@@ -1,1 +1,0 @@
-"""One module per inference library; `runtime.engine` picks."""

@@ -1,0 +1,107 @@
+"""ONNX engines through ONNX Runtime, on the CPU or on CUDA."""
+
+import contextlib
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from runtime.engine.base import Engine
+from runtime.engine.spec import METADATA_KEY, read_spec
+from runtime.errors import DiffSegError
+from runtime.gpu.arrays import DeviceArray, device_array
+
+
+class OnnxRuntimeEngine(Engine):
+    """An ONNX engine in an ONNX Runtime session. Sessions may be run from several threads at once."""
+
+    def __init__(self, path: Path, device: str, *, threads: int | None = None) -> None:
+        """`threads`: of the CPU, None for all. Raises DiffSegError if the file is no engine, or the device absent."""
+        # Fatal only: what goes wrong reaches the user as an exception, not as a library's log line.
+        ort.set_default_logger_severity(4)
+        providers, self.device = _providers(device)
+        # cuDNN and cuBLAS may lie in pip packages, where no loader looks; what this prints is for nobody.
+        if self.device != "cpu" and hasattr(ort, "preload_dlls"):
+            with contextlib.redirect_stdout(io.StringIO()):
+                ort.preload_dlls()
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        if threads is not None:
+            if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+                raise DiffSegError(f"threads: expected a whole number above 0, found {threads!r}")
+            options.intra_op_num_threads = threads
+        try:
+            self.session = ort.InferenceSession(path, options, providers=providers)
+        except Exception as error:
+            if "NOT_IMPLEMENTED" in str(error):
+                raise DiffSegError(
+                    f"ONNX Runtime {ort.__version__} has no {device} kernels for {path.name}, as for all bf16 engines; "
+                    "use --backend openvino (pip install 'diffseg[openvino]')"
+                ) from None
+            raise DiffSegError(
+                f"{path} is not an ONNX file that ONNX Runtime {ort.__version__} can load "
+                f"({str(error).strip().splitlines()[0][:200]}); export the engine again with 'python -m export'"
+            ) from None
+        wanted = providers[0] if isinstance(providers[0], str) else providers[0][0]
+        # Asked for a provider it cannot start, ONNX Runtime silently falls back to the CPU.
+        if wanted not in self.session.get_providers() and device == "auto":
+            self.device = "cpu"
+        elif wanted not in self.session.get_providers():
+            raise DiffSegError(
+                f"device {device!r} needs ONNX Runtime's {wanted}, which did not start; found "
+                f"{', '.join(self.session.get_providers())}; check the driver, CUDA and cuDNN "
+                "(pip install 'diffseg[gpu]' brings both), or use --device cpu"
+            )
+        self.on_device = self.device != "cpu"
+        try:
+            text = self.session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+        except UnicodeDecodeError as error:
+            raise DiffSegError(f"{path} is damaged: its metadata is no text ({error}); export it again") from None
+        self._outputs = [output.name for output in self.session.get_outputs()]
+        self.spec = read_spec(path, text, self._outputs)
+
+    def _infer(self, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        try:
+            return self.session.run(self._outputs, inputs)
+        except Exception as error:
+            raise DiffSegError(f"ONNX Runtime failed: {str(error).strip().splitlines()[0][:300]}") from None
+
+    def _infer_on_device(self, inputs: dict[str, np.ndarray]) -> list[DeviceArray]:
+        """Outputs stay where ONNX Runtime allocates them; when the run returns, they are written."""
+        number = int(self.device.partition(":")[2])
+        binding = self.session.io_binding()
+        for name, array in inputs.items():
+            binding.bind_cpu_input(name, array)
+        for name in self._outputs:
+            binding.bind_output(name, "cuda", number)
+        try:
+            self.session.run_with_iobinding(binding)
+            binding.synchronize_outputs()
+        except Exception as error:
+            raise DiffSegError(f"ONNX Runtime failed: {str(error).strip().splitlines()[0][:300]}") from None
+        arrays = [device_array(value, name) for name, value in zip(self._outputs, binding.get_outputs(), strict=True)]
+        if not all(arrays):
+            raise DiffSegError(f"ONNX Runtime left its outputs on the host, asked for {self.device}; use --device cpu")
+        return [array for array in arrays if array is not None]
+
+    def clone(self) -> "OnnxRuntimeEngine":
+        other = object.__new__(OnnxRuntimeEngine)
+        other.__dict__.update(self.__dict__)
+        return other
+
+
+def _providers(device: str) -> tuple[list[Any], str]:
+    """ONNX Runtime's providers for a device, and the device's name once 'auto' is resolved."""
+    available = ort.get_available_providers()
+    gpu = "CUDAExecutionProvider" in available
+    if device == "cpu" or (device == "auto" and not gpu):
+        return ["CPUExecutionProvider"], "cpu"
+    if not gpu:
+        raise DiffSegError(
+            f"device {device!r} asked for, but this ONNX Runtime has no CUDA (it has {', '.join(available)}); "
+            "pip uninstall onnxruntime && pip install 'diffseg[gpu]', or use --device cpu"
+        )
+    index = int(device.partition(":")[2] or 0)
+    return [("CUDAExecutionProvider", {"device_id": index, "use_tf32": 0}), "CPUExecutionProvider"], f"cuda:{index}"

@@ -1,0 +1,176 @@
+"""ONNX engines through OpenVINO, on the CPU: in bfloat16 where it has units for that, and also bfloat16 graphs."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from openvino import opset11 as opset
+
+from runtime.engine.base import Engine
+from runtime.engine.spec import METADATA_KEY, EngineSpec, read_spec
+from runtime.errors import DiffSegError
+from runtime.native.build import cache_folder
+
+HINTS = {"fp32": "f32", "bf16": "bf16"}
+CACHED_DAYS = 30  # a compiled model that long without use goes
+# Bytes of the largest engine that is cached. A compiled model keeps the weights as they were: at full size that is
+# 3.4 GB of disk and 2 GB more memory at its peak, to load no faster than it compiles.
+LARGEST_CACHED = 1e9
+
+
+class OpenVinoEngine(Engine):
+    """An ONNX engine compiled by OpenVINO. Clones share the weights and have an inference request each."""
+
+    def __init__(
+        self,
+        path: Path,
+        device: str,
+        *,
+        threads: int | None = None,
+        streams: int = 1,
+        precision: str | None = None,
+        cache: str | Path | None = None,
+    ) -> None:
+        """Compile an engine, or take it from the cache.
+
+        `threads`: of the CPU, None for all. `streams`: how many clones run at the same time, each with its share of
+        the threads. `precision`: fp32 keeps a float32 graph exact, bf16 multiplies matrices in bfloat16; None = bf16
+        where the CPU has units for it. `cache`: folder of compiled models up to 1 GB, None for the one in the user's
+        cache, "" for none. Weights are mapped from the file, not read.
+        Raises DiffSegError where the file is no engine, the CPU lacks the precision, or OpenVINO cannot compile it.
+        """
+        if device not in ("auto", "cpu"):
+            raise DiffSegError(f"the openvino backend runs on the CPU, found device {device!r}; use --device cpu")
+        core = ov.Core()
+        core.set_property({"ENABLE_MMAP": True})
+        options = _options(threads, streams, precision)
+        if not isinstance(cache, str | Path | None):
+            raise DiffSegError(f'cache: expected a folder, or "" for none, found {cache!r}; leave it out for the best')
+        try:
+            model = core.read_model(path)
+        except Exception as error:
+            raise DiffSegError(
+                f"{path} is not an ONNX file that OpenVINO {ov.__version__.split('-')[0]} can load "
+                f"({_first_line(error)}); export the engine again with 'python -m export'"
+            ) from None
+        self.spec = read_spec(path, _metadata(model), [output.get_any_name() for output in model.outputs])
+        self.device = "cpu"
+        if options["INFERENCE_PRECISION_HINT"] == "bf16":
+            _keep_maps_in_bfloat16(model, self.spec)
+        folder = compiled_folder() if cache is None else Path(cache).expanduser() if cache else None
+        if folder is not None and _usable(folder, _weights(model)):
+            options["CACHE_DIR"] = str(folder)
+        try:
+            self.compiled = core.compile_model(model, "CPU", options)
+        except Exception as error:
+            raise DiffSegError(f"OpenVINO cannot compile {path}: {_first_line(error)}") from None
+        self._request = self.compiled.create_infer_request()
+
+    @property
+    def precision(self) -> str:
+        """What matrices are multiplied in: fp32 or bf16."""
+        hint = self.compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        return next((name for name, value in HINTS.items() if value == hint), hint)
+
+    def _infer(self, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        try:
+            self._request.infer(inputs)
+        except Exception as error:
+            raise DiffSegError(f"OpenVINO failed: {_first_line(error)}") from None
+        return [np.array(tensor.data) for tensor in self._request.output_tensors]
+
+    def clone(self) -> OpenVinoEngine:
+        other = object.__new__(OpenVinoEngine)
+        other.__dict__.update(self.__dict__, _request=self.compiled.create_infer_request())
+        return other
+
+
+def has_bfloat16() -> bool:
+    """Whether the CPU has units that multiply bfloat16: there OpenVINO runs a float32 engine the fastest."""
+    return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def compiled_folder() -> Path:
+    """Where compiled models are kept."""
+    return cache_folder() / "openvino"
+
+
+def _options(threads: int | None, streams: int, precision: str | None) -> dict[str, Any]:
+    for name, value in (("threads", threads), ("streams", streams)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise DiffSegError(f"{name}: expected a whole number above 0, found {value!r}; leave it out for the best")
+    if precision not in (None, *HINTS):
+        raise DiffSegError(f"precision: expected {' or '.join(HINTS)}, found {precision!r}; leave it out for the best")
+    able = has_bfloat16()
+    if precision == "bf16" and not able:
+        raise DiffSegError(
+            "precision bf16: expected a CPU with bfloat16 units (AMX, AVX-512 BF16), found none; use fp32"
+        )
+    options: dict[str, Any] = {
+        "INFERENCE_PRECISION_HINT": HINTS[precision or ("bf16" if able else "fp32")],
+        "NUM_STREAMS": streams,
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    if threads is not None:
+        options["INFERENCE_NUM_THREADS"] = threads
+    return options
+
+
+def _keep_maps_in_bfloat16(model: ov.Model, spec: EngineSpec) -> None:
+    """Let attention's softmax and the means of its maps take and give bfloat16, whatever they compute in.
+
+    OpenVINO keeps what follows the last matrix product in float32. Here that would be every softmax, for its map is an
+    output, and the conversions around it take a quarter of a 64×64 layer's time. The search for what follows also ends
+    at an interpolation: one from a map's own size to the same changes nothing, and costs a copy of the mean map.
+    """
+    names = {level.output for level in spec.levels}
+    for op in model.get_ordered_ops():
+        for output in op.outputs():
+            if names & output.get_names() and output.get_partial_shape()[1:].is_static:
+                sizes, axes = (
+                    opset.constant(np.array(values, np.int64))
+                    for values in (output.get_partial_shape()[1:].to_shape(), (1, 2))
+                )
+                followers = output.get_target_inputs()
+                same = opset.interpolate(output, sizes, "nearest", "sizes", axes=axes)
+                for follower in followers:
+                    follower.replace_source_output(same.output(0))
+
+
+def _weights(model: ov.Model) -> int:
+    """Bytes of the constants in a graph."""
+    constants = [op.output(0) for op in model.get_ops() if op.get_type_name() == "Constant"]
+    return sum(math.prod(value.get_shape()) * value.get_element_type().size for value in constants)
+
+
+def _usable(folder: Path, size: int) -> bool:
+    """Make the cache's folder and forget what has long not been used; whether it can take `size` bytes."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        oldest = time.time() - CACHED_DAYS * 86400
+        for blob in folder.glob("*.blob"):
+            with contextlib.suppress(OSError):  # another process may have been quicker
+                if max(blob.stat().st_atime, blob.stat().st_mtime) < oldest:
+                    blob.unlink()
+    except OSError:
+        return False
+    return size <= LARGEST_CACHED and os.access(folder, os.W_OK) and shutil.disk_usage(folder).free > 4 * size
+
+
+def _metadata(model: ov.Model) -> str | None:
+    """The entry that `python -m export` left in the ONNX file's metadata."""
+    path = ["framework", METADATA_KEY]
+    return model.get_rt_info(path).astype(str) if model.has_rt_info(path) else None
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return lines[-1][:300] if lines else type(error).__name__

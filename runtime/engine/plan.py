@@ -1,0 +1,153 @@
+"""What must hold before a plan is deserialised: its sidecar against the file, the library and the GPU.
+
+TensorRT itself says little more than "could not deserialize"; so everything that can be known is checked first, and
+each refusal names what was expected, what was found, and the command that mends it. Nothing here needs TensorRT or a
+GPU.
+"""
+
+import hashlib
+import logging
+import os
+import shlex
+from pathlib import Path
+
+from runtime.engine.spec import EngineSpec, PlanInfo, sidecar_path
+from runtime.errors import DiffSegError
+from runtime.files import read_text
+
+FLAVOURS = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}  # module, and what people call it
+OPTIMIZATION_LEVEL, WORKSPACE = 3, 4096  # the builder's defaults; MB
+DEFAULTS = {"optimization_level": OPTIMIZATION_LEVEL, "workspace": WORKSPACE}
+OLDEST = (8, 0)  # compute capability that hardware-compatible plans, and TensorRT-RTX unless asked otherwise, run from
+
+
+def read_plan(path: Path) -> tuple[EngineSpec, PlanInfo]:
+    """The description beside a plan.
+
+    Raises DiffSegError when the sidecar is missing, is another file's, or the plan has another size than it says.
+    """
+    sidecar = sidecar_path(path)
+    if not sidecar.is_file():
+        raise DiffSegError(
+            f"{path} has no sidecar: expected {sidecar.name} beside it, without which nothing can be known of a plan; "
+            f"copy it along, or build the plan again with {rebuild(path)}"
+        )
+    try:
+        spec = EngineSpec.from_json(read_text(sidecar), str(sidecar))
+    except DiffSegError as error:  # which advises to export, as for an ONNX engine
+        found = str(error).rpartition("; ")[0] or str(error)
+        raise DiffSegError(
+            f"{found}; copy the plan's own sidecar, or build the plan again with {rebuild(path)}"
+        ) from None
+    plan = spec.plan
+    if plan is None or plan.flavour not in FLAVOURS:
+        found = "an ONNX engine" if plan is None else f"a plan of {plan.flavour!r}"
+        raise DiffSegError(
+            f"{sidecar} describes {found}; expected a plan of {' or '.join(FLAVOURS)}; copy the plan's own sidecar, or "
+            f"build the plan again with {rebuild(path)}"
+        )
+    size = path.stat().st_size
+    if size != plan.size:
+        wrong = "the plan is cut short" if size < plan.size else "they are of two builds"
+        raise DiffSegError(
+            f"{path} has {size} bytes, its sidecar names {plan.size}: {wrong}; copy both again, or build the plan "
+            f"again with {rebuild(path, plan)}"
+        )
+    return spec, plan
+
+
+def check_library(path: Path, plan: PlanInfo, version: str) -> None:
+    """Hold a plan to the version of the installed library of its flavour.
+
+    Raises DiffSegError unless it is the one that built the plan, or a newer one and the plan is version-compatible.
+    """
+    if version == plan.version or (plan.version_compatible and _numbers(version) >= _numbers(plan.version)):
+        return
+    name, extra = FLAVOURS[plan.flavour], " or newer" if plan.version_compatible else ""
+    raise DiffSegError(
+        f"{path} was built with {name} {plan.version} and runs with that version{extra} alone; found {name} {version}; "
+        f"build it again with {rebuild(path, plan)}, or pip install {plan.flavour.replace('_', '-')}=={plan.version}"
+    )
+
+
+def check_gpu(path: Path, plan: PlanInfo, name: str, capability: str) -> None:
+    """Hold a plan to a GPU, by its name and compute capability ("8.9").
+
+    Raises DiffSegError where the plan cannot run there. Says so where it can, but was timed on another card.
+    """
+    here = _numbers(capability)
+    if plan.flavour == "tensorrt_rtx" or plan.hardware_compatible:
+        oldest = min(map(_numbers, plan.targets)) if plan.targets else OLDEST
+        fits, expected = here >= oldest, f"compute capability {'.'.join(map(str, oldest))} or newer"
+    else:
+        fits = plan.compute_capability in (None, capability)
+        expected = f"compute capability {plan.compute_capability} ({plan.gpu})"
+    if not fits:
+        raise DiffSegError(
+            f"{path} is for GPUs of {expected}; found {name} of {capability}; build it again on this machine with "
+            f"{rebuild(path, plan)}"
+        )
+    if plan.flavour == "tensorrt" and plan.gpu not in (None, name) and not plan.hardware_compatible:
+        logging.getLogger("diffseg").warning(
+            "%s was built on %s and runs on %s: it may be slower than one that is built here with %s",
+            *(path, plan.gpu, name, rebuild(path, plan)),
+        )
+
+
+def check_platform(path: Path, plan: PlanInfo, platform: str) -> None:
+    """Raise DiffSegError where a plan of TensorRT comes from another system or processor; TensorRT-RTX's travel."""
+    if plan.flavour == "tensorrt" and plan.platform != platform:
+        raise DiffSegError(
+            f"{path} was built on {plan.platform} and runs there alone; found {platform}; build it again with "
+            f"{rebuild(path, plan)}"
+        )
+
+
+def check_content(path: Path, plan: PlanInfo, content: "bytes | memoryview") -> None:
+    """Raise DiffSegError unless the file's content is what the sidecar describes."""
+    found = hashlib.sha256(content).hexdigest()
+    if found != plan.sha256:
+        raise DiffSegError(
+            f"{path} is damaged, or its sidecar is another plan's: expected SHA-256 {plan.sha256[:16]}…, found "
+            f"{found[:16]}…; copy both again, or build the plan again with {rebuild(path, plan)}"
+        )
+
+
+def rebuild(path: Path, plan: PlanInfo | None = None) -> str:
+    """The command that builds a plan anew, with the options of the old one as far as they are known."""
+    engine, options = path.with_suffix(".onnx"), []
+    if plan is not None:
+        if plan.engine is not None:
+            built = Path(os.path.normpath(path.parent / plan.engine))
+            # Where plan and engine have been copied to another place, they lie beside each other.
+            engine = built if built.is_file() else path.with_name(built.name)
+        options = build_options(
+            flavour=plan.flavour,
+            optimization_level=plan.optimization_level,
+            workspace=plan.workspace // 2**20,
+            profile=",".join(map(str, plan.batch)) if plan.batch else None,
+            version_compatible=plan.version_compatible,
+            hardware_compatible=plan.hardware_compatible,
+            tf32=plan.tf32,
+            targets=",".join(plan.targets) if plan.targets else None,
+        )
+    if engine.with_suffix(".plan") != path:
+        options += ["--output", str(path)]
+    return f"'{shlex.join(['python', '-m', 'export', 'plan', str(engine), *options])}'"
+
+
+def build_options(**options: str | int | None) -> list[str]:
+    """Words of `python -m export plan` for these options by name (`workspace` in MB), but those at their defaults."""
+    words: list[str] = []
+    for name, value in options.items():
+        if value is None or value is False or value == DEFAULTS.get(name):
+            continue
+        words.append(f"--{name.replace('_', '-')}")
+        if value is not True:
+            words.append(str(value))
+    return words
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """`10.13.3.9` → (10, 13, 3, 9); words in it count as 0."""
+    return tuple(int(word) if word.isdecimal() else 0 for word in version.split("."))

@@ -1,0 +1,58 @@
+"""Files: whole ones or none, and how this program's own outputs are known."""
+
+import uuid
+from pathlib import Path
+
+from runtime.errors import DiffSegError
+
+
+def read_text(path: Path) -> str:
+    """The file's UTF-8 text. Raises DiffSegError if it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DiffSegError(f"cannot read {path}: {error}") from None
+
+
+def write_atomically(path: Path, data: bytes | memoryview) -> None:
+    """Write under a temporary name in the same folder and move into place: a whole file or none.
+
+    Raises OSError when the folder cannot be written or the disk is full.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{uuid.uuid4().hex}.part")
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+# A PNG text entry, so that a second run over the same folder knows these pictures for outputs.
+OWN_MARK = b"tEXtSoftware\x00diffseg"
+
+
+# The same for videos, as a box that players skip, and for label archives, as the zip file's comment: both stand last.
+OWN_ARCHIVE = b"diffseg"
+
+
+OWN_BOX = (8 + len(OWN_ARCHIVE)).to_bytes(4, "big") + b"free" + OWN_ARCHIVE
+
+
+_LAST = {".mp4": OWN_BOX, ".npz": OWN_ARCHIVE}
+
+
+def is_own_output(path: Path) -> bool:
+    """Whether `path` is a PNG, a video or an archive that this program wrote: its mark stands first or last in it."""
+    suffix = path.suffix.lower()
+    try:
+        if suffix not in (".png", *_LAST) or not path.is_file():
+            return False
+        with path.open("rb") as file:
+            if suffix == ".png":
+                return OWN_MARK in file.read(128)
+            file.seek(-min(len(_LAST[suffix]), path.stat().st_size), 2)
+            return file.read() == _LAST[suffix]
+    except OSError:
+        return False

@@ -1,0 +1,1 @@
+"""What INPUT may be: pictures, clips, cameras and streams, decoded to frames."""

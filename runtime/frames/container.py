@@ -1,0 +1,134 @@
+"""Video files and network streams through PyAV: exact times, rotation, and what of them is damaged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from threading import Event
+from typing import TYPE_CHECKING, Any
+
+import av
+import numpy as np
+
+from runtime.errors import DiffSegError
+from runtime.frames.clip import Clip, Picture
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+OPEN_SECONDS, READ_SECONDS = 15.0, 15.0  # how long a server may be silent
+PACED = ("rtsp", "rtmp", "rtp", "udp:", "srt:")  # protocols whose server sets the pace
+# Formats whose header says how long they are, as opposed to those where that is guessed from the size.
+MEASURED = {"matroska", "webm", "avi", "flv", "asf", "mov", "mp4"}
+FINEST_TICK = 1_000_000  # ticks per second
+
+
+class ContainerClip(Clip):
+    """A video file or URL."""
+
+    def __init__(self, address: str, name: str, start: Fraction = Fraction(0)) -> None:
+        """Open it; `name`: for messages, without a password. Raises DiffSegError when it is no video."""
+        super().__init__(name)
+        url = "://" in address
+        try:
+            self._container = av.open(
+                address, metadata_errors="ignore", timeout=(OPEN_SECONDS, READ_SECONDS) if url else None
+            )
+        except av.FFmpegError as error:
+            if url:
+                raise DiffSegError(f"{name}: cannot be opened ({_reason(error)})") from None
+            raise DiffSegError(
+                f"{name}: is not a video that can be read, or is damaged or cut short ({_reason(error)})"
+            ) from None
+        pictures = av.stream.Disposition.attached_pic  # the cover of a piece of music is no video
+        streams = [stream for stream in self._container.streams.video if not stream.disposition & pictures]
+        if not streams:
+            held = ", ".join(sorted({stream.type for stream in self._container.streams})) or "nothing"
+            raise DiffSegError(f"{name}: has no video; it has {held}")
+        stream = self._stream = streams[0]
+        if stream.codec_context is None:
+            raise DiffSegError(f"{name}: its video is of a kind that PyAV {av.__version__} cannot decode")
+        stream.thread_type = "AUTO"
+        self.rate = stream.average_rate or stream.guessed_rate or None
+        unit = Fraction(stream.time_base or self.tick)
+        self.tick = Fraction(1, unit.denominator) if unit.denominator <= FINEST_TICK else self.tick
+        length = self._container.duration
+        self.seconds = length / av.time_base if length and length > 0 else None
+        self.live = url and (self.seconds is None or address.lower().startswith(PACED))
+        ratio = stream.sample_aspect_ratio
+        self.aspect = Fraction(ratio) if ratio else Fraction(1)
+        self._origin = None if stream.start_time is None else stream.start_time * unit
+        if self._container.streams.audio and not self.live:
+            self.audio = (address, self._origin or Fraction(0))
+        self._sought = start > 1 and not self.live and self._origin is not None
+        if self._sought:
+            assert self._origin is not None
+            self._container.seek(int((self._origin + start) / unit), stream=stream)
+
+    def read(self, stop: Event) -> Iterator[Picture]:
+        """Frames in the order in which they are shown. What cannot be decoded is left out and told in `lost`."""
+        unit = Fraction(self._stream.time_base or self.tick)
+        step = 1 / (self.rate or Fraction(25))
+        moment = -step
+        damaged = packets = 0
+        end = Fraction(0)
+        failure = None
+        demuxed = self._container.demux(self._stream, *self._container.streams.audio)
+        try:
+            while not stop.is_set():
+                try:
+                    packet = next(demuxed, None)
+                except av.FFmpegError as error:
+                    # The rest is out of reach; the decoder still holds frames.
+                    failure, packet = _reason(error), None
+                if packet is not None and packet.pts is not None and packet.time_base:
+                    end = max(end, (packet.pts + (packet.duration or 0)) * packet.time_base)
+                if packet is not None and packet.stream_index != self._stream.index:
+                    continue
+                try:
+                    frames = self._stream.decode(packet) if packet is None or packet.size else []
+                except av.FFmpegError:
+                    damaged += packet is not None
+                    frames = []
+                packets += packet is not None and bool(packet.size)
+                for frame in frames:
+                    damaged += frame.is_corrupt
+                    if frame.pts is not None:
+                        if self._origin is None:
+                            self._origin = frame.pts * unit
+                        moment = frame.pts * unit - self._origin
+                    else:
+                        moment += step
+                    yield round(moment / self.tick) * self.tick, self._upright(frame)
+                if packet is None:
+                    self._tell_length(packets, end, failure)
+                    break
+        finally:
+            if damaged:
+                self.lost.append(f"{damaged} frame{'s are' if damaged > 1 else ' is'} damaged")
+
+    def _upright(self, frame: Any) -> NDArray[np.uint8]:
+        image = frame.to_ndarray(format="bgr24")
+        turns = round(frame.rotation / 90) % 4  # counter-clockwise, as rot90 counts
+        return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
+
+    def _tell_length(self, packets: int, end: Fraction, failure: str | None) -> None:
+        """Compare what has been read with what the header promises."""
+        expected = 0 if self._sought else self._stream.frames
+        began = Fraction(self._container.start_time or 0, av.time_base)
+        length = Fraction(self._container.duration or 0, av.time_base)
+        short = bool(MEASURED & set(self._container.format.name.split(","))) and end - began < length - Fraction(1, 2)
+        if failure:
+            self.lost.append(f"reading stopped after {float(end - began):.1f} s ({failure})")
+        elif expected and packets < expected:
+            self.lost.append(f"the file is cut short: {packets} of {expected} frames are there")
+        elif not expected and short:
+            self.lost.append(f"the file is cut short: {float(end - began):.1f} of {float(length):.1f} s are there")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._container.close()
+
+
+def _reason(error: Any) -> str:
+    return str(error.strerror or error)

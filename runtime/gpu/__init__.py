@@ -1,0 +1,1 @@
+"""The CUDA driver, and arrays on a device."""

@@ -1,0 +1,71 @@
+"""Nested groups of proposals over a sweep of thresholds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from runtime.merge.divergence import SMALLEST_PROBABILITY
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+STEPS = tuple(2 ** (step / 2) for step in range(-4, 5))  # the default sweep: of the engine's own threshold
+
+
+def group_proposals(
+    proposals: NDArray[Any], areas: Sequence[int] | NDArray[Any], thresholds: Sequence[float]
+) -> NDArray[np.int32]:
+    """Group proposals that are near each other, for every threshold.
+
+    The two groups with the smallest mean divergence D between their members become one, and so on (average linkage;
+    D of the paper's equation 5, members weighted by their area). That divergence never falls from one union to the
+    next, so a threshold cuts the tree of unions in one place, and groups at a higher one consist of whole groups.
+
+    Args:
+        proposals: float [P, n], every one sums to 1.
+        areas: of the segments, in pixels, above 0.
+        thresholds: ascending; the unions below each are made.
+
+    Returns:
+        int32 [len(thresholds), P]: the group of every proposal, numbered without gaps by their first members.
+    """
+    maps = np.asarray(proposals, np.float64)
+    logs = np.log(np.maximum(maps, SMALLEST_PROBABILITY))
+    cross = maps @ logs.T
+    entropy = np.diagonal(cross)
+    divergences = (entropy[:, None] + entropy - cross - cross.T) / 2
+    np.fill_diagonal(divergences, np.inf)
+    weights = np.asarray(areas, np.float64).copy()
+    group = np.arange(len(maps))
+    levels = np.empty((len(thresholds), len(maps)), np.int32)
+    for level, threshold in enumerate(thresholds):
+        while True:
+            kept, gone = sorted(divmod(int(divergences.argmin()), len(maps)))
+            if not divergences[kept, gone] < threshold:
+                break
+            share = weights[gone] / (weights[kept] + weights[gone])
+            mean = divergences[kept] * (1 - share) + divergences[gone] * share
+            divergences[kept] = divergences[:, kept] = mean
+            divergences[gone] = divergences[:, gone] = np.inf
+            weights[kept] += weights[gone]
+            group[group == gone] = kept
+        levels[level] = np.unique(group, return_inverse=True)[1]
+    return levels
+
+
+def check_sweep(thresholds: Iterable[float]) -> tuple[float, ...]:
+    """The thresholds in ascending order, each once; ValueError where they are none."""
+    try:
+        values = sorted({float(threshold) for threshold in thresholds})
+    except (TypeError, ValueError):
+        values = []
+    if not values or not all(0 < value < float("inf") for value in values):
+        raise ValueError(
+            f"thresholds: expected finite numbers above 0, one per level, found {thresholds!r}; give for example "
+            "(0.5, 1.0, 2.0)"
+        )
+    return tuple(values)

@@ -1,0 +1,1 @@
+"""What is written: drawing, label pictures, videos and archives."""

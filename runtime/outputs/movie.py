@@ -1,0 +1,222 @@
+"""The overlay as a video: exact times, the clip's sound, and a file that can be played however it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import cv2
+import numpy as np
+
+from runtime.errors import DiffSegError
+from runtime.files import OWN_BOX
+from runtime.outputs.sinks import Sink, explain
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from runtime.frames.clip import Clip
+
+FINEST_TICK = 1_000_000  # ticks per second
+_BT601, _LIMITED = 6, 1  # FFmpeg's AVCOL_SPC_SMPTE170M and AVCOL_RANGE_MPEG: what BGR frames are converted to
+_HEAD = 1 << 16  # bytes: more than what precedes the first fragment
+
+
+@dataclass(frozen=True, slots=True)
+class VideoForm:
+    """What of its clip a video keeps: average rate, tick in seconds, shape of pixels, sound."""
+
+    rate: Fraction
+    tick: Fraction
+    aspect: Fraction = Fraction(1)
+    audio: tuple[str, Fraction] | None = None
+
+    @classmethod
+    def of(cls, clip: Clip) -> VideoForm:
+        """As the clip is."""
+        from runtime.frames.clip import DEFAULT_RATE
+
+        return cls(clip.rate or DEFAULT_RATE, clip.tick, clip.aspect, clip.audio)
+
+
+class VideoSink(Sink):
+    """An H.264 .mp4 with the clip's own times and sound.
+
+    Written in fragments under a temporary name, which become an ordinary file at the end: whatever happens, what has
+    been written can be played. Sides are even in this format: an odd one is a pixel longer, its last row repeated.
+    """
+
+    def __init__(self, path: Path, form: VideoForm, warn: Callable[[str], None] = lambda line: None) -> None:
+        av = _av()
+        self.path = path
+        self._form = form
+        self._warn = warn
+        self._codec = next(name for name in ("libx264", "libopenh264", "mpeg4") if name in av.codecs_available)
+        self._part = path.with_name(f".{uuid.uuid4().hex}.part")
+        self._container: Any = None
+        self._begin = Fraction(0)
+        self._end = Fraction(0)
+        self._frames = 0
+        self._broken = False
+
+    def write(self, number: int, time: Fraction, image: NDArray[np.uint8]) -> None:
+        """Encode one frame, uint8 [H, W, 3] BGR, all of one size."""
+        av = _av()
+        if image.shape[0] % 2 or image.shape[1] % 2:
+            odd = (image.shape[0] % 2, image.shape[1] % 2)
+            image = cv2.copyMakeBorder(image, 0, odd[0], 0, odd[1], cv2.BORDER_REPLICATE).astype(np.uint8, copy=False)
+        try:
+            if self._container is None:
+                self._begin = time
+                self._open(image.shape[1], image.shape[0])
+            frame = av.VideoFrame.from_ndarray(image, format="bgr24")
+            frame.time_base = self._tick
+            frame.pts = round((time - self._begin) / self._tick)
+            # How long the last frame lasts; all others last until the next.
+            frame.duration = max(1, round(1 / self._form.rate / self._tick))
+            self._container.mux(self._stream.encode(frame))
+            self._frames += 1
+            self._end = time + 1 / self._form.rate
+            self._audio.until(time)
+        except (av.FFmpegError, OSError) as error:
+            self._broken = True
+            raise explain(self.path, error, f"{self._frames} frames were done") from None
+
+    def _open(self, width: int, height: int) -> None:
+        av = _av()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._container = av.open(
+            str(self._part),
+            "w",
+            format="mp4",
+            # The edit list lets the sound begin where it did: a packet rarely begins with a picture.
+            options={"movflags": "hybrid_fragmented+negative_cts_offsets", "use_editlist": "1"},
+        )
+        options = {"preset": "veryfast", "crf": "20"} if self._codec == "libx264" else {}
+        stream = self._stream = self._container.add_stream(self._codec, rate=self._form.rate, options=options)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        # Said, because players take an HD video that says nothing for BT.709, and its colours would be off.
+        stream.codec_context.colorspace, stream.codec_context.color_range = _BT601, _LIMITED
+        tick = self._form.tick
+        self._tick = tick if tick.denominator <= FINEST_TICK else Fraction(1, 90_000)
+        stream.codec_context.time_base = self._tick
+        # A key frame every second: each closes a fragment, and what is not closed is in memory only.
+        stream.codec_context.gop_size = max(1, min(250, round(self._form.rate)))
+        if self._form.aspect != 1:
+            stream.codec_context.sample_aspect_ratio = self._form.aspect
+        from runtime.outputs.audio import AudioCopy, Silence
+
+        self._audio: AudioCopy | Silence = Silence()
+        if self._form.audio:
+            source, origin = self._form.audio
+            try:
+                self._audio = AudioCopy(source, self._container, origin, self._begin)
+            except (av.FFmpegError, ValueError) as error:
+                self._warn(f"{self.path}: the sound is left out ({getattr(error, 'strerror', None) or error})")
+
+    def close(self) -> None:
+        """Write what the encoder still holds, the sound up to the last frame and the index; move into place."""
+        if self._container is None:
+            return
+        av = _av()
+        container, self._container = self._container, None
+        failure = None
+        try:
+            if not self._broken:
+                container.mux(self._stream.encode(None))
+                self._audio.until(self._end)
+            self._audio.close()
+        except (av.FFmpegError, OSError) as error:
+            failure = error
+        # Closing turns fragments into an ordinary file, from its end to its head. On a full disk it gets half way.
+        with self._part.open("rb") as file:
+            head, length = file.read(_HEAD), file.seek(0, os.SEEK_END)
+        try:
+            container.close()
+            if self._frames:
+                with self._part.open("ab") as file:
+                    file.write(OWN_BOX)
+        except (av.FFmpegError, OSError) as error:
+            failure = failure or error
+        if not self._frames:
+            self._part.unlink(missing_ok=True)
+        elif self._broken or failure is not None:
+            self._keep_fragments(head, length, failure)
+        else:
+            self._part.replace(self.path)
+
+    def _keep_fragments(self, head: bytes, length: int, failure: Exception | None) -> None:
+        """Put the file back to what it was before it was closed; needs no room on the disk."""
+        with self._part.open("r+b") as file:
+            file.write(_with_edits(head, self._end - self._begin))
+            file.truncate(length)
+            file.truncate(_end_of_fragments(file))
+            file.seek(0, os.SEEK_END)
+            with contextlib.suppress(OSError):  # the cut has made room, as a rule
+                file.write(OWN_BOX)
+        kept = f"what could be written of {self._frames} frames is kept"
+        if _readable(self._part):
+            self._part.replace(self.path)
+        else:
+            self._part.unlink(missing_ok=True)
+            kept = "nothing of it could be kept"
+        if failure is not None and not self._broken:  # otherwise it has been said
+            raise explain(self.path, failure, kept) from None
+
+
+def _with_edits(head: bytes, length: Fraction) -> bytes:
+    """The head of an .mp4 in fragments, whose edit lists are given a length in seconds.
+
+    They have none before the file is closed, and players then leave out what the first fragment holds.
+    """
+    patched = bytearray(head)
+    end = head.find(b"mdat")
+    scale = head.find(b"mvhd", 0, end) + 16  # name, version, two times
+    duration = round(length * int.from_bytes(head[scale : scale + 4], "big")) + 1
+    edit = head.find(b"elst", 0, end)
+    while edit >= 0:
+        if head[edit + 4] == 0 and not any(head[edit + 12 : edit + 16]):  # version; after the count, the first length
+            patched[edit + 12 : edit + 16] = min(duration, 0x7FFFFFFF).to_bytes(4, "big")
+        edit = head.find(b"elst", edit + 4, end)
+    return bytes(patched)
+
+
+def _end_of_fragments(file: BinaryIO) -> int:
+    """Where the last whole fragment of an .mp4 ends: its boxes are a length, a name and what they hold."""
+    length = file.seek(0, os.SEEK_END)
+    position = end = 0
+    while position + 8 <= length:
+        file.seek(position)
+        size, name = int.from_bytes(file.read(4), "big"), file.read(4)
+        if size == 1:
+            size = int.from_bytes(file.read(8), "big")
+        position += max(size, 8)
+        if name == b"mdat" and position <= length:
+            end = position
+    return end
+
+
+def _readable(path: Path) -> bool:
+    av = _av()
+    try:
+        with av.open(str(path)) as container:
+            return next(container.decode(video=0), None) is not None
+    except (av.FFmpegError, OSError, IndexError):
+        return False
+
+
+def _av() -> Any:
+    try:
+        import av
+    except ImportError:
+        raise DiffSegError(
+            'writing video needs PyAV; install it by pip install "diffseg[video]", or leave out overlay and segments '
+            "by --save labels"
+        ) from None
+    return av

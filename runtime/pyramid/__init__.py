@@ -1,0 +1,1 @@
+"""What a pyramid of attention maps has to be, its weights and its anchors."""

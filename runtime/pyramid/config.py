@@ -1,0 +1,55 @@
+"""Parameters of the merge."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from runtime.pyramid.weights import Weights, check_weights
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class MergeConfig:
+    """Parameters of the merge; the defaults are the paper's for COCO-Stuff.
+
+    Attributes:
+        thresholds: KL threshold τ of every iteration; their number is the number of iterations.
+        grid: anchors per axis, from 2 to the shorter side of the finest resolution.
+        weights: of the resolutions in the aggregation: "proportional" to the side (the authors' code),
+            "per-tensor" (the paper's text), or one number per resolution, finest first.
+        refine: "kmeans" replaces the proposals by the cluster means of K-means on the maps, seeded by them.
+
+    Raises:
+        ValueError: if a value is out of range.
+    """
+
+    thresholds: tuple[float, ...] = (1.1, 1.1, 1.1)
+    grid: int = 16
+    weights: Weights = "proportional"
+    refine: Literal["none", "kmeans"] = "none"
+
+    def __post_init__(self) -> None:
+        try:
+            thresholds = tuple(float(threshold) for threshold in self.thresholds)
+        except (TypeError, ValueError):
+            thresholds = ()
+        if not thresholds or not all(np.isfinite(threshold) and threshold > 0 for threshold in thresholds):
+            raise ValueError(
+                "thresholds: expected one finite number above 0 per iteration and at least one, found "
+                f"{self.thresholds!r}; give for example (1.1, 1.1, 1.1)"
+            )
+        if isinstance(self.grid, bool) or not isinstance(self.grid, (int, np.integer)) or self.grid < 2:
+            raise ValueError(
+                f"grid: expected a whole number of anchors per axis, at least 2, found {self.grid!r}; "
+                "give for example 16"
+            )
+        if self.refine not in ("none", "kmeans"):
+            raise ValueError(f"refine: expected 'none' or 'kmeans', found {self.refine!r}; choose one of them")
+        object.__setattr__(self, "thresholds", thresholds)
+        object.__setattr__(self, "grid", int(self.grid))
+        object.__setattr__(self, "weights", check_weights(self.weights))

@@ -1,0 +1,75 @@
+"""How the resolutions of a pyramid are weighted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+
+if TYPE_CHECKING:
+    pass
+
+
+Grid: TypeAlias = tuple[int, int]
+
+
+Weights: TypeAlias = Literal["proportional", "per-tensor"] | tuple[float, ...]
+
+
+def check_weights(weights: Any) -> Weights:
+    """Return the weights with lists made tuples; ValueError where they cannot be used for any pyramid."""
+    if isinstance(weights, str):
+        if weights not in ("proportional", "per-tensor"):
+            raise ValueError(
+                "weights: expected 'proportional', 'per-tensor' or one number per resolution, found "
+                f"{weights!r}; choose one of them"
+            )
+        return weights  # type: ignore[return-value]
+    try:
+        values = tuple(float(value) for value in weights)
+    except (TypeError, ValueError):
+        values = ()
+    if not values or not all(np.isfinite(value) and value >= 0 for value in values) or sum(values) <= 0:
+        raise ValueError(
+            "weights: expected finite numbers that are not negative and not all 0, one per resolution, "
+            f"found {weights!r}; give for example (1, 0, 0, 0) for the finest resolution alone"
+        )
+    return values
+
+
+def resolution_ratios(weights: Any, grids: Sequence[Grid], layers: Sequence[int] | None = None) -> list[float]:
+    """R_r of every resolution, summing to 1 (paper, equation 4).
+
+    Args:
+        weights: "proportional" (R_r ∝ side), "per-tensor" (R_r ∝ layers · side) or one number per resolution.
+        grids: (h, w) of every resolution; the side of a grid that is not square is √(h·w).
+        layers: how many layers were averaged in every resolution; needed for "per-tensor".
+
+    Raises:
+        ValueError: if weights or layers do not fit the resolutions.
+    """
+    chosen = check_weights(weights)
+    sides = [float(np.sqrt(h * w)) for h, w in grids]
+    if chosen == "proportional":
+        values = sides
+    elif chosen == "per-tensor":
+        if layers is None or len(layers) != len(grids) or any(count < 1 for count in layers):
+            raise ValueError(
+                f"layers: weights 'per-tensor' expect {len(grids)} numbers of layers, each at least 1, found "
+                f"{layers!r}; pass layers= as the engine's sidecar gives them, or use weights 'proportional'"
+            )
+        values = [count * side for count, side in zip(layers, sides, strict=True)]
+    else:
+        if len(chosen) != len(grids):
+            raise ValueError(
+                f"weights: expected {len(grids)} numbers, one per resolution {_sizes(grids)}, found "
+                f"{len(chosen)}; give as many weights as there are resolutions (0 leaves one out)"
+            )
+        values = [float(value) for value in chosen]
+    total = sum(values)
+    return [value / total for value in values]
+
+
+def _sizes(grids: Sequence[Grid]) -> str:
+    return ", ".join(f"{h}x{w}" for h, w in grids)

@@ -1,0 +1,1 @@
+"""After the merge: borders that follow the image's edges, small regions given to their neighbours."""

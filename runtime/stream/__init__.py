@@ -1,0 +1,1 @@
+"""Stages that overlap: sources in, results out."""

@@ -1,0 +1,1 @@
+"""Identities from frame to frame: motion, tracks, tracker."""

@@ -1,0 +1,153 @@
+"""What a tracker knows of one identity, and what it sees of one segment; how alike the two are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from runtime.result import Result
+    from runtime.track.motion import Motion
+
+MOST_OF_IT, FORGET = 0.85, 0.99  # of its usual area, which is forgotten by this factor a frame
+SAME_COLOUR = 45.0  # distance of mean BGR colours
+REACH = 0.4  # of the longer side: how far from its course something may come back
+SEEN_ENOUGH = 4  # sightings that make something a thing that can come back
+STAND_IN = 32  # side of the maps that stand in for the proposals of an engine that gives none
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """One segment of one frame, on the small picture [h, w] of `runtime.track.motion`.
+
+    Attributes:
+        mask: float32 [h, w], its share in every pixel.
+        proposal: float32 [h', w'], its attention map; or its blurred mask, where the engine gives no maps.
+        colour: float32 [3], mean BGR, of its middle above all.
+        place: float64 [2], its middle (x, y) in pixels.
+    """
+
+    mask: NDArray[np.float32]
+    proposal: NDArray[np.float32]
+    colour: NDArray[np.float32]
+    place: NDArray[np.float64]
+
+
+@dataclass(slots=True, eq=False)
+class Track:
+    """One identity.
+
+    Attributes:
+        number: the identity.
+        mask: float32 [h, w], its share in every pixel; all tracks' sum to 1. None: out of sight.
+        proposal: float32 [h', w'], carried along the flow and blended.
+        portrait: the last sighting of most of it, by which it is known when it comes back; `age` frames old.
+        velocity: pixels (x, y) a frame, mean of the sightings.
+        area: of a usual sighting, in pixels.
+        unseen: frames since a segment was last matched with it.
+        known: frames since it was born.
+        seen: sightings; what was seen a few times only is no thing to come back.
+    """
+
+    number: int
+    mask: NDArray[np.float32] | None
+    proposal: NDArray[np.float32]
+    portrait: Sighting
+    area: float
+    velocity: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))
+    age: int = 0
+    unseen: int = 0
+    known: int = 0
+    seen: int = 1
+
+    def move(self, motion: Motion) -> None:
+        """Go on to the next frame, with the picture."""
+        self.age += 1
+        self.unseen += 1
+        self.known += 1
+        if self.mask is not None:
+            self.mask = motion.carry(self.mask)
+            self.proposal = motion.carry(self.proposal)
+
+    def see(self, sighting: Sighting) -> None:
+        """Take over what its segment in this frame looks like."""
+        self.unseen = 0
+        self.seen += 1
+        self.proposal = 0.5 * (self.proposal + sighting.proposal)
+        area = float(sighting.mask.sum())
+        self.area *= FORGET
+        if area < MOST_OF_IT * self.area:  # going behind something: remember it as it was
+            return
+        self.area = max(self.area, area)
+        if self.age == 1:
+            self.velocity = 0.7 * self.velocity + 0.3 * (sighting.place - self.portrait.place)
+        self.portrait = replace(sighting, colour=0.7 * self.portrait.colour + 0.3 * sighting.colour)
+        self.age = 0
+
+    def resembles(self, sighting: Sighting) -> float:
+        """Whether this, out of sight, could be it: exp(−D) of the proposals, its own moved to the other's place.
+
+        0 where the colours differ, where it cannot have come to since it was seen, or when it was hardly ever seen.
+        """
+        portrait = self.portrait
+        astray = np.linalg.norm(sighting.place - portrait.place - self.age * self.velocity)
+        if (
+            self.seen < SEEN_ENOUGH
+            or np.linalg.norm(portrait.colour - sighting.colour) > SAME_COLOUR
+            or astray > REACH * max(sighting.mask.shape)
+        ):
+            return 0.0
+        (height, width), (h, w) = sighting.mask.shape, sighting.proposal.shape
+        dx, dy = (sighting.place - portrait.place) * (w / width, h / height)
+        shift = np.array([[1, 0, dx], [0, 1, dy]], np.float32)
+        moved = cv2.warpAffine(portrait.proposal, shift, (w, h), borderMode=cv2.BORDER_REPLICATE)
+        return float(np.exp(-divergence([np.asarray(moved, np.float32)], [sighting.proposal])[0, 0]))
+
+
+def sightings(result: Result, small: NDArray[np.uint8]) -> list[Sighting]:
+    """Every segment of a result, as it shows on the small picture uint8 [h, w, 3] of its frame."""
+    colours = small.reshape(-1, 3).astype(np.float32)
+    places = np.indices(small.shape[:2])[::-1].reshape(2, -1)
+    found = []
+    for index in range(result.count):
+        inside = (result.labels == index).astype(np.float32)
+        mask = np.asarray(cv2.resize(inside, small.shape[1::-1], interpolation=cv2.INTER_AREA), np.float32)
+        if result.proposals is not None:
+            proposal = result.proposals[index]
+        else:
+            # Spread, so that a divergence grows with distance and is never infinite.
+            proposal = cv2.GaussianBlur(cv2.resize(mask, (STAND_IN, STAND_IN), interpolation=cv2.INTER_AREA), (0, 0), 2)
+            proposal = np.asarray(proposal + 0.01, np.float32)
+        middle = _middle(mask).ravel()
+        middle /= max(float(middle.sum()), 1e-6)
+        found.append(Sighting(mask, proposal, middle @ colours, np.asarray(places @ middle, np.float64)))
+    return found
+
+
+def _middle(mask: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Weights float32 [h, w] of a segment's pixels: its rim may show what lies around it."""
+    inside = np.pad(mask > 0.5, 1).astype(np.uint8)
+    if not inside.any():
+        return mask.copy()
+    depth = cv2.distanceTransform(inside, cv2.DIST_L2, 3)[1:-1, 1:-1]
+    return np.asarray(depth * depth, np.float32)
+
+
+def divergence(a: Sequence[NDArray[np.float32]], b: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """D(a, b) = ½ Σ (a − b)(log a − log b) of maps, each made to sum to 1: float32 [len(a), len(b)]."""
+
+    def normalised(maps: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+        rows = np.stack([one.ravel() for one in maps])
+        return np.maximum(rows / rows.sum(axis=1, keepdims=True), np.float32(1e-12))
+
+    p, q = normalised(a), normalised(b)
+    log_p, log_q = np.log(p * p.shape[1]), np.log(q * q.shape[1])  # n·p: see runtime.merge
+    own = (p * log_p).sum(axis=1)[:, None] + (q * log_q).sum(axis=1)
+    found: NDArray[np.float32] = 0.5 * (own - p @ log_q.T - log_p @ q.T)
+    return found

@@ -1,0 +1,132 @@
+"""ONNX Runtime and OpenVINO run the same engines and find the same segments; the machine decides which is taken."""
+
+import importlib.util
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import skimage.data
+
+from export.check.agreement import matched_agreement, says_something
+from runtime import DiffSegError, Segmenter
+from runtime import engine as engines
+from runtime.engine.registry import EMBEDDED, open_engine
+
+openvino = pytest.importorskip("runtime.engine.backends.openvino")
+LEAST = {"fp32": 0.995, "bf16": 0.98}
+
+
+PHOTOGRAPHS = ("astronaut", "coffee", "cat", "rocket")
+
+
+@pytest.fixture(scope="module")
+def photographs():
+    """Real photographs, whole, in parts and mirrored, where ONNX Runtime finds segments enough; and its labels.
+
+    One segment that is two in the other precision costs a picture 15 %: a mean of few pictures says little.
+    """
+    segmenter = Segmenter.open(device="cpu", backend="onnxruntime", options={"threads": 1})
+    wholes = [np.ascontiguousarray(getattr(skimage.data, name)()[..., 2::-1]) for name in PHOTOGRAPHS]
+    beside, above = ([half for whole in wholes for half in np.array_split(whole, 2, axis=axis)] for axis in (1, 0))
+    quarters = [part for half in beside for part in np.array_split(half, 2, axis=0)]
+    pictures = [*wholes, *beside, *above, *quarters]
+    pictures += [np.ascontiguousarray(picture[:, ::-1]) for picture in pictures]
+    found = [(frame, segmenter(frame).labels) for frame in pictures]
+    counted = [(frame, labels) for frame, labels in found if says_something(labels)]
+    assert len(counted) >= 40
+    return counted
+
+
+@pytest.mark.parametrize("precision", LEAST)
+def test_openvino_agrees_with_onnxruntime(photographs, precision, tmp_path):
+    if precision == "bf16" and not openvino.has_bfloat16():
+        pytest.skip("this CPU has no bfloat16 units")
+    options = {"threads": 1, "precision": precision, "cache": tmp_path}
+    segmenter = Segmenter.open(device="cpu", backend="openvino", options=options)
+    assert segmenter.engine.precision == precision
+    shares = [matched_agreement(segmenter(frame).labels, labels) for frame, labels in photographs]
+    assert np.mean(shares) >= LEAST[precision], shares
+    assert list(tmp_path.glob("*.blob")), "the compiled model is kept"
+
+
+def test_a_compiled_model_is_found_again_and_old_ones_go(tmp_path):
+    import os
+
+    frame = np.random.default_rng(0).integers(0, 256, (1, 256, 256, 3), np.uint8)
+    first = open_engine(device="cpu", backend="openvino", threads=1, cache=tmp_path).infer(frame)
+    (blob,) = tmp_path.glob("*.blob")
+    written = blob.stat().st_mtime_ns
+    old = tmp_path / "1.blob"
+    old.write_bytes(b"x")
+    os.utime(old, (0, 0))
+    again = open_engine(device="cpu", backend="openvino", threads=1, cache=tmp_path).infer(frame)
+    assert list(tmp_path.glob("*.blob")) == [blob] and blob.stat().st_mtime_ns == written
+    for before, after in zip(first, again, strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+def test_a_cache_that_cannot_be_used_or_is_damaged_does_no_harm(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    open_engine(device="cpu", backend="openvino", threads=1)
+    (blob,) = openvino.compiled_folder().glob("*.blob")
+    blob.chmod(0o644)
+    blob.write_bytes(blob.read_bytes()[:1000])
+    open_engine(device="cpu", backend="openvino", threads=1)
+    blob.unlink(missing_ok=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(openvino, "LARGEST_CACHED", 1e6)
+        open_engine(device="cpu", backend="openvino", threads=1)
+    assert not list(openvino.compiled_folder().glob("*.blob")), "nor are engines that compile as fast as they load"
+    with monkeypatch.context() as patch:
+        patch.setattr(openvino.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+        open_engine(device="cpu", backend="openvino", threads=1)
+    assert not list(openvino.compiled_folder().glob("*.blob")), "a full disk is not filled further"
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    open_engine(device="cpu", backend="openvino", threads=1)
+
+
+def test_auto_takes_openvino_where_it_is_faster(monkeypatch):
+    for able in (True, False):
+        monkeypatch.setattr(openvino, "has_bfloat16", lambda able=able: able)
+        assert engines._choose(EMBEDDED, None, "auto").name == ("openvino" if able else "onnxruntime")
+        assert engines._choose(EMBEDDED, None, "cpu").name == "onnxruntime"
+        assert engines._choose(EMBEDDED, "onnxruntime", "auto").name == "onnxruntime"
+    found = importlib.util.find_spec
+    for package in ("onnxruntime", "openvino"):  # the one that is there is taken
+        other = ({"onnxruntime", "openvino"} - {package}).pop()
+        monkeypatch.setattr(
+            importlib.util, "find_spec", lambda name, gone=package: None if name == gone else found(name)
+        )
+        assert engines._choose(EMBEDDED, None, "cpu").name == other
+
+
+def test_options_choose_or_are_refused(tmp_path):
+    assert engines._choose(EMBEDDED, None, "cpu", {"precision": "fp32"}).name == "openvino"
+    refusals = {
+        "streams: onnxruntime: no such option; onnxruntime takes threads; openvino takes threads, streams": {
+            "backend": "onnxruntime",
+            "streams": 2,
+        },
+        "turbo: .onnx engines: no such option": {"turbo": True},
+        "threads: expected a whole number above 0": {"threads": 0},
+        "precision: expected fp32 or bf16, found 'int4'": {"precision": "int4"},
+        "streams: expected a whole number above 0": {"streams": "many"},
+    }
+    for message, options in refusals.items():
+        with pytest.raises(DiffSegError, match=message):
+            open_engine(device="cpu", **options)
+
+
+def test_clones_run_in_streams_of_their_own(tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+
+    engine = open_engine(device="cpu", backend="openvino", threads=2, streams=2, cache="")
+    frames = np.random.default_rng(0).integers(0, 256, (2, 1, 256, 256, 3), np.uint8)
+    expected = [engine.infer(frame)[0] for frame in frames]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(
+            pool.map(lambda pair: pair[0].infer(pair[1])[0], zip((engine, engine.clone()), frames, strict=True))
+        )
+    for theirs, ours in zip(expected, found, strict=True):
+        np.testing.assert_array_equal(theirs, ours)

@@ -1,0 +1,1 @@
+"""`python -m tools.benchmark`: the product against its budgets."""

@@ -1,0 +1,153 @@
+"""The merge core on a GPU, stage by stage, against what the card could do: ``benchmark core --device cuda``.
+
+Bytes and operations are counted from the shapes (formulas in runtime/native/README.md); times are CUDA events around
+the stages, on maps that already lie on the GPU.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from runtime.native.library import Library
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """Limits from a data sheet: bytes per second, TF32 and float16 operations per second, without sparsity."""
+
+    bytes: float
+    operations: float
+    half: float
+
+
+# Orin's figures are derived: float16 is half of its dense INT8 rate, TF32 half of that.
+CARDS = {
+    "H200": Card(4.8e12, 494e12, 989e12),
+    "A100": Card(2.0e12, 156e12, 312e12),
+    "L4": Card(0.3e12, 60e12, 121e12),
+    "Orin": Card(0.2048e12, 21e12, 42e12),
+}
+
+
+def count(
+    sides: Sequence[int],
+    proposals: int = 256,
+    kept: int = 256,
+    iterations: int = 3,
+    labels: int = 512,
+    size: int = 4,
+) -> dict[str, tuple[float, float]]:
+    """(bytes, tensor-core operations) of every stage for one frame.
+
+    Args:
+        sides: of the square resolutions, finest first.
+        proposals: anchors.
+        kept: proposals in each later iteration and at the end; all anchors are the most there can be.
+        iterations: of the merge.
+        labels: side of the labels.
+        size: bytes of an element of the maps.
+    """
+    n = sides[0] ** 2
+    maps = sum(side**4 for side in sides) * size
+    splits = max(1, min(16, -(-256 // (-(-proposals // 128) * -(-n // 64))), n // 256))
+    cross = 2 * 4 * splits * proposals * n  # written by the product, read by the decision
+    later = iterations - 1
+    return {
+        "aggregate": (maps + 4 * n * n, 0),
+        "divergence": (4 * n * n + cross, 4 * proposals * n * n),
+        "means": (4 * n * n + 4 * proposals * n, 4 * proposals * n * n),
+        "later iterations": (later * 3 * 4 * kept * n, later * 8 * kept * kept * n),
+        "labels": (4 * kept * n + labels * labels, 0),
+    }
+
+
+def least_milliseconds(stage: tuple[float, float], card: Card) -> float:
+    """What a stage takes at the least: its bytes or its operations, whichever the card is slower at."""
+    return 1e3 * max(stage[0] / card.bytes, stage[1] / card.operations)
+
+
+def find_card(name: str) -> Card | None:
+    """The limits of a device by its name; None for a card that is not listed."""
+    words = name.replace("-", " ").split()
+    return next((card for key, card in CARDS.items() if key in words), None)
+
+
+def measure(library: Library, side: int, repeat: int, device: int = 0) -> dict[str, Any]:
+    """Milliseconds per stage, parity with the CPU core, and the share of the card's limits."""
+    import numpy as np
+
+    from runtime.merge.segment import segment_attention
+    from runtime.native.core import Core
+    from runtime.pyramid.config import MergeConfig
+    from runtime.pyramid.weights import resolution_ratios
+    from tools.benchmark.core import GRID, core_pyramid
+
+    pyramid, thresholds = core_pyramid(side)
+    config, size = MergeConfig(thresholds, GRID), (side * 8, side * 8)
+    shapes = [(round(len(level) ** 0.5),) * 2 for level in pyramid]
+    core = Core(library, config, resolution_ratios("proportional", shapes), shapes, device=device)
+    found = core(pyramid, 1, size)
+    expected = segment_attention(pyramid, config, size=size)
+    runs = core.profile(pyramid, 1, size, repeat + 3)[3:]  # the first ones warm the card up
+    name, capability = library.device_name(device)
+    card = find_card(name)
+    sides = [shape[0] for shape in shapes]
+    counted = count(sides, GRID**2, GRID**2, len(thresholds), size[0])
+    stages: dict[str, Any] = {}
+    for stage, (moved, operations) in counted.items():
+        milliseconds = statistics.median(run[stage] for run in runs)
+        entry = {"milliseconds": milliseconds, "bytes": moved, "operations": operations}
+        if card and milliseconds > 0:
+            entry["share"] = least_milliseconds((moved, operations), card) / milliseconds
+        stages[stage] = entry
+    return {
+        "device": name,
+        "capability": capability,
+        "side": side,
+        "repeat": repeat,
+        "milliseconds": statistics.median(sum(run.values()) for run in runs),
+        "stages": stages,
+        "segments": int(found.segments[0]),
+        "difference": float(np.mean(found.labels[0] != expected)),
+        "workspace_mb": core.workspace_size / 1e6,
+    }
+
+
+def native_core(side: int, repeat: int, as_json: bool, device: str) -> None:
+    """Print the time of every stage and its share of the card's limits. Exit 1: no GPU, or labels that differ."""
+    from runtime import native
+    from runtime.errors import DiffSegError
+
+    try:
+        number = native.device_number(device)
+        report = measure(native.load(number), side, max(repeat, 20), number)
+    except (DiffSegError, ValueError) as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from None
+    typer.echo(json.dumps(report)) if as_json else print_native(report)
+    raise typer.Exit(1 if report["difference"] > 0.001 else 0)
+
+
+def print_native(report: dict[str, Any]) -> None:
+    """The report of `measure` as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table(title=f"Merge core at {report['side']}x{report['side']} on {report['device']}")
+    for column in ("stage", "ms", "MB", "GFLOP", "share of the card's limit"):
+        table.add_column(column, justify="left" if column == "stage" else "right")
+    for stage, entry in report["stages"].items():
+        share = f"{entry['share']:.0%}" if "share" in entry else "card not listed"
+        row = f"{entry['milliseconds']:.3f}", f"{entry['bytes'] / 1e6:.1f}", f"{entry['operations'] / 1e9:.1f}", share
+        table.add_row(stage, *row)
+    console.print(table)
+    console.print(f"in all        {report['milliseconds']:.3f} ms, median of {report['repeat']}", highlight=False)
+    console.print(f"labels differ {report['difference']:.4%} of the pixels from the CPU core", highlight=False)

@@ -1,0 +1,1 @@
+"""`python -m tools.evaluate`: segmentations against known truth."""

@@ -1,0 +1,228 @@
+"""Data sets in the layouts of their official downloads: which images there are, and which mask belongs to each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import cv2
+import numpy as np
+
+from runtime.errors import DiffSegError
+from runtime.frames.decode import decoders_silenced, read_frame
+from tools.evaluate.layouts import ALIASES, KNOWN, Layout
+from tools.evaluate.masks import (
+    MASK_SUFFIXES,
+    Protocol,
+    is_image,
+    is_mask,
+    read_protocol,
+    read_truths,
+    shipped_protocol,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+Kind = TypeVar("Kind", bound=np.generic)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image and its ground truth. `name`: its path below the image folder, without the suffix."""
+
+    name: str
+    image: Path
+    mask: Path
+
+
+@dataclass(frozen=True, slots=True)
+class DataSet:
+    """Samples in a fixed order, and what their masks mean. `missing`: how many had to be left out."""
+
+    name: str
+    protocol: Protocol
+    samples: tuple[Sample, ...]
+    ignore: frozenset[int] = field(default_factory=frozenset)
+    missing: int = 0
+
+    def load(self, sample: Sample) -> tuple[NDArray[np.uint8], list[NDArray[np.int32]]]:
+        """Frame uint8 [H, W, 3] BGR and the annotators' maps int32; with a crop both are cut square by the protocol.
+
+        The frame keeps its own resolution; the truth of a crop has the protocol's.
+        Raises DiffSegError when a file cannot be read, sizes differ or no pixel is labelled.
+        """
+        frame = read_frame(sample.image)
+        truths = read_truths(sample.mask, self.protocol, self.ignore)
+        if self.protocol.crop or truths[0].shape != frame.shape[:2]:
+            # The paper's code knows no EXIF rotation, and masks of downloads are those of the pixels as stored.
+            frame = _as_stored(sample.image)
+        for truth in truths:
+            if truth.shape != frame.shape[:2]:
+                raise DiffSegError(
+                    f"{sample.mask}: expected the size of its image {sample.image.name}, "
+                    f"{frame.shape[1]}x{frame.shape[0]}, found {truth.shape[1]}x{truth.shape[0]}"
+                )
+        if self.protocol.crop:
+            frame = centre_square(frame)
+            truths = [resize_labels(centre_square(truth), self.protocol.crop) for truth in truths]
+        if not all((truth >= 0).any() for truth in truths):
+            raise DiffSegError(f"{sample.mask}: no pixel is labelled{', after the crop' if self.protocol.crop else ''}")
+        return frame, truths
+
+
+def _as_stored(path: Path) -> NDArray[np.uint8]:
+    """A picture that `read_frame` has read, without its EXIF rotation."""
+    data = np.frombuffer(path.read_bytes(), np.uint8)
+    with decoders_silenced():
+        return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION), np.uint8)
+
+
+def centre_square(image: NDArray[Kind]) -> NDArray[Kind]:
+    """The largest square in the middle of [H, W, ...]; where a margin is odd, the smaller half comes first."""
+    height, width = image.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return image[top : top + side, left : left + side]
+
+
+def resize_labels(labels: NDArray[np.int32], side: int) -> NDArray[np.int32]:
+    """Nearest neighbour with half-pixel centres, to [side, side]."""
+    return np.asarray(cv2.resize(labels, (side, side), interpolation=cv2.INTER_NEAREST_EXACT), np.int32)
+
+
+def resize_bilinear(frame: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """Plain bilinear interpolation with half-pixel centres and without antialiasing, rounded to uint8.
+
+    In float32, for OpenCV's own arithmetic on uint8 errs by up to a level.
+    """
+    if frame.shape[:2] == (height, width):
+        return frame
+    resized = cv2.resize(frame.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
+    return np.rint(resized).astype(np.uint8)
+
+
+def open_dataset(
+    name: str,
+    root: Path,
+    *,
+    split: str | None = None,
+    images: str | None = None,
+    masks: str | None = None,
+    mask_ending: str | None = None,
+    classes: Path | None = None,
+    ignore: frozenset[int] = frozenset(),
+    every: int = 1,
+    limit: int | None = None,
+    partial: bool = False,
+) -> DataSet:
+    """Find a data set's files below `root`.
+
+    `split`: None for the usual one. `images`, `masks`, `mask_ending`: folders and ending of one's own. `classes`: a
+    class map of one's own. `every`, `limit`: take every n-th image, at most so many. `partial`: leave out what has no
+    mask or is not there, where that would be an error.
+    Raises DiffSegError when root is no such data set; the text says what was expected and found.
+    """
+    name = ALIASES.get(name, name)
+    known = KNOWN[name]
+    if not root.is_dir():
+        raise DiffSegError(f"no folder {root}; expected the folder that {name} was unpacked into")
+    protocol = read_protocol(classes) if classes else Protocol(name) if name == "folder" else shipped_protocol(name)
+    layouts = known.layouts
+    if images or masks:
+        first = layouts[0]
+        layouts = (replace(first, images=images or first.images, masks=masks or first.masks, listing=None),)
+    if mask_ending is not None:
+        layouts = tuple(replace(layout, mask_ending=mask_ending) for layout in layouts)
+    samples, missing = _pairs(name, root, layouts, split, known.split, protocol.images)
+    total = len(samples) + len(missing)
+    expected = protocol.expected_images if split in (None, known.split) else None
+    if expected and total < expected and not partial:
+        raise DiffSegError(
+            f"{name}: expected {expected} images, found {total} below {root}; complete the data set, or take what is "
+            "there with --partial"
+        )
+    if missing and not partial:
+        raise DiffSegError(
+            f"{name}: {len(missing)} of {total} images lack their picture or mask, the first is {missing[0]}; "
+            "complete the data set, or leave them out with --partial"
+        )
+    if not samples:
+        raise DiffSegError(f"{root}: none of {total} images has its picture and mask; the first lacks {missing[0]}")
+    chosen = tuple(samples[::every][:limit])
+    names = [sample.name for sample in samples]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DiffSegError(f"{root}: two images are called {twice}; expected one of a name for each mask, rename one")
+    return DataSet(name, protocol, chosen, ignore, len(missing))
+
+
+def _pairs(
+    name: str, root: Path, layouts: tuple[Layout, ...], split: str | None, usual: str, listed: tuple[str, ...]
+) -> tuple[list[Sample], list[Path]]:
+    """Samples and missing files by the layout that explains most of what lies below root."""
+    tried, found = [], []
+    for layout in layouts:
+        if split is not None and not layout.has_splits:
+            continue  # a split asked for is not to be ignored
+        for below in layout.roots:
+            inside = [Path(below, part.replace("{split}", split or usual)) for part in layout.folders if part]
+            tried.append(" and ".join(map(str, inside)))
+            images, masks, *lists = (root / path for path in inside)
+            if images.is_dir() and masks.is_dir() and all(path.is_file() for path in lists):
+                found.append(_pair(images, masks, layout, _stems(images, layout, lists, listed)))
+    if found:
+        best = max(found, key=lambda pair: len(pair[0]))
+        if best[0] or best[1]:
+            return best
+        raise DiffSegError(f"{root}: no images in {tried[0].split(' and ')[0]}; expected those of {name}")
+    there = sorted(path.name + "/" * path.is_dir() for path in root.iterdir())
+    shown = ", ".join(there[:8]) + (", …" if len(there) > 8 else "")
+    hint = (
+        ""
+        if split or not any(layout.has_splits for layout in layouts)
+        else (f"; another split than {usual} is chosen by --split")
+    )
+    ways = list(dict.fromkeys(tried)) or [f"no --split, for {name} has none"]
+    expected = "; or ".join(ways[:3]) + "; or the like" * (len(ways) > 3)
+    raise DiffSegError(f"{root}: no {name} there: expected {expected}; found {shown or 'nothing'}{hint}")
+
+
+def _stems(images: Path, layout: Layout, lists: list[Path], listed: tuple[str, ...]) -> list[tuple[str, Path]]:
+    """Name and path of every image that the protocol, the split's list or else the folder has."""
+    for path in lists:
+        listed = tuple(line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    if listed:
+        return [(stem, images / f"{stem}{layout.image_ending}") for stem in listed]
+    ending = layout.image_ending
+    paths = sorted(path for path in images.rglob("*") if is_image(path) and path.name.endswith(ending))
+    if layout.mask_ending:  # pictures and masks may share a folder
+        paths = [path for path in paths if not path.name.endswith(layout.mask_ending)]
+    names = [path.relative_to(images).as_posix() for path in paths]
+    stems = [
+        text[: -len(ending)] if ending else text[: -len(path.suffix)] for text, path in zip(names, paths, strict=True)
+    ]
+    return list(zip(stems, paths, strict=True))
+
+
+def _pair(images: Path, masks: Path, layout: Layout, stems: list[tuple[str, Path]]) -> tuple[list[Sample], list[Path]]:
+    found = sorted(path for path in masks.rglob("*") if is_mask(path))
+    # Suffixes in any case: cameras and old tools write .PNG.
+    there = {path.relative_to(masks).with_suffix(path.suffix.lower()).as_posix(): path for path in found}
+    endings = (
+        [layout.mask_ending]
+        if Path(f"x{layout.mask_ending}").suffix
+        else [layout.mask_ending + suffix for suffix in MASK_SUFFIXES]
+    )
+    samples, missing = [], []
+    for stem, path in stems:
+        mask = next((there[f"{stem}{ending}"] for ending in endings if f"{stem}{ending}" in there), None)
+        if mask is None or mask == path:  # a picture is not its own mask
+            missing.append(masks / f"{stem}{endings[0]}")
+        elif not path.is_file():
+            missing.append(path)
+        else:
+            samples.append(Sample(stem, path, mask))
+    return samples, missing

@@ -1,0 +1,227 @@
+"""Ground truth files: index masks, palettes, colours, MATLAB and NumPy files; and maps from their values to classes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+
+from runtime.errors import DiffSegError
+from runtime.frames.decode import decoders_silenced, is_cut_short
+from runtime.frames.source import IMAGE_SUFFIXES
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+MASK_SUFFIXES = (".png", ".mat", ".npy", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm")
+PROTOCOLS = Path(__file__).resolve().parent / "protocol"
+UNLABELLED = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Protocol:
+    """What a data set's JSON says (`tools/evaluate/protocol/*.json`; `--classes FILE` has the same form).
+
+    Attributes:
+        title: its name for people.
+        classes: their names; empty where regions have none, as in BSDS500.
+        labels: value in a mask → class index, −1 unlabelled. Other values are an error; empty: any value from 0 is a
+            region.
+        colours: (red, green, blue) in a colour mask → class index.
+        crop: side of the square that image and truth are brought to by the paper's protocol; None: whole images.
+        images: the listed image ids; empty: all there are.
+        expected_images: how many a complete download has, where that is known.
+        replace_threshold: an engine that brings the first KL threshold gets the second, the paper's for this data set.
+        published: rows of results to print beside.
+    """
+
+    title: str
+    classes: tuple[str, ...] = ()
+    labels: dict[int, int] = field(default_factory=dict)
+    colours: dict[tuple[int, ...], int] = field(default_factory=dict)
+    crop: int | None = None
+    images: tuple[str, ...] = ()
+    expected_images: int | None = None
+    replace_threshold: tuple[float, float] | None = None
+    published: tuple[dict[str, Any], ...] = ()
+
+
+def read_protocol(path: Path) -> Protocol:
+    """Read a class map. Raises DiffSegError when it is not of the form that `Protocol` describes."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        classes = tuple(str(name) for name in data.get("classes", ()))
+        labels = {int(value): int(index) for value, index in data.get("labels", {}).items()}
+        colours = {
+            tuple(int(part) for part in colour.split(",")): int(index)
+            for colour, index in data.get("colours", {}).items()
+        }
+        wrong = [index for index in (*labels.values(), *colours.values()) if not -1 <= index < len(classes)]
+        if wrong:
+            raise ValueError(f"class index {wrong[0]}, but there are {len(classes)} classes")
+        if classes and not (labels or colours):
+            raise ValueError('classes, but neither "labels" nor "colours"')
+        if not isinstance(data.get("classes", []), list):
+            raise ValueError('"classes" is no list of names')
+        crop = data.get("crop")
+        if crop is not None and not (type(crop) is int and crop > 0):
+            raise ValueError(f'"crop" is {crop!r}, and no number of pixels')
+        if any("method" not in row for row in data.get("published", ())):
+            raise ValueError('a row of "published" without "method"')
+        replace = data.get("replace_threshold")
+        return Protocol(
+            title=str(data.get("title", path.stem)),
+            classes=classes,
+            labels=labels,
+            colours=colours,
+            crop=crop,
+            images=tuple(data.get("images", ())),
+            expected_images=data.get("expected_images"),
+            replace_threshold=None if replace is None else (float(replace[0]), float(replace[1])),
+            published=tuple(data.get("published", ())),
+        )
+    except OSError as error:
+        raise DiffSegError(f"cannot read the class map {path}: {error.strerror or error}") from None
+    except (ValueError, TypeError, AttributeError, LookupError) as error:
+        raise DiffSegError(
+            f"{path} is no class map ({error}); expected JSON such as "
+            '{"title": "mine", "classes": ["road", "sky"], "labels": {"7": 0, "23": 1, "255": -1}}'
+        ) from None
+
+
+def shipped_protocol(name: str) -> Protocol:
+    """The protocol that ships for a data set."""
+    return read_protocol(PROTOCOLS / f"{name}.json")
+
+
+def read_truths(path: Path, protocol: Protocol, ignore: frozenset[int] = frozenset()) -> list[NDArray[np.int32]]:
+    """Ground truth of one image, one map int32 [H, W] per annotator: class or region ≥ 0, −1 unlabelled.
+
+    `ignore`: further values that mean unlabelled; in a colour mask the grey of that level.
+    Raises DiffSegError when the file cannot be read, is no mask, or holds a value the class map lacks.
+    """
+    return [_classes(values, protocol, ignore, path) for values in _read(path)]
+
+
+def _classes(values: NDArray[Any], protocol: Protocol, ignore: frozenset[int], path: Path) -> NDArray[np.int32]:
+    if values.ndim == 3:
+        if protocol.colours:
+            keys = {_packed(colour): index for colour, index in protocol.colours.items()}
+            keys |= {value * 0x010101: UNLABELLED for value in ignore}
+            return _look_up(_pack(values), keys, path, colour=True)
+        if not (values[..., :1] == values).all():
+            if protocol.classes:
+                raise DiffSegError(
+                    f"{path}: is a colour picture; expected one channel of class indices, or a class map "
+                    'with "colours": {"R,G,B": class}'
+                )
+            # Regions told apart by colour: numbered in the order of their colours.
+            packed = _pack(values)
+            return _regions(packed, frozenset(value * 0x010101 for value in ignore))
+        values = values[..., 0]
+    if protocol.labels:
+        return _look_up(values, protocol.labels | dict.fromkeys(ignore, UNLABELLED), path)
+    if protocol.colours:
+        raise DiffSegError(f'{path}: is a mask of indices; its class map has colours only, add "labels"')
+    return _regions(values, ignore)
+
+
+def _regions(values: NDArray[Any], ignore: frozenset[int]) -> NDArray[np.int32]:
+    found, numbers = np.unique(values, return_inverse=True)
+    keep = (found >= 0) & ~np.isin(found, list(ignore))
+    index = np.where(keep, np.cumsum(keep) - 1, UNLABELLED).astype(np.int32)
+    return index[numbers.reshape(values.shape)]
+
+
+def _look_up(values: NDArray[Any], classes: dict[int, int], path: Path, colour: bool = False) -> NDArray[np.int32]:
+    found, numbers = np.unique(values, return_inverse=True)
+    unknown = [int(value) for value in found if int(value) not in classes]
+    if unknown:
+        names = [",".join(str(v >> s & 255) for s in (16, 8, 0)) if colour else str(v) for v in unknown[:5]]
+        raise DiffSegError(
+            f"{path}: {'colour' if colour else 'value'} {' and '.join(names)} is in no class and not marked as "
+            f"unlabelled; expected {len(classes)} known ones. Is this the right kind of mask?"
+        )
+    index = np.array([classes[int(value)] for value in found], np.int32)
+    return index[numbers.reshape(values.shape)]
+
+
+def _pack(bgr: NDArray[np.uint8]) -> NDArray[np.int32]:
+    blue, green, red = (bgr[..., channel].astype(np.int32) for channel in range(3))
+    return red << 16 | green << 8 | blue
+
+
+def _packed(rgb: tuple[int, ...]) -> int:
+    return rgb[0] << 16 | rgb[1] << 8 | rgb[2]
+
+
+def _read(path: Path) -> list[NDArray[Any]]:
+    """Values as they stand in the file: int [H, W], or uint8 [H, W, 3] BGR for a picture of colours."""
+    try:
+        if path.suffix.lower() == ".mat":
+            return _read_matlab(path)
+        values = np.load(path, allow_pickle=False) if path.suffix.lower() == ".npy" else _read_picture(path)
+    except (OSError, ValueError, EOFError, SyntaxError) as error:  # NumPy and Pillow raise the last two as well
+        raise DiffSegError(f"{path}: cannot be read as a mask ({error})") from None
+    if not isinstance(values, np.ndarray):
+        raise DiffSegError(f"{path}: is an archive of arrays; expected one array, as numpy.save writes it")
+    if values.dtype == bool:
+        values = values.astype(np.uint8)
+    if values.ndim not in (2, 3) or not np.issubdtype(values.dtype, np.integer) or 0 in values.shape:
+        raise DiffSegError(f"{path}: expected whole numbers [H, W], found {values.dtype} {list(values.shape)}")
+    return [values]
+
+
+def _read_picture(path: Path) -> NDArray[Any]:
+    data = path.read_bytes()
+    if is_cut_short(data):
+        raise DiffSegError(f"{path}: the mask is cut short ({len(data)} bytes); copy or download it again")
+    if (data[:8] == b"\x89PNG\r\n\x1a\n" and data[25:26] == b"\x03") or data[:4] == b"GIF8":
+        # OpenCV gives a palette's colours, and the indices are what is meant.
+        import PIL.Image
+
+        with PIL.Image.open(path) as picture:
+            return np.asarray(picture.copy())
+    with decoders_silenced():
+        values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
+    if values is None:
+        raise ValueError("no picture that OpenCV can read, or damaged")
+    if data[:8] == b"\x89PNG\r\n\x1a\n" and data[25] == 0 and data[24] in (2, 4):
+        # OpenCV stretches the grey levels of small depths to 0…255, and the indices are what is meant.
+        values = values // (255 // (2 ** data[24] - 1))
+    return values[..., :3] if values.ndim == 3 else values
+
+
+def _read_matlab(path: Path) -> list[NDArray[Any]]:
+    """BSDS500's `groundTruth` {annotators}.Segmentation, or a single matrix such as Pascal Context's `LabelMap`."""
+    from scipy.io import loadmat
+
+    try:
+        content = loadmat(path)
+    except Exception as error:  # scipy raises whatever a broken file leads it to
+        raise DiffSegError(f"{path}: is no MATLAB file that can be read ({str(error).splitlines()[0]})") from None
+    if "groundTruth" in content:
+        try:
+            maps = [cell["Segmentation"][0, 0] for cell in content["groundTruth"].ravel()]
+        except (ValueError, IndexError, TypeError) as error:
+            raise DiffSegError(f"{path}: its groundTruth has no field Segmentation ({error})") from None
+    else:
+        maps = [value for name, value in content.items() if not name.startswith("__")]
+    whole = [np.asarray(one) for one in maps if np.ndim(one) == 2 and np.issubdtype(np.asarray(one).dtype, np.integer)]
+    if not whole or len(whole) < len(maps):
+        raise DiffSegError(f"{path}: expected groundTruth as in BSDS500, or one matrix of whole numbers")
+    return whole
+
+
+def is_mask(path: Path) -> bool:
+    """Whether a file's name may be that of a mask."""
+    return path.suffix.lower() in MASK_SUFFIXES and not path.name.startswith(".")
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file's name may be that of a picture."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")

@@ -1,0 +1,149 @@
+"""Methods that are evaluated: DiffSeg in all its settings, K-means on its attention, and classical segmentation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import cv2
+import numpy as np
+
+from runtime.frames.resize import resize_frame
+from runtime.merge.aggregate import aggregate_attention
+from runtime.merge.segment import segment_attention
+from runtime.merge.suppress import suppress
+from runtime.pyramid.config import MergeConfig
+from tools.evaluate import classical
+from tools.evaluate.datasets import DataSet, resize_bilinear
+from tools.evaluate.divergence import merge_jensen_shannon
+from tools.evaluate.variants import Variant, parse_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from runtime.engine.base import Engine
+    from runtime.engine.spec import EngineSpec
+
+ATTENTION_METHODS = ("diffseg", "kmeans-c", "kmeans-s")
+CONSTANT_CLUSTERS = 6  # K-Means-C of the paper
+
+
+class Evaluator:
+    """Runs variants on frames; the network runs once per frame and engine, whatever the number of variants."""
+
+    def __init__(self, device: str = "cpu", backend: str | None = None) -> None:
+        self._device, self._backend = device, backend
+        self._engines: dict[str, Engine] = {}
+        self._pyramids: dict[str, list[NDArray[Any]]] = {}
+        self._frame: NDArray[np.uint8] | None = None
+
+    def engine(self, path: str) -> Engine:
+        """The opened engine. Raises DiffSegError when it cannot be opened."""
+        if path not in self._engines:
+            from runtime.engine.registry import open_engine
+
+            # One thread, so that figures do not depend on the machine's cores; plans have no such option.
+            on_cpu = self._device == "cpu" and path.lower().endswith(".onnx")
+            engine = open_engine(Path(path), self._device, self._backend, threads=1 if on_cpu else None)
+            self._engines[path] = engine
+        return self._engines[path]
+
+    def labels(
+        self, variant: Variant, data: DataSet, frame: NDArray[np.uint8], truths: Sequence[NDArray[np.int32]]
+    ) -> NDArray[np.int32]:
+        """Segment index of every pixel, int32 of the truth's size. DiffSeg's are raw: proposals that won no pixel
+        leave gaps, on which the protocol's tie-breaking depends.
+
+        With a protocol's crop the network gets the frame by plain bilinear interpolation and the proposals are
+        interpolated to the crop's size; otherwise frame and labels are resized as `runtime.Segmenter` does.
+        """
+        size = truths[0].shape
+        cropped = bool(data.protocol.crop)
+        shown = resize_bilinear(frame, *size) if cropped else frame
+        if variant.method in classical.METHODS:
+            return classical.METHODS[variant.method](shown)
+        assert variant.engine is not None
+        spec = self.engine(variant.engine).spec
+        target = size if cropped else (spec.height, spec.width)
+        if spec.head == "labels":
+            labels = self._infer(variant.engine, frame, cropped, variant.thresholds)[0].astype(np.int32)
+        elif variant.method == "diffseg":
+            labels = _merge(variant, spec, self._pyramid(variant.engine, frame, cropped), target)
+        else:
+            maps = _aggregate(variant, spec, self._pyramid(variant.engine, frame, cropped))
+            centres = cluster(maps, CONSTANT_CLUSTERS if variant.method == "kmeans-c" else regions(truths))
+            labels = suppress(centres, _shapes(spec)["grids"][0], target)
+        if labels.shape != size:
+            labels = np.asarray(cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT), np.int32)
+        if "snap" in (variant.refine or "") or variant.min_area:
+            from runtime.refine.refinement import Refinement
+
+            refinement = Refinement("snap" in (variant.refine or ""), variant.min_area or 0)
+            labels = refinement(labels, shown, (spec.levels[0].height, spec.levels[0].width))
+        return labels
+
+    def _pyramid(self, path: str, frame: NDArray[np.uint8], plain: bool) -> list[NDArray[Any]]:
+        if self._frame is not frame:
+            self._frame, self._pyramids = frame, {}
+        if path not in self._pyramids:
+            self._pyramids[path] = self._infer(path, frame, plain)
+        return self._pyramids[path]
+
+    def _infer(
+        self, path: str, frame: NDArray[np.uint8], plain: bool, thresholds: Sequence[float] | None = None
+    ) -> list[NDArray[Any]]:
+        engine = self.engine(path)
+        spec = engine.spec
+        resized = (resize_bilinear if plain else resize_frame)(frame, spec.height, spec.width)
+        batch = np.repeat(resized[None], spec.batch or 1, axis=0)
+        return [maps[0] for maps in engine.infer(batch, thresholds)]
+
+
+def _shapes(spec: EngineSpec) -> dict[str, Any]:
+    """What the merge core wants to know of the maps."""
+    return {
+        "grids": [(level.height, level.width) for level in spec.levels],
+        "layers": [level.layers for level in spec.levels],
+    }
+
+
+def _aggregate(variant: Variant, spec: EngineSpec, pyramid: list[NDArray[Any]]) -> NDArray[np.float32]:
+    weights = parse_weights(variant.weights or "proportional", spec)
+    return aggregate_attention(pyramid, weights=weights, **_shapes(spec))
+
+
+def _merge(variant: Variant, spec: EngineSpec, pyramid: list[NDArray[Any]], size: tuple[int, int]) -> NDArray[np.int32]:
+    """DiffSeg's raw labels [H, W]."""
+    assert variant.thresholds is not None and variant.grid is not None
+    shapes = _shapes(spec)
+    if variant.similarity == "js":
+        maps = _aggregate(variant, spec, pyramid)
+        proposals = merge_jensen_shannon(maps, shapes["grids"][0], variant.grid, variant.thresholds)
+        return suppress(proposals, shapes["grids"][0], size)
+    weights = parse_weights(variant.weights or "proportional", spec)
+    refine: Literal["kmeans", "none"] = "kmeans" if "kmeans" in (variant.refine or "") else "none"
+    config = MergeConfig(variant.thresholds, variant.grid, weights, refine)
+    if variant.auto:
+        from runtime.merge.thresholds import stable_thresholds
+
+        config = stable_thresholds(pyramid, config, **shapes)
+    return segment_attention(pyramid, config, size=size, **shapes)
+
+
+def regions(truths: Sequence[NDArray[np.int32]]) -> int:
+    """Number of classes or regions in the ground truth, the median over annotators: k of K-Means-S."""
+    counts = [len(np.unique(truth[truth >= 0])) for truth in truths]
+    return max(1, round(float(np.median(counts))))
+
+
+def cluster(maps: NDArray[np.float32], k: int) -> NDArray[np.float32]:
+    """Means of the K-means clusters of the maps [n, n], seeded alike on every call: float32 [k, n].
+
+    The paper's baseline: the attention maps are the features, the cluster means take the proposals' place.
+    """
+    cv2.setRNGSeed(0)
+    stop = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 100, 1e-6)
+    centres = cv2.kmeans(maps, min(k, len(maps)), np.empty(0, np.int32), stop, 3, cv2.KMEANS_PP_CENTERS)[2]
+    return np.asarray(centres, np.float32)

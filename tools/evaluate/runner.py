@@ -1,0 +1,280 @@
+"""Runs variants over a data set: in parallel processes, resumable, and with the same figures on every run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.errors import DiffSegError
+from runtime.files import write_atomically
+from tools.evaluate import metrics
+from tools.evaluate.datasets import DataSet, Sample
+from tools.evaluate.methods import Evaluator
+from tools.evaluate.variants import Variant
+
+PACKAGES = ("numpy", "opencv-python", "scipy", "scikit-image", "onnxruntime", "onnxruntime-gpu", "openvino")
+REPOSITORY = Path(__file__).resolve().parents[2]
+CODE = ("runtime/**/*.py", "tools/evaluate/*.py")
+ONLY_SHOW = ("command.py", "report.py", "sheet.py")  # figures, and make none
+
+Record = dict[str, Any]
+
+
+Task = tuple[int, list[int]]  # a sample's number, and the indices of variants
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """All that a process needs: the data set, the variants in the order of the table, and where networks run."""
+
+    data: DataSet
+    variants: tuple[Variant, ...]
+    device: str = "cpu"
+    backend: str | None = None
+
+
+Work = Callable[[Job, Evaluator, Sample, list[int]], Any]
+
+
+def measure(job: Job, evaluator: Evaluator, sample: Sample, wanted: list[int]) -> dict[int, Record]:
+    """Records of the wanted variants (their indices) on one image.
+
+    A record holds `regions`, the mean of covering, Rand index and variation of information over the annotators;
+    `segments`; and where the data set has classes tp, fp and fn per class.
+    Raises DiffSegError when the image or its truth cannot be used.
+    """
+    frame, truths = job.data.load(sample)
+    records = {}
+    classes = len(job.data.protocol.classes) or None
+    for index in wanted:
+        labels = evaluator.labels(job.variants[index], job.data, frame, truths)
+        tables = [metrics.contingency(truth, labels, classes, classes or 0) for truth in truths]
+        record: Record = {"image": sample.name, "segments": len(np.unique(labels)), "annotators": len(tables)}
+        for name, figure in metrics.REGION_FIGURES.items():
+            record[name] = float(np.mean([figure(table) for table in tables]))
+        if classes:
+            record |= {name: values.tolist() for name, values in asdict(metrics.assign(tables[0])).items()}
+        records[index] = record
+    return records
+
+
+def run(
+    job: Job, folder: Path, jobs: int, advance: Callable[[int], None] = lambda _: None
+) -> tuple[list[list[Record]], dict[str, str]]:
+    """Records per variant, in the order of the samples, and what went wrong by image name.
+
+    What an earlier run left in `folder`/runs is not computed again: a file belongs to one variant on one data set,
+    engine file, code and set of library versions; a line to one image and mask, as long as neither changes.
+    `advance` is called with the number of images that are done.
+    Raises DiffSegError when an engine cannot be opened, or a process dies.
+    """
+    stores = [_Store(folder / "runs" / f"{key}.jsonl") for key in _keys(job)]
+    tasks = []
+    stamps = {}
+    for number, sample in enumerate(job.data.samples):
+        stamps[sample.name] = _stamp(sample)
+        wanted = [i for i, store in enumerate(stores) if store.get(sample.name, stamps[sample.name]) is None]
+        if wanted:
+            tasks.append((number, wanted))
+    advance(len(job.data.samples) - len(tasks))
+    failures: dict[str, str] = {}
+    for number, outcome in in_processes(job, measure, tasks, jobs):
+        name = job.data.samples[number].name
+        if isinstance(outcome, str):
+            failures[name] = outcome
+        else:
+            for index, record in outcome.items():
+                stores[index].add(record, stamps[name])
+        advance(1)
+    names = [sample.name for sample in job.data.samples if sample.name not in failures]
+    return [[store.known[name] for name in names] for store in stores], failures
+
+
+def in_processes(job: Job, work: Work, tasks: list[Task], jobs: int) -> Iterator[tuple[int, Any]]:
+    """`work` on every task (number of the sample, indices of variants), in any order: number and outcome.
+
+    An outcome that is a string is the message of a DiffSegError. Every process works on one thread, so that figures
+    depend neither on the number of processes nor on the machine's cores.
+    """
+    jobs = min(jobs, len(tasks))
+    with _one_thread():
+        if jobs > 1:
+            yield from _pooled(job, work, tasks, jobs)
+            return
+        _prepare(job)
+        for task in tasks:
+            yield _one(work, task)
+
+
+def _pooled(job: Job, work: Work, tasks: list[Task], jobs: int) -> Iterator[tuple[int, Any]]:
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(jobs, context, _initialise, (job,))
+    try:
+        with _interruption_ignored():
+            futures = [pool.submit(_one, work, task) for task in tasks]
+        for future in as_completed(futures):
+            yield future.result()
+    except BrokenProcessPool:
+        raise DiffSegError(
+            f"one of {jobs} processes died, perhaps of memory; run again with fewer --jobs, it goes on where it stopped"
+        ) from None
+    except BaseException:
+        for child in multiprocessing.active_children():
+            child.terminate()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _interruption_ignored() -> Iterator[None]:
+    """Processes started meanwhile never hear Ctrl-C: it is this one that stops them."""
+    if threading.current_thread() is not threading.main_thread():  # where signals cannot be set, none arrive either
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Hold OpenCV, and by the environment the merge and new processes, to one thread."""
+    import cv2
+
+    before, threads = os.environ.get("OMP_NUM_THREADS"), cv2.getNumThreads()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(threads)
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = before
+
+
+_current: tuple[Job, Evaluator]
+
+
+def _initialise(job: Job) -> None:
+    import cv2
+
+    cv2.setNumThreads(1)
+    _prepare(job)
+
+
+def _prepare(job: Job) -> None:
+    global _current
+    _current = job, Evaluator(job.device, job.backend)
+
+
+def _one(work: Work, task: Task) -> tuple[int, Any]:
+    job, evaluator = _current
+    try:
+        return task[0], work(job, evaluator, job.data.samples[task[0]], task[1])
+    except DiffSegError as error:
+        return task[0], str(error)
+
+
+class _Store:
+    """Records of one variant in a file of lines, each written as soon as it is known; a torn last line is dropped."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.known: dict[str, Record] = {}
+        self._stamps: dict[str, str] = {}
+        if not path.exists():
+            return
+        whole = b""
+        for line in path.read_bytes().splitlines(keepends=True):
+            try:
+                entry = json.loads(line)
+                self.known[entry["record"]["image"]] = entry["record"]
+                self._stamps[entry["record"]["image"]] = entry["stamp"]
+            except (ValueError, KeyError, TypeError):
+                continue
+            whole += line
+        if whole != path.read_bytes():
+            write_atomically(path, whole)
+
+    def get(self, name: str, stamp: str) -> Record | None:
+        """The record of an image, unless its files have changed since."""
+        return self.known.get(name) if self._stamps.get(name) == stamp else None
+
+    def add(self, record: Record, stamp: str) -> None:
+        """Keep a record, in the file too."""
+        self.known[record["image"]], self._stamps[record["image"]] = record, stamp
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab") as file:
+            file.write(json.dumps({"stamp": stamp, "record": record}).encode() + b"\n")
+
+
+def _stamp(sample: Sample) -> str:
+    """Changes when the image or its mask does."""
+    # Of the same name in another folder it is another.
+    states = [(path.absolute(), path.stat()) for path in (sample.image, sample.mask)]
+    return " ".join(f"{path} {state.st_size}-{state.st_mtime_ns}" for path, state in states)
+
+
+def _keys(job: Job) -> list[str]:
+    """A name per variant, other as soon as anything is other that may change its figures."""
+    common = hashlib.sha256(code_digest())
+    protocol = asdict(job.data.protocol) | {"images": None, "published": None, "colours": None}
+    colours = sorted(job.data.protocol.colours.items())
+    about: list[Any] = [job.data.name, protocol, colours, sorted(job.data.ignore), job.device, job.backend]
+    about += [[name, _version(name)] for name in PACKAGES]
+    common.update(json.dumps(about, sort_keys=True).encode())
+    engines = {path: _digest(path) for path in {variant.engine for variant in job.variants} if path}
+    keys = []
+    for variant in job.variants:
+        own = asdict(variant) | {"engine": engines.get(variant.engine or "")}
+        digest = hashlib.sha256(common.digest() + json.dumps(own, sort_keys=True).encode())
+        keys.append(f"{variant.method}-{digest.hexdigest()[:16]}")
+    return keys
+
+
+def code_digest() -> bytes:
+    """Changes with the code that makes figures."""
+    digest = hashlib.sha256()
+    for pattern in CODE:
+        for path in sorted(REPOSITORY.glob(pattern)):
+            if path.name not in ONLY_SHOW:
+                digest.update(path.read_bytes())
+    return digest.digest()
+
+
+def _digest(engine: str) -> str:
+    """SHA-256 of an engine's file and of the weights beside it."""
+    digest = hashlib.sha256()
+    path = Path(engine)
+    for part in (path, path.with_name(path.name + ".data"), path.with_name(path.name + ".json")):
+        if part.is_file():
+            with part.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+    return digest.hexdigest()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

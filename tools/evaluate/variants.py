@@ -1,0 +1,167 @@
+"""Settings of a method as they are typed, and as they are once every default is known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from runtime.errors import DiffSegError
+from runtime.pyramid.config import MergeConfig
+from runtime.pyramid.weights import Weights, check_weights, resolution_ratios
+from tools.evaluate.divergence import KL_PER_JS
+
+if TYPE_CHECKING:
+    from runtime.engine.spec import EngineSpec
+    from tools.evaluate.masks import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One method in one setting: a row of the table. None: does not apply, or is not used.
+
+    `thresholds`, one per iteration, `grid` and `similarity` ("kl" or "js") are of DiffSeg's merge; with `auto` the
+    thresholds are scaled for every image. `weights` are of the aggregation, which K-means shares. `refine` and
+    `min_area` are the runtime's refinements, which the paper does not have but for "kmeans".
+    """
+
+    method: str
+    engine: str | None = None
+    weights: str | None = None
+    thresholds: tuple[float, ...] | None = None
+    auto: bool | None = None
+    grid: int | None = None
+    similarity: str | None = None
+    refine: str | None = None
+    min_area: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """Settings as they are typed; None: the engine's own, or the paper's."""
+
+    weights: str | None = None
+    threshold: str | None = None
+    iterations: int | None = None
+    grid: int | None = None
+    similarity: str = "kl"
+    refine: str | None = None
+    min_area: float | None = None
+
+
+def settle(method: str, engine: str, spec: EngineSpec, protocol: Protocol, wish: Wish) -> Variant:
+    """A variant with every default filled in from the engine and the data set's protocol.
+
+    Raises DiffSegError when a setting does not fit the engine, or two do not fit each other.
+    """
+    own = spec.weights if isinstance(spec.weights, str) else ",".join(f"{value:g}" for value in spec.weights)
+    chosen = wish.weights or own
+    weights = parse_weights(chosen, spec)
+    if spec.head == "labels":
+        _check_labels_head(method, engine, spec, wish, own)
+    if method != "diffseg":
+        return Variant(method, engine, chosen)
+    auto = wish.threshold == "auto"
+    refine = None if wish.refine in (None, "none") else wish.refine
+    if wish.similarity == "js" and (auto or refine == "kmeans"):
+        raise DiffSegError(
+            "--similarity js: goes with thresholds of its own; expected no auto and no kmeans, found one"
+        )
+    given = None if wish.threshold is None or auto else _numbers(wish.threshold)
+    thresholds = given or _default_thresholds(spec, protocol, wish.similarity)
+    if wish.iterations is not None:
+        if given is not None and len(given) not in (1, wish.iterations):
+            raise DiffSegError(
+                f"expected one threshold, or one for each of {wish.iterations} iterations, found {len(given)}"
+            )
+        thresholds = (thresholds + thresholds[-1:] * wish.iterations)[: wish.iterations]
+    elif len(thresholds) == 1:
+        thresholds = thresholds * len(spec.thresholds)
+    finest = spec.levels[0]
+    most = min(finest.height, finest.width)
+    if wish.grid is not None and not 2 <= wish.grid <= most:
+        raise DiffSegError(f"--grid {wish.grid}: expected 2 to {most}, the shorter side of the finest attention")
+    try:
+        config = MergeConfig(thresholds, min(spec.grid, most) if wish.grid is None else wish.grid, weights)
+        if refine is not None or wish.min_area:
+            from runtime.refine.refinement import Refinement, split_refine
+
+            split_refine(refine or "none")
+            Refinement(min_area=wish.min_area or 0)
+    except ValueError as error:
+        raise DiffSegError(str(error)) from None
+    return Variant(
+        method,
+        engine,
+        chosen,
+        config.thresholds,
+        auto or None,
+        config.grid,
+        wish.similarity,
+        refine,
+        wish.min_area or None,
+    )
+
+
+def parse_weights(text: str, spec: EngineSpec) -> Weights:
+    """Weights of the aggregation as they are typed: proportional, per-tensor, 64-only, or numbers with commas.
+
+    Raises DiffSegError when the engine has no such resolution or another number of them.
+    """
+    sides = [max(level.height, level.width) for level in spec.levels]
+    try:
+        if text.endswith("-only"):
+            side = int(text.removesuffix("-only"))
+            if side not in sides:
+                raise ValueError(f"expected one of {', '.join(f'{side}-only' for side in sides)}")
+            return tuple(float(one == side) for one in sides)
+        named = text in ("proportional", "per-tensor")
+        weights = check_weights(text if named else tuple(float(part) for part in text.split(",")))
+        resolution_ratios(weights, [(level.height, level.width) for level in spec.levels], [1] * len(sides))
+    except ValueError as error:
+        raise DiffSegError(
+            f"--weights {text}: {error}; expected proportional, per-tensor, {sides[0]}-only or one number per "
+            f"resolution ({', '.join(map(str, sides))})"
+        ) from None
+    return weights
+
+
+def _count(threshold: str | None) -> int | None:
+    """How many iterations a list of thresholds asks for; a single one leaves it open."""
+    return threshold.count(",") + 1 if threshold and "," in threshold else None
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise DiffSegError(f"--threshold {text}: expected auto, or numbers such as 0.9 or 1.1,0.9,0.9") from None
+
+
+def _default_thresholds(spec: EngineSpec, protocol: Protocol, similarity: str) -> tuple[float, ...]:
+    """The engine's own thresholds, or those of the data set's protocol, or what stands for them in another
+    similarity."""
+    thresholds = spec.thresholds
+    if protocol.replace_threshold is not None:
+        usual, other = protocol.replace_threshold
+        thresholds = tuple(other if value == usual else value for value in thresholds)
+    if similarity == "js":
+        thresholds = tuple(value / KL_PER_JS for value in thresholds)
+    return thresholds
+
+
+def _check_labels_head(method: str, engine: str, spec: EngineSpec, wish: Wish, own_weights: str) -> None:
+    """Raise DiffSegError where something is asked for that is not in the graph of an engine with the head labels."""
+    baked = {
+        "weights": (wish.weights, own_weights),
+        "iterations": (wish.iterations or _count(wish.threshold), len(spec.thresholds)),
+        "grid": (wish.grid, spec.grid),
+        "similarity": (wish.similarity, "kl"),
+    }
+    other = [name for name, (wished, own) in baked.items() if wished not in (None, own)]
+    if wish.threshold == "auto" or "kmeans" in (wish.refine or ""):
+        other.append("a threshold of auto, or kmeans")
+    if method != "diffseg" or other:
+        raise DiffSegError(
+            f"{engine}: has the head labels, with the merge in the graph; expected the head attention for "
+            f"{' and '.join(other) or method}; export it with --head attention"
+        )

@@ -1,1 +1,0 @@
-"""Evaluation of segmentations on data sets with ground truth: `python -m tools.evaluate DATASET ROOT`."""

@@ -1,0 +1,1 @@
+"""`python -m tools.gpu_check`: everything that needs a GPU, in one command."""

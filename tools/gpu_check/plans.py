@@ -1,0 +1,157 @@
+"""What `tools.gpu_check` measures of engines on a GPU: parity with the CPU, time per stage, and PyTorch beside them.
+
+Every function runs in a process of its own, so that one that fails takes no other's figures along.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from runtime.segmenter import Segmenter
+
+PICTURE = Path(__file__).parents[1] / "pictures" / "scene.png"
+ROW_KL, LABELS = {"fp32": 1e-6, "fp16": 1e-4, "bf16": 1e-2}, 0.001  # at most: mean row KL, share of pixels
+MERGE_SHARE = 0.05  # of a frame at full size, at most
+
+
+def tiny_onnxruntime(device: int, repeat: int) -> dict[str, Any]:
+    """The tiny engine through ONNX Runtime on CUDA, its maps merged where they lie."""
+    from runtime.engine.registry import EMBEDDED
+
+    return compare(EMBEDDED, f"cuda:{device}", repeat)
+
+
+def tiny_plan(flavour: str, device: int, repeat: int) -> dict[str, Any]:
+    """The tiny engine as a plan of a flavour: built here, run here."""
+    from export.plan.build import PlanRequest, build_plan
+    from export.progress import Stages
+    from runtime.engine.registry import EMBEDDED
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tiny.plan"
+        spec = build_plan(EMBEDDED, path, PlanRequest(flavour=flavour, device=device), Stages())
+        assert spec.plan is not None
+        built = {"seconds": spec.plan.seconds, "inspected": spec.plan.inspected, "version": spec.plan.version}
+        return {"build": built, **compare(path, f"cuda:{device}", repeat)}
+
+
+def compare(path: Path, device: str, repeat: int) -> dict[str, Any]:
+    """The tiny engine, in any form, against itself on the CPU: maps, labels, and milliseconds of every stage."""
+    import numpy as np
+
+    from export.check.maps import mean_divergence
+    from runtime import Segmenter
+    from runtime.frames.decode import read_frame
+
+    frame = read_frame(PICTURE)
+    there, here = Segmenter.open(path, device), Segmenter.open(device="cpu", backend="onnxruntime")
+    batch = here.resize(frame)[None]
+    pairs = zip(there.engine.infer(batch), here.engine.infer(batch), strict=True)
+    divergence = max(mean_divergence(found, expected) for found, expected in pairs)
+    labels = float(np.mean(there(frame).labels != here(frame).labels))
+    missed = []
+    if divergence > ROW_KL[there.engine.spec.precision]:
+        missed.append(f"row KL {divergence:.1e}")
+    if labels > LABELS:
+        missed.append(f"labels differ in {labels:.2%} of the pixels")
+    return {"row_kl": divergence, "labels_differ": labels, "missed": missed, **stages(there, frame, repeat)}
+
+
+def stages(segmenter: Segmenter, frame: Any, repeat: int) -> dict[str, Any]:
+    """Median milliseconds of every stage, once warm, and the merge's share of the frame."""
+    runs = [segmenter(frame).milliseconds for _ in range(repeat + 3)][3:]
+    median = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+    return {"milliseconds": median, "merge_share": median["merge"] / median["total"]}
+
+
+def full_size(flavour: str, device: int, repeat: int, family: str = "sd15", precision: str = "fp16") -> dict[str, Any]:
+    """An engine of Stable Diffusion's size as a plan, taking turns with PyTorch eager on the same weights.
+
+    Both go from a frame on the host to maps on the GPU; weights are random, sharp enough for maps to differ.
+    """
+    import numpy as np
+    import torch
+
+    from export.check.eager import eager_maps
+    from export.check.maps import mean_divergence, random_frame
+    from export.engine import ExportRequest, export_engine
+    from export.model.load import load_pipeline
+    from export.plan.build import PlanRequest, build_plan
+    from export.progress import Stages
+    from runtime import Segmenter
+    from runtime.engine.registry import open_engine
+    from runtime.gpu import driver as cuda
+    from tools.tiny.random_pipelines import save_random_pipeline
+
+    if not torch.cuda.is_available():
+        return {
+            "missed": [
+                f"PyTorch {torch.__version__} has no CUDA: nothing to compare with; install a build of it that has"
+            ]
+        }
+    card = cuda.gpu(device)
+    with tempfile.TemporaryDirectory() as folder:
+        model = save_random_pipeline(Path(folder) / family, family)
+        path = Path(folder) / "engine.onnx"
+        export_engine(ExportRequest(model=str(model), precision=precision), path, check=False)
+        spec = build_plan(path, path.with_suffix(".plan"), PlanRequest(flavour=flavour, device=device), Stages())
+        pipeline = load_pipeline(str(model), "", precision)
+        free = card.free()
+        engine = open_engine(path.with_suffix(".plan"), f"cuda:{device}")
+        memory = {"plan_mb": (free - card.free()) / 1e6}
+    assert spec.plan is not None
+    torch.cuda.reset_peak_memory_stats(device)
+    pipeline.unet.to(f"cuda:{device}")
+    pipeline.vae.to(f"cuda:{device}")
+    frames = random_frame(spec.height, spec.width)[None]
+
+    def eager() -> list[Any]:
+        maps = eager_maps(pipeline, frames, spec.timestep)
+        torch.cuda.synchronize(device)
+        return maps
+
+    expected = [level.cpu().numpy() for level in eager()]
+    found = engine.infer(frames)
+    divergence = max(mean_divergence(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
+    uniform = max(mean_divergence(np.full_like(level, 1 / level.shape[-1]), level) for level in expected)
+    ours, theirs = take_turns(lambda: engine.infer_on_device(frames), eager, repeat)
+    memory["eager_mb"] = torch.cuda.max_memory_allocated(device) / 1e6
+    times = stages(Segmenter(engine), frames[0], repeat)
+    missed = [] if divergence <= 1e-2 else [f"row KL {divergence:.1e} to PyTorch in {precision}"]
+    if times["merge_share"] > MERGE_SHARE:
+        missed.append(f"the merge takes {times['merge_share']:.1%} of the frame, expected {MERGE_SHARE:.0%} at most")
+    return {
+        "family": family,
+        "precision": precision,
+        "build_seconds": spec.plan.seconds,
+        "plan_gb": spec.plan.size / 1e9,
+        "inspected": spec.plan.inspected,
+        "row_kl_to_eager": divergence,
+        "row_kl_to_uniform": uniform,
+        "network_milliseconds": statistics.median(ours),
+        "eager_milliseconds": statistics.median(theirs),
+        "faster_than_eager": statistics.median(their / our for our, their in zip(ours, theirs, strict=True)),
+        "memory": memory,
+        "missed": missed,
+        **times,
+    }
+
+
+def take_turns(
+    first: Callable[[], Any], second: Callable[[], Any], repeat: int, warm: int = 3
+) -> tuple[list[float], list[float]]:
+    """Milliseconds of two programs that take turns, so that both see the same machine; the first runs do not count."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(repeat + warm):
+        for program, found in zip((first, second), times, strict=True):
+            start = time.perf_counter()
+            program()
+            found.append((time.perf_counter() - start) * 1e3)
+    return times[0][warm:], times[1][warm:]

@@ -1,0 +1,45 @@
+"""`python -m tools.pictures.video`: frames of a moving drawn scene without and with identities, in one picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+
+from tools.scenes.moving import draw_moving_scene
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from runtime.segmenter import Segmenter
+
+PICTURE = Path(__file__).with_name("moving_scene.png")
+SEED, TIMES, WIDTH = 104, (2, 6, 10, 14, 18), 160
+
+
+def draw_strip(segmenter: Segmenter, seed: int = SEED, times: tuple[int, ...] = TIMES) -> NDArray[np.uint8]:
+    """Frames at `times` in columns: as they are, segmented frame by frame, and with identities. uint8 [H, W, 3]."""
+    from runtime.outputs.draw import borders, palette
+
+    scene = draw_moving_scene(seed, split="test")
+    frames = list(scene.frames(max(times) + 1))
+    tracked = list(segmenter.stream(frames))
+    columns = []
+    for time in times:
+        cells = [frames[time]]
+        for labels in (segmenter(frames[time]).labels, tracked[time].labels):
+            coloured = palette(int(labels.max()) + 1)[labels]
+            coloured[borders(labels, 2)] = 255
+            cells.append(coloured)
+        height = round(WIDTH * scene.size[0] / scene.size[1])
+        small = [cv2.resize(cell, (WIDTH, height), interpolation=cv2.INTER_AREA) for cell in cells]
+        columns.append(np.vstack([np.pad(cell, ((2, 2), (2, 2), (0, 0)), constant_values=255) for cell in small]))
+    return np.asarray(np.hstack(columns), np.uint8)
+
+
+if __name__ == "__main__":
+    from runtime import Segmenter
+
+    cv2.imwrite(str(PICTURE), draw_strip(Segmenter.open()), [cv2.IMWRITE_PNG_COMPRESSION, 9])

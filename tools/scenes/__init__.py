@@ -1,0 +1,1 @@
+"""Scenes drawn for training, tests and pictures."""

@@ -1,0 +1,221 @@
+"""Tune the tiny model's attention: ``python -m tools.tiny.tune FOLDER --photos DIR --output FOLDER``.
+
+FOLDER is what tools.tiny.train wrote. Two stages, each of which goes on where it was interrupted: segmentations of
+the photographs (tools.tiny.teacher), then encoder and U-Net together, on frames as the engine will see them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import typer
+
+from tools.tiny import attention as tiny_attention
+from tools.tiny import data as tiny_data
+from tools.tiny import losses as tiny_losses
+from tools.tiny import model as tiny_model
+from tools.tiny.pictures import Pictures, Recipe, segment_photos
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+DEFAULT = Recipe()
+
+
+class Tuner:
+    """Encoder and U-Net under training; the autoencoder keeps drawing and the U-Net keeps denoising, a little."""
+
+    def __init__(self, recipe: Recipe, model: Path) -> None:
+        """`model`: a diffusers folder that tools.tiny.train wrote."""
+        import torch
+        from diffusers import AutoencoderKL, UNet2DConditionModel
+        from transformers import CLIPTextModel, CLIPTokenizer
+
+        self.recipe = recipe
+        self.vae = AutoencoderKL.from_pretrained(model / "vae").train().to(memory_format=torch.channels_last)
+        self.unet = UNet2DConditionModel.from_pretrained(model / "unet").train().to(memory_format=torch.channels_last)
+        self.text_encoder = CLIPTextModel.from_pretrained(model / "text_encoder")
+        self.tokenizer = CLIPTokenizer.from_pretrained(model / "tokenizer")
+        self.prompt = tiny_model.empty_prompt(self.text_encoder, self.tokenizer).detach()
+        self.alphas = tiny_model.build_scheduler().alphas_cumprod
+        self.maps = tiny_attention.KeepMaps()
+        self.unet.set_attn_processor(self.maps)
+        self.parameters = [*self.unet.parameters(), *self.vae.parameters()]
+        self.average = [p.detach().clone() for p in self.parameters]
+        groups: list[dict[str, Any]] = [
+            {"params": list(self.unet.parameters())},
+            {"params": list(self.vae.parameters()), "part": 0.5},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, recipe.rate, betas=(0.9, 0.98), weight_decay=0.02)
+        self.step = 0
+
+    def train_on(self, pictures: NDArray[np.uint8], targets: NDArray[np.float32]) -> dict[str, float]:
+        """One step on pictures uint8 [B, s, s, 3] and targets float32 [B, n, n]; returns the losses."""
+        import torch
+
+        tokens = pictures.shape[1] // 8
+        frames = tiny_data.normalise(pictures).to(memory_format=torch.channels_last)
+        scaling = self.vae.config.scaling_factor
+        rows = torch.randperm(tokens**2)[:256].sort().values
+        timesteps, alpha = torch.full((len(frames),), 300), torch.ones(len(frames), 1, 1, 1)
+        # Frames come without noise in use; every other step the first one has some, and the U-Net is to remove it.
+        denoise, draw = self.step % 2 == 0, self.step % 4 == 0
+        if denoise:
+            timesteps[0] = int(torch.randint(20, 700, (1,)))
+            alpha[0] = self.alphas[timesteps[0]]
+        with torch.autocast("cpu", torch.bfloat16):
+            mean = self.vae.encode(frames).latent_dist.mean
+            if draw:
+                y, x = (int(v) for v in torch.randint(0, tokens - 7, (2,)))
+                drawn = self.vae.decode(mean[:1, :, y : y + 8, x : x + 8]).sample.float()
+            latents = mean.float() * scaling
+            noise = torch.randn_like(latents)
+            noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
+            noisy = noisy.to(memory_format=torch.channels_last)
+            output = self.unet(noisy, timesteps, self.prompt.expand(len(frames), -1, -1)).sample.float()
+        whole, each, merge = tiny_attention.attention_loss(self.maps.take(), torch.from_numpy(targets), rows)
+        weight = torch.ones(len(frames))
+        weight[0] = 0.3 if denoise else 1.0
+        spread = latents.std((0, 2, 3)).sub(1).square().mean() + latents.mean((0, 2, 3)).square().mean()
+        loss = ((whole + 0.15 * each + 2 * merge) * weight).mean() + 0.02 * spread
+        losses = {"attention": whole[1:].mean().item(), "merge": merge[1:].mean().item(), "spread": spread.item()}
+        if draw:
+            piece = frames[:1, :, 8 * y : 8 * y + 64, 8 * x : 8 * x + 64]
+            reconstruction = tiny_losses.reconstruction_loss(drawn, piece)
+            loss = loss + 0.3 * reconstruction
+            losses["reconstruction"] = reconstruction.item()
+        if denoise:
+            velocity = (alpha.sqrt() * noise - (1 - alpha).sqrt() * latents)[:1].detach()
+            error = (output[:1] - velocity).square().mean()
+            loss = loss + 0.15 * error
+            losses["denoising"] = error.item()
+        self._update(loss)
+        return losses
+
+    def _update(self, loss: Any) -> None:
+        import torch
+
+        done = min(1.0, self.step / self.recipe.steps)
+        rate = self.recipe.rate * min(1.0, (self.step + 1) / 100) * (0.03 + 0.485 * (1 + np.cos(np.pi * done)))
+        for group in self.optimizer.param_groups:
+            group["lr"] = float(rate * group.get("part", 1.0))
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.step += 1
+        keep = min(self.recipe.ema, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - keep)
+
+    def save(self, output: Path, checkpoint: Path) -> None:
+        """Write the state to `checkpoint` and the averaged weights, as a pipeline, to `output`."""
+        import torch
+
+        state = {
+            "unet": self.unet.state_dict(),
+            "vae": self.vae.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average,
+            "step": self.step,
+        }
+        torch.save(state, checkpoint.with_suffix(".new"))
+        os.replace(checkpoint.with_suffix(".new"), checkpoint)
+        current = [p.detach().clone() for p in self.parameters]
+        with torch.no_grad():
+            torch._foreach_copy_(self.parameters, self.average)
+            tiny_model.save_pipeline(output, self.vae, self.unet, self.text_encoder, self.tokenizer)
+            torch._foreach_copy_(self.parameters, current)
+
+    def load(self, checkpoint: Path) -> None:
+        """Go on from what `save` wrote."""
+        import torch
+
+        state = torch.load(checkpoint, weights_only=True)
+        self.unet.load_state_dict(state["unet"])
+        self.vae.load_state_dict(state["vae"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.average, self.step = state["average"], state["step"]
+
+
+def tune(recipe: Recipe, tuner: Tuner, work: Path, output: Path, minutes: float | None, progress: Any) -> None:
+    """Train until the schedule is over, or `minutes` are; every four minutes `output` is written."""
+    checkpoint = work / "tuned.pt"
+    if checkpoint.exists():
+        tuner.load(checkpoint)
+    first = tuner.step
+    pictures = Pictures(recipe, work, first)
+    batches: queue.Queue[tuple[NDArray[np.uint8], NDArray[np.float32]]] = queue.Queue(6)
+    stop = threading.Event()
+
+    def feed() -> None:
+        for step in range(first, recipe.steps):
+            whole = step >= recipe.whole_after * recipe.steps
+            tokens, batch = (32, max(2, recipe.batch // 2)) if whole else (24, recipe.batch)
+            samples = [pictures.sample(tokens) for _ in range(batch)]
+            item = np.stack([s[0] for s in samples]), np.stack([s[1] for s in samples])
+            while not stop.is_set():
+                try:
+                    batches.put(item, timeout=0.5)
+                    break
+                except queue.Full:
+                    continue
+            if stop.is_set():
+                return
+
+    feeder = threading.Thread(target=feed, daemon=True)
+    feeder.start()
+    started = saved = time.monotonic()
+    task = progress.add_task("attention", total=recipe.steps, completed=first)
+    try:
+        while tuner.step < recipe.steps and (minutes is None or time.monotonic() - started < minutes * 60):
+            losses = tuner.train_on(*batches.get())
+            progress.update(task, completed=tuner.step, description=f"attention {losses['attention']:.3f}")
+            if tuner.step % 50 == 0:
+                with (work / "log.jsonl").open("a") as file:
+                    file.write(json.dumps({"step": tuner.step, **{k: round(v, 4) for k, v in losses.items()}}) + "\n")
+            if time.monotonic() - saved > 240:
+                tuner.save(output, checkpoint)
+                saved = time.monotonic()
+    finally:
+        stop.set()
+        feeder.join()
+    tuner.save(output, checkpoint)
+
+
+def main(
+    model: Annotated[Path, typer.Argument(help="Diffusers folder that tools.tiny.train wrote.")],
+    photos: Annotated[Path, typer.Option(help="Folder of photographs (searched to the bottom).")],
+    output: Annotated[Path, typer.Option(help="Diffusers folder to write; intermediate results lie beside it.")],
+    minutes: Annotated[float | None, typer.Option(help="Stop after this time.")] = None,
+    steps: Annotated[int, typer.Option(help="Steps of the whole schedule.")] = DEFAULT.steps,
+    views: Annotated[int, typer.Option(help="Views of photographs that are segmented beforehand.")] = DEFAULT.views,
+    batch: Annotated[int, typer.Option(help="Pictures a step.")] = DEFAULT.batch,
+    whole_after: Annotated[float, typer.Option(help="Part of the schedule on crops.")] = DEFAULT.whole_after,
+    seed: Annotated[int, typer.Option()] = DEFAULT.seed,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+) -> None:
+    """Tune the attention of a tiny model; call again to go on after an interruption."""
+    import torch
+    from rich.console import Console
+    from rich.progress import Progress
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    recipe = Recipe(seed=seed, views=views, steps=steps, batch=batch, whole_after=whole_after)
+    work = output.with_name(output.name + ".work")
+    work.mkdir(parents=True, exist_ok=True)
+    with Progress(console=Console(stderr=True)) as progress:
+        segment_photos(recipe, tiny_data.load_photos(photos), work, progress)
+        tune(recipe, Tuner(recipe, model), work, output, minutes, progress)
+
+
+if __name__ == "__main__":
+    typer.run(main)
