@@ -1,5 +1,7 @@
 """Files: whole ones or none, and how this program's own outputs are known."""
 
+import os
+import sys
 import uuid
 from pathlib import Path
 
@@ -56,3 +58,10 @@ def is_own_output(path: Path) -> bool:
             return file.read() == _LAST[suffix]
     except OSError:
         return False
+
+
+def cache_folder() -> Path:
+    """The user's cache: XDG_CACHE_HOME or ~/.cache, LOCALAPPDATA on Windows."""
+    variable = "LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME"
+    root = os.environ.get(variable)
+    return (Path(root) if root else Path.home() / ".cache") / "diffseg"

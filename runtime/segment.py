@@ -273,7 +273,7 @@ def _segment_one(
     frame = read_frame(source.path)
     result = segmenter(frame)
     for path, kind in zip(written, kinds, strict=True):
-        write_png(path, KINDS[kind](frame, result))
+        write_png(path, KINDS[kind](frame, result.labels))
     return {
         "input": str(source.path),
         "frame": 0,

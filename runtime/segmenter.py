@@ -327,7 +327,7 @@ class Segmenter:
             DiffSegError: where `every` is below 1, a frame is none, the extra `video` is missing, or an engine without
                 maps is to start warm.
         """
-        from runtime.track.tracker import stream
+        from runtime.stream.each import stream
 
         if warm_start:
             self.require_maps("warm start")

@@ -23,8 +23,8 @@ from runtime.engine.backends.tensorrt_library import build_platform, import_flav
 from runtime.engine.plan import FLAVOURS, OPTIMIZATION_LEVEL, WORKSPACE
 from runtime.engine.spec import EngineSpec, PlanInfo, sidecar_path
 from runtime.errors import DiffSegError
-from runtime.files import write_atomically
-from runtime.native.build import cache_folder, check_driver
+from runtime.files import cache_folder, write_atomically
+from runtime.gpu.probe import check_driver
 
 EXTRAS = {"tensorrt": "tensorrt", "tensorrt_rtx": "rtx"}
 OLDEST = 10  # TensorRT's major version: the first whose plans can be strongly typed from uint8 to bfloat16

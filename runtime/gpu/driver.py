@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import DiffSegError
-from runtime.native import build
+from runtime.gpu import probe
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -64,8 +64,8 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
 
 @lru_cache(maxsize=1)
 def _driver() -> ctypes.CDLL:
-    build.check_driver()
-    driver = build.open_driver()
+    probe.check_driver()
+    driver = probe.open_driver()
     for name, arguments in _FUNCTIONS.items():
         function = getattr(driver, name)
         function.argtypes, function.restype = arguments, c_int
@@ -101,7 +101,7 @@ class Gpu:
     """
 
     def __init__(self, number: int) -> None:
-        architecture = build.driver_architecture(number)
+        architecture = probe.driver_architecture(number)
         self.driver = _driver()
         self.number, self.capability = number, f"{architecture // 10}.{architecture % 10}"
         device, name, memory, context = c_int(), ctypes.create_string_buffer(256), c_size_t(), c_void_p()

@@ -12,10 +12,10 @@ import numpy as np
 
 from runtime.merge.aggregate import Aggregation
 from runtime.merge.proposals import _merge
-from runtime.merge.suppress import check_size, suppress
+from runtime.merge.suppress import suppress
 from runtime.merge.threads import one_thread
 from runtime.pyramid.anchors import anchor_queries
-from runtime.pyramid.checks import check_pyramid
+from runtime.pyramid.checks import check_pyramid, check_size
 from runtime.pyramid.config import MergeConfig
 from runtime.pyramid.weights import resolution_ratios
 

@@ -5,10 +5,11 @@ Paper: "Diffuse, Attend, and Segment" (Tian et al., CVPR 2024), section 3.4, "No
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from runtime.pyramid.checks import check_size
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -70,14 +71,3 @@ def renumber(labels: NDArray[Any]) -> tuple[NDArray[np.int32], int]:
     present = np.bincount(labels.ravel()) > 0
     numbers = np.cumsum(present, dtype=np.int32) - 1
     return numbers[labels], int(present.sum())
-
-
-def check_size(size: Sequence[int]) -> tuple[int, int]:
-    """Return (H, W) as whole numbers; ValueError if they are none."""
-    try:
-        whole = len(size) == 2 and all(int(side) == side >= 1 for side in size)
-    except (TypeError, ValueError, OverflowError):
-        whole = False
-    if not whole:
-        raise ValueError(f"size: expected (H, W), whole numbers from 1, found {size!r}; pass the frame's size")
-    return int(size[0]), int(size[1])

@@ -34,11 +34,12 @@ def load(device: int = 0, engine: Path | None = None, path: Path | None = None) 
     Raises:
         DiffSegError: without a driver or a GPU, without a library and a compiler, or if the library does not fit.
     """
+    from runtime.gpu import probe
     from runtime.native import build
     from runtime.native.library import Library
 
     if path is None:
-        architecture = build.driver_architecture(device)
+        architecture = probe.driver_architecture(device)
         path = build.find_library(engine, architecture)
         if path is None:
             path = build.build_library(build.cached_library([architecture]), [architecture])
@@ -95,9 +96,8 @@ def run(
     import numpy as np
 
     from runtime.gpu.arrays import device_array
-    from runtime.merge.suppress import check_size
     from runtime.pyramid.anchors import anchor_queries
-    from runtime.pyramid.checks import check_pyramid
+    from runtime.pyramid.checks import check_pyramid, check_size
     from runtime.pyramid.weights import resolution_ratios
 
     number = device_number(device)

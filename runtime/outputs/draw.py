@@ -8,8 +8,6 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from runtime.result import Result
-
 
 def palette(count: int) -> "NDArray[np.uint8]":
     """uint8 [count, 3] BGR: colours far apart for neighbours in number, the same for the same index always.
@@ -40,15 +38,15 @@ def paint(labels: "NDArray[np.int32]") -> "NDArray[np.uint8]":
     return palette(int(labels.max(initial=0)) + 1)[labels]
 
 
-def draw_overlay(frame: "NDArray[np.uint8]", result: "Result", opacity: float = 0.5) -> "NDArray[np.uint8]":
+def draw_overlay(frame: "NDArray[np.uint8]", labels: "NDArray[np.int32]", opacity: float = 0.5) -> "NDArray[np.uint8]":
     """The frame under its segments' colours with white borders: uint8 [H, W, 3] BGR."""
-    colours = paint(result.labels)
+    colours = paint(labels)
     overlay = cv2.addWeighted(frame, 1 - opacity, colours, opacity, 0)
     # About one pixel of border for every 400 of the frame, so that it shows at any size.
-    overlay[borders(result.labels, 1 + min(frame.shape[:2]) // 400)] = 255
+    overlay[borders(labels, 1 + min(frame.shape[:2]) // 400)] = 255
     return np.asarray(overlay, np.uint8)
 
 
-def label_image(frame: "NDArray[np.uint8]", result: "Result") -> "NDArray[np.uint8] | NDArray[np.uint16]":
+def label_image(labels: "NDArray[np.int32]") -> "NDArray[np.uint8] | NDArray[np.uint16]":
     """Single-channel label picture [H, W], 0-based: uint8 where all labels are below 256, else uint16."""
-    return result.labels.astype(np.uint8) if result.labels.max(initial=0) < 256 else result.labels.astype(np.uint16)
+    return labels.astype(np.uint8) if labels.max(initial=0) < 256 else labels.astype(np.uint16)

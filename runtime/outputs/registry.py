@@ -11,16 +11,14 @@ from runtime.outputs.draw import draw_overlay, label_image, paint
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from runtime.result import Result
 
-
-Draw = Callable[["NDArray[np.uint8]", "Result"], "NDArray[np.uint8] | NDArray[np.uint16]"]
+Draw = Callable[["NDArray[np.uint8]", "NDArray[np.int32]"], "NDArray[np.uint8] | NDArray[np.uint16]"]
 
 
 KINDS: dict[str, Draw] = {
     "overlay": draw_overlay,
-    "labels": label_image,
-    "segments": lambda frame, result: paint(result.labels),
+    "labels": lambda frame, labels: label_image(labels),
+    "segments": lambda frame, labels: paint(labels),
 }
 
 

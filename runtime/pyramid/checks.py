@@ -80,3 +80,14 @@ def _square(index: int, n: int) -> Grid:
             "pass grids= with (h, w) of every resolution"
         )
     return side, side
+
+
+def check_size(size: Sequence[int]) -> tuple[int, int]:
+    """Return (H, W) as whole numbers; ValueError if they are none."""
+    try:
+        whole = len(size) == 2 and all(int(side) == side >= 1 for side in size)
+    except (TypeError, ValueError, OverflowError):
+        whole = False
+    if not whole:
+        raise ValueError(f"size: expected (H, W), whole numbers from 1, found {size!r}; pass the frame's size")
+    return int(size[0]), int(size[1])

@@ -72,10 +72,10 @@ class Job:
 
 
 DRAWN: dict[str, Callable[[NDArray[np.uint8], Result], NDArray[Any]]] = {
-    "overlay": draw_overlay,
+    "overlay": lambda frame, result: draw_overlay(frame, result.labels),
     "segments": lambda frame, result: paint(result.labels),
-    "labels": label_image,
-    "archive": label_image,
+    "labels": lambda frame, result: label_image(result.labels),
+    "archive": lambda frame, result: label_image(result.labels),
 }
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from runtime import native
 from runtime.errors import DiffSegError
+from runtime.gpu import probe
 from runtime.native import build
 from tests.runtime.clips import stand_in  # noqa: F401 - a fixture
 
@@ -27,7 +28,7 @@ def cpu_library(tmp_path_factory):
 @pytest.fixture(scope="session")
 def cuda_library():
     try:
-        build.check_driver()
+        probe.check_driver()
     except DiffSegError as error:
         pytest.skip(f"needs an NVIDIA GPU: {error}")
     return native.load()

@@ -218,10 +218,9 @@ def test_exif_rotation(photos):
 def test_more_than_256_segments_take_16_bits(tmp_path):
     from runtime.outputs.draw import label_image, palette
     from runtime.outputs.png import write_png
-    from runtime.result import Result
 
     labels = np.arange(300, dtype=np.int32).reshape(15, 20)
-    image = label_image(np.zeros((15, 20, 3), np.uint8), Result(labels, 300, {}))
+    image = label_image(labels)
     write_png(tmp_path / "x.png", image)
     assert np.array_equal(cv2.imread(str(tmp_path / "x.png"), cv2.IMREAD_UNCHANGED), labels)
     assert len(np.unique(palette(60), axis=0)) == 60

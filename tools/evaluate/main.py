@@ -58,7 +58,7 @@ def _write_strip(path: Path, frames: list[NDArray[np.uint8]], segmenter: Segment
     from runtime.outputs.draw import draw_overlay
     from runtime.outputs.png import write_png
 
-    overlays = [draw_overlay(frame, segmenter(frame)) for frame in frames]
+    overlays = [draw_overlay(frame, segmenter(frame).labels) for frame in frames]
     picture = np.vstack([np.hstack(frames), np.hstack(overlays)])
     write_png(path, np.asarray(cv2.resize(picture, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA), np.uint8))
 

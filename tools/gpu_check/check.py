@@ -38,7 +38,7 @@ def check(
     from runtime import native
     from runtime.errors import DiffSegError
     from runtime.files import write_atomically
-    from runtime.native.build import check_driver
+    from runtime.gpu.probe import check_driver
     from tools.benchmark.native import measure
 
     if output.is_dir() or not output.parent.is_dir():

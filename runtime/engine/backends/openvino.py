@@ -17,7 +17,7 @@ from openvino import opset11 as opset
 from runtime.engine.base import Engine
 from runtime.engine.spec import METADATA_KEY, EngineSpec, read_spec
 from runtime.errors import DiffSegError
-from runtime.native.build import cache_folder
+from runtime.files import cache_folder
 
 HINTS = {"fp32": "f32", "bf16": "bf16"}
 CACHED_DAYS = 30  # a compiled model that long without use goes

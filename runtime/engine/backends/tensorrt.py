@@ -17,10 +17,9 @@ from runtime.engine.base import Engine
 from runtime.engine.plan import FLAVOURS, check_content, check_gpu, check_library, check_platform, read_plan, rebuild
 from runtime.engine.spec import EngineSpec, PlanInfo
 from runtime.errors import DiffSegError
-from runtime.files import write_atomically
+from runtime.files import cache_folder, write_atomically
 from runtime.gpu import driver as cuda
 from runtime.gpu.arrays import DeviceArray
-from runtime.native.build import cache_folder
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

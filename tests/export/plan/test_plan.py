@@ -24,7 +24,7 @@ from runtime import DiffSegError
 from runtime.engine.plan import read_plan
 from runtime.engine.registry import EMBEDDED, open_engine
 from runtime.engine.spec import METADATA_KEY, EngineSpec, sidecar_path
-from runtime.native import build
+from runtime.gpu import probe
 from tests.export.plan.plans import ROOT, copy_tiny, needs_rtx, run
 
 
@@ -54,7 +54,7 @@ def test_plan_and_sidecar(tiny_plan):
     assert plan.arithmetic["softmax"]["fp32"] >= 10 and not plan.tf32 and plan.seconds > 0
     assert EngineSpec.from_json(spec.to_json(), "x") == spec
     try:
-        build.check_driver()
+        probe.check_driver()
     except DiffSegError:
         # What only a GPU can tell is not guessed.
         assert (plan.gpu, plan.compute_capability, plan.inspected) == (None, None, None)
@@ -62,7 +62,7 @@ def test_plan_and_sidecar(tiny_plan):
 
 def test_real_plan_is_refused_without_a_driver(tiny_plan):
     try:
-        build.check_driver()
+        probe.check_driver()
     except DiffSegError:
         with pytest.raises(
             DiffSegError, match=r"tiny.plan: device 'cuda' needs an NVIDIA GPU and its driver, found none"

@@ -14,6 +14,7 @@ import pytest
 
 from runtime import native
 from runtime.errors import DiffSegError
+from runtime.gpu import probe
 from runtime.gpu.arrays import device_array, from_capsule
 from runtime.merge.segment import segment_attention
 from runtime.native import build
@@ -200,11 +201,11 @@ def test_without_a_driver(monkeypatch):
     def absent():
         raise OSError("libcuda.so.1: cannot open shared object file")
 
-    monkeypatch.setattr(build, "open_driver", absent)
+    monkeypatch.setattr(probe, "open_driver", absent)
     with pytest.raises(
         DiffSegError, match=r"needs an NVIDIA GPU and its driver, found none \(libcuda.*use device='cpu'"
     ):
-        build.check_driver()
+        probe.check_driver()
 
 
 class Driver:
@@ -230,22 +231,22 @@ class Driver:
 
 
 def test_driver_without_a_gpu(monkeypatch):
-    build.driver_architecture.cache_clear()
-    monkeypatch.setattr(build, "open_driver", lambda: Driver(0))
+    probe.driver_architecture.cache_clear()
+    monkeypatch.setattr(probe, "open_driver", lambda: Driver(0))
     with pytest.raises(DiffSegError, match="its driver is here, but finds none"):
         segment_attention([np.eye(64, dtype=np.float32)], MergeConfig(grid=4), size=(8, 8), device="cuda")
 
 
 def test_gpu_but_no_compiler(alone, monkeypatch):
-    build.driver_architecture.cache_clear()
-    monkeypatch.setattr(build, "open_driver", lambda: Driver(1))
+    probe.driver_architecture.cache_clear()
+    monkeypatch.setattr(probe, "open_driver", lambda: Driver(1))
     monkeypatch.setattr(build.shutil, "which", lambda name: None)
     monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DiffSegError, match=r"no CUDA compiler: nvcc is not on PATH.*beside the engine"):
         native.load(0)
     with pytest.raises(DiffSegError, match="'cuda:3': expected cuda:0 to cuda:0"):
         native.load(3)
-    build.driver_architecture.cache_clear()
+    probe.driver_architecture.cache_clear()
 
 
 def test_nvcc_of_cuda_home(alone, monkeypatch):

@@ -16,7 +16,6 @@ from runtime.frames.container import ContainerClip
 from runtime.outputs.draw import draw_overlay
 from runtime.outputs.movie import VideoForm, VideoSink
 from runtime.outputs.sinks import ArchiveSink, PngSink
-from runtime.result import Result
 from tests.runtime.clips import draw, read_clip, write_clip
 
 NTSC = Fraction(30000, 1001)
@@ -185,9 +184,6 @@ def test_colours_follow_identities():
     few, many = np.zeros((20, 40), np.int32), np.zeros((20, 40), np.int32)
     few[:, 20:] = 7
     many[:, :10], many[:, 20:] = 300, 7
-    pictures = [
-        draw_overlay(frame, Result(labels, len(np.unique(labels)), {}, identities=np.unique(labels)))
-        for labels in (few, many)
-    ]
+    pictures = [draw_overlay(frame, labels) for labels in (few, many)]
     assert np.array_equal(pictures[0][5, 30], pictures[1][5, 30])
     assert not np.array_equal(pictures[1][5, 5], pictures[1][5, 15])

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from runtime.engine.registry import EMBEDDED
 from runtime.errors import DiffSegError
+from runtime.gpu import probe
 from runtime.native import build
 from tools.benchmark import core as benchmark
 from tools.benchmark import native as benchmark_native
@@ -25,10 +26,10 @@ def no_gpu(monkeypatch):
     def absent():
         raise DiffSegError("device 'cuda' needs an NVIDIA GPU")
 
-    build.driver_architecture.cache_clear()
-    monkeypatch.setattr(build, "check_driver", absent)
+    probe.driver_architecture.cache_clear()
+    monkeypatch.setattr(probe, "check_driver", absent)
     yield
-    build.driver_architecture.cache_clear()
+    probe.driver_architecture.cache_clear()
 
 
 def test_benchmark_without_a_gpu(no_gpu):
@@ -41,7 +42,7 @@ def test_benchmark_without_a_gpu(no_gpu):
 
 def test_gpu_check_without_a_gpu():
     try:
-        build.check_driver()
+        probe.check_driver()
     except DiffSegError:
         command = [sys.executable, "-m", "tools.gpu_check"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -17,13 +17,13 @@ from runtime.engine.backends.tensorrt_library import build_platform, tensor_shap
 from runtime.engine.registry import open_engine
 from runtime.engine.spec import Level, PlanInfo, sidecar_path
 from runtime.gpu import driver as cuda
-from runtime.native import build
+from runtime.gpu import probe
 
 VERSION = "11.4.0.106"
 
 
 def forget():
-    for cached in (cuda._driver, cuda.gpu, build.driver_architecture):
+    for cached in (cuda._driver, cuda.gpu, probe.driver_architecture):
         cached.cache_clear()
 
 
@@ -53,7 +53,7 @@ def driver(driver_library, monkeypatch, tmp_path_factory):
 
     library.notes = notes
     forget()
-    monkeypatch.setattr(build, "open_driver", lambda: ctypes.CDLL(str(copied)))
+    monkeypatch.setattr(probe, "open_driver", lambda: ctypes.CDLL(str(copied)))
     library.clear_notes()
     yield library
     forget()
@@ -65,7 +65,7 @@ def no_driver(monkeypatch):
         raise OSError("libcuda.so.1: cannot open shared object file")
 
     forget()
-    monkeypatch.setattr(build, "open_driver", absent)
+    monkeypatch.setattr(probe, "open_driver", absent)
     yield
     forget()
 

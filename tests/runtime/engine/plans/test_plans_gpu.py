@@ -14,7 +14,7 @@ from export.plan.build import PlanRequest, build_plan
 from export.progress import Stages
 from runtime import DiffSegError, Segmenter
 from runtime.engine.registry import EMBEDDED, open_engine
-from runtime.native import build
+from runtime.gpu import probe
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.gpu
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.gpu
 @pytest.fixture(scope="module", autouse=True)
 def gpu():
     try:
-        build.check_driver()
+        probe.check_driver()
     except DiffSegError as error:
         pytest.skip(f"needs an NVIDIA GPU: {error}")
 

@@ -1,0 +1,47 @@
+"""Whether there is a GPU: asked of the driver alone, since any other CUDA call may crash without one."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from functools import lru_cache
+
+from runtime.errors import DiffSegError
+
+
+def open_driver() -> ctypes.CDLL:
+    """NVIDIA's driver library. Raises OSError where there is none."""
+    return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+
+
+def check_driver() -> int:
+    """How many GPUs the driver finds. Raises DiffSegError for none, or no driver: other calls may crash without one."""
+    advice = "use device='cpu', or install the NVIDIA driver"
+    try:
+        driver = open_driver()
+    except OSError as error:
+        raise DiffSegError(
+            f"device 'cuda' needs an NVIDIA GPU and its driver, found none ({error}); {advice}"
+        ) from None
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)) or count.value < 1:
+        raise DiffSegError(f"device 'cuda' needs an NVIDIA GPU: its driver is here, but finds none; {advice}")
+    return count.value
+
+
+@lru_cache(maxsize=8)
+def driver_architecture(device: int) -> int:
+    """Compute capability of a device as two or three digits, from the driver alone: 87 for 8.7.
+
+    Raises:
+        DiffSegError: without a driver, or without that device.
+    """
+    devices = check_driver()
+    if device >= devices:
+        raise DiffSegError(f"device 'cuda:{device}': expected cuda:0 to cuda:{devices - 1}; choose one of them")
+    driver = open_driver()
+    handle, major, minor = (ctypes.c_int(0) for _ in range(3))
+    driver.cuDeviceGet(ctypes.byref(handle), device)
+    driver.cuDeviceGetAttribute(ctypes.byref(major), 75, handle)
+    driver.cuDeviceGetAttribute(ctypes.byref(minor), 76, handle)
+    return 10 * major.value + minor.value
