@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from runtime.merge.grouping import group_proposals
+from runtime.errors import DiffSegError
+from runtime.merge.grouping import STEPS, check_sweep, group_proposals
+from runtime.stages import Clock
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from runtime.result import Result
+    from runtime.stages import Stages
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,9 @@ class Hierarchy:
         groups: int32 [levels, counts[0]]: in which segment of a level each segment of the finest one lies.
         finest: int32 [H, W]: labels of the finest level, 0 … counts[0]−1, as a call with its threshold gives them.
         milliseconds: wall time of the stages of that call, and of the rest as "hierarchy".
+
+    Levels are unions of the finest level's segments, so a coarser level is not what a call with its threshold gives: it
+    has more segments.
     """
 
     thresholds: tuple[float, ...]
@@ -44,17 +49,51 @@ class Hierarchy:
         return np.asarray(self.groups[level][self.finest])
 
 
-def build_hierarchy(result: Result, thresholds: tuple[float, ...]) -> Hierarchy:
-    """The hierarchy above a result with proposals, which was segmented at the first of the ascending `thresholds`."""
+def segment_levels(stages: Stages, frame: NDArray[np.uint8], thresholds: Iterable[float] | None) -> Hierarchy:
+    """See `Segmenter.hierarchy`."""
+    route = stages.route
+    route.check_maps("hierarchy")
+    sweep = None if thresholds is None else _sweep(thresholds)
+    clock = Clock()
+    resized = stages.resize(frame)
+    clock("resize")
+    output = stages.network(stages.gather([resized]), 1)[0]
+    clock("network")
+    return merge_levels(stages, output, frame, sweep, clock)
+
+
+def merge_levels(
+    stages: Stages,
+    output: Any,
+    frame: NDArray[np.uint8],
+    thresholds: Iterable[float] | None,
+    clock: Clock | None = None,
+) -> Hierarchy:
+    """The hierarchy of a frame from the network's output for it; thresholds None: the default sweep.
+
+    Raises DiffSegError where the thresholds are invalid or the output has no maps.
+    """
+    clock = clock or Clock()
+    own = stages.route.engine.spec.thresholds[0]
+    sweep = _sweep([own * step for step in STEPS] if thresholds is None else thresholds)
+    config = replace(stages.route.config, thresholds=(sweep[0],) * len(stages.route.config.thresholds))
+    merged = stages.merge(output, config=config, proposals=True)
+    clock("merge")
+    result = stages.finish(merged, frame, proposals=True)
+    clock("labels")
     assert result.proposals is not None
-    start = time.perf_counter()
     areas = np.bincount(result.labels.ravel(), minlength=result.count)
     # The first level is the result as it is, whatever its proposals' divergences.
-    groups = np.empty((len(thresholds), result.count), np.int32)
+    groups = np.empty((len(sweep), result.count), np.int32)
     groups[0] = np.arange(result.count)
-    groups[1:] = group_proposals(result.proposals.reshape(result.count, -1), areas, thresholds[1:])
-    milliseconds = dict(result.milliseconds)
-    milliseconds["hierarchy"] = round((time.perf_counter() - start) * 1e3, 3)
-    milliseconds["total"] = round(milliseconds["total"] + milliseconds["hierarchy"], 3)
+    groups[1:] = group_proposals(result.proposals.reshape(result.count, -1), areas, sweep[1:])
+    clock("hierarchy")
     counts = tuple(int(group.max()) + 1 for group in groups)
-    return Hierarchy(thresholds, counts, groups, result.labels, milliseconds)
+    return Hierarchy(sweep, counts, groups, result.labels, clock.milliseconds())
+
+
+def _sweep(thresholds: Iterable[float]) -> tuple[float, ...]:
+    try:
+        return check_sweep(thresholds)
+    except ValueError as error:
+        raise DiffSegError(str(error)) from None

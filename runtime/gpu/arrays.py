@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from ctypes import POINTER, c_char_p, c_int32, c_int64, c_uint8, c_uint16, c_uint64, c_void_p
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
@@ -26,6 +26,11 @@ class DeviceArray:
     device: int | None
     owner: Any = field(repr=False, compare=False)
     stream: int = 0
+
+    def frame(self, number: int) -> DeviceArray:
+        """One of a batch [B, …]: an array […] in the same memory."""
+        size = 4 if self.dtype == "float32" else 2
+        return replace(self, pointer=self.pointer + number * size * prod(self.shape[1:]), shape=self.shape[1:])
 
 
 class _Tensor(ctypes.Structure):

@@ -6,7 +6,6 @@ import contextlib
 import os
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -16,33 +15,16 @@ import numpy as np
 
 from runtime.errors import DiffSegError
 from runtime.files import OWN_BOX
+from runtime.outputs.draw import draw_overlay
+from runtime.outputs.form import ClipForm
 from runtime.outputs.sinks import Sink, explain
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from runtime.frames.clip import Clip
-
 FINEST_TICK = 1_000_000  # ticks per second
 _BT601, _LIMITED = 6, 1  # FFmpeg's AVCOL_SPC_SMPTE170M and AVCOL_RANGE_MPEG: what BGR frames are converted to
 _HEAD = 1 << 16  # bytes: more than what precedes the first fragment
-
-
-@dataclass(frozen=True, slots=True)
-class VideoForm:
-    """What of its clip a video keeps: average rate, tick in seconds, shape of pixels, sound."""
-
-    rate: Fraction
-    tick: Fraction
-    aspect: Fraction = Fraction(1)
-    audio: tuple[str, Fraction] | None = None
-
-    @classmethod
-    def of(cls, clip: Clip) -> VideoForm:
-        """As the clip is."""
-        from runtime.frames.clip import DEFAULT_RATE
-
-        return cls(clip.rate or DEFAULT_RATE, clip.tick, clip.aspect, clip.audio)
 
 
 class VideoSink(Sink):
@@ -52,11 +34,17 @@ class VideoSink(Sink):
     been written can be played. Sides are even in this format: an odd one is a pixel longer, its last row repeated.
     """
 
-    def __init__(self, path: Path, form: VideoForm, warn: Callable[[str], None] = lambda line: None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        form: ClipForm,
+        warn: Callable[[str], None] = lambda line: None,
+        draw: Callable[[NDArray[np.uint8], NDArray[np.int32]], NDArray[np.uint8]] = draw_overlay,
+    ) -> None:
         av = _av()
         self.path = path
         self._form = form
-        self._warn = warn
+        self._warn, self._draw = warn, draw
         self._codec = next(name for name in ("libx264", "libopenh264", "mpeg4") if name in av.codecs_available)
         self._part = path.with_name(f".{uuid.uuid4().hex}.part")
         self._container: Any = None
@@ -65,9 +53,14 @@ class VideoSink(Sink):
         self._frames = 0
         self._broken = False
 
-    def write(self, number: int, time: Fraction, image: NDArray[np.uint8]) -> None:
-        """Encode one frame, uint8 [H, W, 3] BGR, all of one size."""
+    def prepare(self, frame: NDArray[np.uint8], labels: NDArray[np.int32]) -> NDArray[np.uint8]:
+        """The drawn picture, uint8 [H, W, 3] BGR."""
+        return self._draw(frame, labels)
+
+    def write(self, number: int, time: Fraction, prepared: Any) -> Path:
+        """Encode one picture, uint8 [H, W, 3] BGR, all of one size."""
         av = _av()
+        image: NDArray[np.uint8] = prepared
         if image.shape[0] % 2 or image.shape[1] % 2:
             odd = (image.shape[0] % 2, image.shape[1] % 2)
             image = cv2.copyMakeBorder(image, 0, odd[0], 0, odd[1], cv2.BORDER_REPLICATE).astype(np.uint8, copy=False)
@@ -87,6 +80,7 @@ class VideoSink(Sink):
         except (av.FFmpegError, OSError) as error:
             self._broken = True
             raise explain(self.path, error, f"{self._frames} frames were done") from None
+        return self.path
 
     def _open(self, width: int, height: int) -> None:
         av = _av()

@@ -1,214 +1,159 @@
-"""One clip from end to end: decode, resize, network, merge, track, draw and encode as stages that overlap."""
+"""One clip from end to end: its outputs are whole however it ends."""
 
 from __future__ import annotations
 
-import itertools
+import collections
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
-from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import cv2
-import numpy as np
-
-from runtime.frames.clip import Clip, Frame, frames_between
-from runtime.outputs.draw import draw_overlay, label_image, paint
-from runtime.stream.pipeline import Pipeline, Stage
+from runtime.errors import DiffSegError
+from runtime.frames.clip import frames_between
+from runtime.frames.opening import open_clip
+from runtime.outputs.form import ClipForm
+from runtime.outputs.registry import clip_sinks
+from runtime.outputs.sinks import Sink, refuse_foreign
+from runtime.stream.continuity import Continuity
+from runtime.stream.job import Job, Place, Stream, json_line
+from runtime.stream.window import Drawn, check_window, close_window, show
+from runtime.terminal import interruptions_held
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from pathlib import Path
 
-    from runtime.outputs.sinks import Sink
-    from runtime.result import Merged, Result
-    from runtime.segmenter import Segmenter
+    from rich.progress import Progress
 
-# Two frames are near-identical when, at the engine's size, they differ by less than this many grey levels on average,
-# and nowhere by more than this over a 16th of a side: noise passes, a small thing that moves does not.
-SIMILAR_ON_AVERAGE, SIMILAR_ANYWHERE = 1.0, 4.0
+    from runtime.frames.clip import Clip
+    from runtime.frames.source import Source
+    from runtime.stages import Stages
+    from runtime.stream.options import ClipOptions
+    from runtime.stream.pipeline import Pipeline
 
 
 @dataclass(frozen=True, slots=True)
-class ClipOptions:
-    """How a clip is segmented.
+class Outcome:
+    """What has become of a clip. `busy`: share of the time each stage worked; `lost`: what could not be read."""
 
-    Attributes:
-        start, end: part of the clip in seconds; `end` None: all that is left.
-        every: the engine sees every so many frames; between them labels are carried along the optical flow.
-        skip_similar: a frame like the last one segmented takes over its labels.
-        temporal: labels are identities that stay with their objects; False: every frame by itself.
-        warm_start: with `temporal`, the proposals of the last frame stand in for part of the anchors, which saves half
-            of the merge.
-        size, rate: width and height, and frames per second, of raw frames and numbered pictures.
-        reconnect: open a camera or stream again when it drops.
-        show: show the overlay in a window.
+    frames: int
+    seconds: float
+    busy: dict[str, float]
+    lost: tuple[str, ...]
+    written: tuple[Path, ...]
+
+    def __str__(self) -> str:
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in self.busy.items())
+        plural = "" if self.frames == 1 else "s"
+        files = ", ".join(str(path) for path in self.written) or "nothing written"
+        return f"{self.frames} frame{plural} in {self.seconds:.1f} s ({shares}): {files}"
+
+
+def run_clip(
+    stages: Stages,
+    source: Source,
+    stem: Path,
+    kinds: Iterable[str],
+    options: ClipOptions,
+    *,
+    progress: Progress,
+    report: Callable[[dict[str, object]], None],
+    say: Callable[[str], None],
+    check: Callable[[Sink], None] = lambda sink: None,
+) -> Outcome:
+    """Segment one clip into its kinds of output at `stem`.
+
+    `report` gets each frame's JSON line, `say` a line for people; `check` may refuse a place.
+    Whatever ends it, an error or an interruption, the files hold the frames that were done, and are whole. Raises
+    DiffSegError, or what a stage raised.
     """
+    if options.show:
+        check_window()
+    clip = open_clip(
+        source, start=options.start, size=options.size, rate=options.rate, reconnect=options.reconnect, say=say
+    )
+    try:
+        sinks = clip_sinks(kinds, stem, ClipForm.of(clip), say)
+        for sink in sinks.values():
+            check(sink)
+            refuse_foreign(sink.path)
+        continuity = Continuity(
+            stages,
+            temporal=options.temporal,
+            every=options.every,
+            skip_similar=options.skip_similar,
+            warm_start=options.warm_start,
+        )
+    except BaseException:
+        clip.close()
+        raise
+    places = [Place(kind, sink) for kind, sink in sinks.items()]
+    if options.show and "overlay" not in sinks:
+        places.append(Place("overlay", Drawn()))
+    shown = next((number for number, place in enumerate(places) if place.kind == "overlay"), -1)
 
-    start: Fraction = Fraction(0)
-    end: Fraction | None = None
-    every: int = 1
-    skip_similar: bool = False
-    warm_start: bool = False
-    temporal: bool = True
-    size: tuple[int, int] | None = None
-    rate: Fraction | None = None
-    reconnect: bool = False
-    show: bool = False
+    def jobs() -> Iterator[Job]:
+        try:
+            for number, frame in enumerate(frames_between(clip, options.start, options.end, pipeline.stopping)):
+                yield Job(source, frame=frame.image, number=number, time=frame.time, places=places)
+        finally:  # here, for a clip must not be closed while another thread waits in it
+            clip.close()
 
-
-@dataclass(slots=True)
-class Job:
-    """A frame on its way. Each stage fills in its part and lets go of what nobody needs any more."""
-
-    frame: Frame
-    number: int = -1
-    reused: bool = False
-    carried: bool = False
-    resized: NDArray[np.uint8] | None = None
-    maps: list[NDArray[Any]] | Merged | None = None
-    result: Result | None = None
-    pictures: dict[str, NDArray[Any]] = field(default_factory=dict)
-    milliseconds: dict[str, float] = field(default_factory=dict)
-
-
-DRAWN: dict[str, Callable[[NDArray[np.uint8], Result], NDArray[Any]]] = {
-    "overlay": lambda frame, result: draw_overlay(frame, result.labels),
-    "segments": lambda frame, result: paint(result.labels),
-    "labels": lambda frame, result: label_image(result.labels),
-    "archive": lambda frame, result: label_image(result.labels),
-}
-
-
-class ClipSegmenter:
-    """The stages of one clip, and what they remember from frame to frame."""
-
-    def __init__(
-        self, segmenter: Segmenter, options: ClipOptions, sinks: dict[str, Sink], drawn: Iterable[str] | None = None
-    ) -> None:
-        """`sinks`: by kind, where pictures go; `drawn`: kinds to draw, those of the sinks if left out.
-
-        Raises DiffSegError where a warm start is asked of an engine without maps.
-        """
-        if options.warm_start:
-            segmenter.require_maps("warm start")
-        self._segmenter = segmenter
-        self._options = options
-        self._sinks = sinks
-        self._drawn = tuple(sinks if drawn is None else drawn)
-        self._numbers = itertools.count()
-        self._seen: NDArray[np.uint8] | None = None
-        self._last: Result | None = None
-        self._seeds: NDArray[np.float32] | None = None
-        self._aside: Segmenter | None = None
-        self._tracker: Any = None
-        if options.temporal or options.every > 1:
-            self._tracker = self._fresh_tracker()
-
-    @staticmethod
-    def _fresh_tracker() -> Any:
-        from runtime.track.tracker import Tracker
-
-        return Tracker()
-
-    def pipeline(self, clip: Clip) -> Pipeline[Job]:
-        """The pipeline of a clip, not yet started. It closes the clip when that ends."""
-
-        def jobs() -> Iterator[Job]:
-            try:
-                for frame in frames_between(clip, self._options.start, self._options.end, pipeline.stopping):
-                    yield Job(frame)
-            finally:  # here, for a clip must not be closed while another thread waits in it
-                clip.close()
-
-        stages = [
-            self._stage("resize", self._resize),
-            self._stage("network", self._network),
-            self._stage("merge", self._merge),
-            # From here on a stopped pipeline finishes what it has.
-            self._stage("draw", self._draw, finishes=True),
-            self._stage("encode", self._encode, finishes=True),
-        ]
-        if self._tracker is not None:
-            stages.insert(3, self._stage("track", self._track, finishes=True))
-        pipeline: Pipeline[Job] = Pipeline(jobs(), stages, live=clip.live)
-        return pipeline
-
-    @staticmethod
-    def _stage(name: str, work: Callable[[Job], None], *, finishes: bool = False) -> Stage[Job]:
-        def timed(job: Job) -> None:
-            start = time.perf_counter()
-            work(job)
-            job.milliseconds[name] = round((time.perf_counter() - start) * 1e3, 3)
-
-        return Stage(name, timed, finishes)
-
-    def _resize(self, job: Job) -> None:
-        job.number = next(self._numbers)
-        job.carried = job.number % self._options.every != 0
-        if job.carried and not self._options.skip_similar:
-            return
-        resized = self._segmenter.resize(job.frame.image)
-        if self._options.skip_similar:
-            job.reused = self._seen is not None and similar(resized, self._seen)
-            if job.reused:
-                job.carried = False
-                return
-            # After a frame that was carried over, the labels shown last are no longer those of the frame seen last.
-            self._seen = None if job.carried else resized
-        if not job.carried:
-            job.resized = resized
-            self._segmenter.prefetch(resized)
-
-    def _network(self, job: Job) -> None:
-        if job.resized is not None:
-            job.maps = self._segmenter.network(job.resized, proposals=self._options.temporal)
-        job.resized = None
-
-    def _merge(self, job: Job) -> None:
-        from runtime.result import Result
-
-        if job.maps is None:
-            return
-        merged = self._segmenter.merge(job.maps, seeds=self._seeds)
-        labels, count, proposals = self._segmenter.fit(merged, job.frame.image, proposals=self._options.temporal)
-        self._seeds = proposals if self._options.warm_start else None  # without `temporal` there are none
-        job.maps = None
-        job.result = Result(labels, count, {}, proposals)
-
-    def _track(self, job: Job) -> None:
-        if job.result is not None:
-            job.result = self._identify(job.frame.image, job.result)
-        elif job.carried:
-            job.result = self._tracker.propagate(job.frame.image)
-            if self._tracker.cut:  # another scene: nothing to carry over. The network's own thread is frames ahead.
-                self._aside = self._aside or self._segmenter.clone()
-                found = self._aside(job.frame.image, proposals=self._options.temporal)
-                job.result = self._identify(job.frame.image, found)
-
-    def _identify(self, image: NDArray[np.uint8], result: Result) -> Result:
-        """Identities, or without `temporal` the segments as they are, from which the next frames are carried over."""
-        if self._options.temporal:
-            return self._tracker.update(image, result)
-        self._tracker = self._fresh_tracker()
-        self._tracker.update(image, result)
-        return result
-
-    def _draw(self, job: Job) -> None:
-        if job.result is None:  # a frame like the last one
-            assert self._last is not None
-            job.result = self._last
-        self._last = job.result = replace(job.result, proposals=None, milliseconds=job.milliseconds)
-        job.pictures = {kind: DRAWN[kind](job.frame.image, job.result) for kind in self._drawn}
-
-    def _encode(self, job: Job) -> None:
-        for kind, sink in self._sinks.items():
-            sink.write(job.number, job.frame.time, job.pictures[kind])
+    pipeline = Stream(stages, continuity).pipeline(jobs(), live=clip.live)
+    frames = 0
+    began = time.perf_counter()
+    task = progress.add_task(source.name, total=_expected(clip, options), detail="")
+    window = f"DiffSeg: {source.name}" if options.show else None
+    with interruptions_held(pipeline.stop):
+        try:
+            for job in pipeline:
+                frames += 1
+                progress.update(task, completed=frames, detail=_rates(pipeline, frames, time.perf_counter() - began))
+                report(json_line(job, {"time": round(float(job.time), 6)}))
+                if window and not show(window, job.prepared[shown]):
+                    pipeline.stop()
+        except BaseException:
+            pipeline.stop()
+            with contextlib.suppress(Exception):  # what it raises is known, or less than what is being raised
+                collections.deque(pipeline, maxlen=0)
+            _close(list(sinks.values()), quiet=True)
+            raise
+        finally:
+            progress.remove_task(task)
+            if window:
+                close_window(window)
+        _close(list(sinks.values()))
+    lost = tuple(clip.lost)
+    if not frames:
+        reason = "; ".join(lost) or "no frames" + (" between --start and --end" if options.start or options.end else "")
+        raise DiffSegError(f"{source.name}: {reason}")
+    if pipeline.dropped:
+        say(f"{source.name}: {pipeline.dropped} frames came faster than they could be segmented, and were left out")
+    seconds = time.perf_counter() - began
+    busy = {name: spent / seconds for name, spent in pipeline.busy.items() if name not in ("gather", "leave")}
+    return Outcome(frames, seconds, busy, lost, tuple(sink.path for sink in sinks.values()))
 
 
-def similar(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> bool:
-    """Whether two frames uint8 [H, W, 3] of one size are near-identical: the same but for noise."""
-    difference = cv2.absdiff(one, other)
-    if sum(cv2.mean(difference)[:3]) / 3 >= SIMILAR_ON_AVERAGE:
-        return False
-    side = max(1, min(difference.shape[:2]) // 16)
-    return bool(cv2.blur(difference, (side, side)).max() < SIMILAR_ANYWHERE)
+def _close(sinks: list[Sink], *, quiet: bool = False) -> None:
+    failure: Exception | None = None
+    for sink in sinks:
+        try:
+            sink.close()
+        except Exception as error:
+            failure = failure or error
+    if failure is not None and not quiet:
+        raise failure
+
+
+def _expected(clip: Clip, options: ClipOptions) -> int | None:
+    """How many frames there will be, as far as the source says."""
+    ends = [float(end) for end in (clip.seconds, options.end) if end is not None]
+    if not ends or not clip.rate:
+        return None
+    return max(1, round((min(ends) - float(options.start)) * float(clip.rate)))
+
+
+def _rates(pipeline: Pipeline[Job], frames: int, seconds: float) -> str:
+    """Frames per second, overall and of each stage were it alone."""
+    stages = ", ".join(f"{name} {frames / spent:.0f}/s" for name, spent in pipeline.busy.items() if spent > 0)
+    return f"{frames / seconds:.1f}/s ({stages})"

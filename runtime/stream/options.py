@@ -3,21 +3,47 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass, fields
 from fractions import Fraction
 
 from runtime.errors import DiffSegError
-from runtime.outputs.registry import KINDS
-from runtime.stream.clip import ClipOptions
 
 
-def parse_save(text: str) -> list[str]:
-    """`overlay,labels` → ["overlay", "labels"]; `none` → []."""
-    kinds = list(dict.fromkeys(kind.strip() for kind in text.split(",") if kind.strip()))
-    if kinds == ["none"]:
-        return []
-    if not kinds or not set(kinds) <= {*KINDS, "archive"}:
-        raise DiffSegError(f"--save: expected some of {', '.join(KINDS)}, archive, or none, found {text!r}")
-    return kinds
+@dataclass(frozen=True, slots=True)
+class ClipOptions:
+    """How a clip is segmented.
+
+    Attributes:
+        start, end: part of the clip in seconds; `end` None: all that is left.
+        every: the engine sees every so many frames; between them labels are carried along the optical flow.
+        skip_similar: a frame like the last one segmented takes over its labels.
+        temporal: labels are identities that stay with their objects; False: every frame by itself.
+        warm_start: with `temporal`, the proposals of the last frame stand in for part of the anchors, which saves half
+            of the merge.
+        size, rate: width and height, and frames per second, of raw frames and numbered pictures.
+        reconnect: open a camera or stream again when it drops.
+        show: show the overlay in a window.
+    """
+
+    start: Fraction = Fraction(0)
+    end: Fraction | None = None
+    every: int = 1
+    skip_similar: bool = False
+    warm_start: bool = False
+    temporal: bool = True
+    size: tuple[int, int] | None = None
+    rate: Fraction | None = None
+    reconnect: bool = False
+    show: bool = False
+
+    def given(self) -> list[str]:
+        """Names of the options that differ from their defaults, as on the command line."""
+        default = ClipOptions()
+        return [
+            f"--{field.name.replace('_', '-')}"
+            for field in fields(self)
+            if getattr(self, field.name) != getattr(default, field.name)
+        ]
 
 
 def parse_options(

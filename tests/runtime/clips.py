@@ -8,9 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from runtime.frames.resize import resize_frame
-from runtime.merge.suppress import renumber
-from runtime.result import Merged, Result
+from runtime.engine.base import Engine
+from runtime.engine.spec import EngineSpec, Level
 from runtime.segmenter import Segmenter
 
 
@@ -58,47 +57,54 @@ def read_clip(path):
     return [moment for moment, _ in frames], [image for _, image in frames]
 
 
-class StandIn:
-    """Has the stages of a Segmenter. `calls`: how many frames the network has seen; `seconds`: how long each takes.
+class StandIn(Engine):
+    """Segments by brightness, as an engine with the head labels does. `seconds`: how long a frame takes.
 
-    `ahead`: frames of clips that were announced to the network and have not reached it yet: those alone come, in order.
+    `calls`: how many frames the network has seen; `ahead`: batches that were announced to it and have not come yet:
+    those come in order, and no others do once one was announced.
     """
 
-    def __init__(self, seconds=0.0):
+    def __init__(self, seconds=0.0, batch=1):
+        self.spec = EngineSpec(
+            **{"source": "stand-in", "revision": None, "head": "labels", "height": 32, "width": 32, "batch": batch},
+            levels=(Level(16, 16, 1),),
+            **{"timestep": 300, "prompt": "", "precision": "fp32", "storage": "fp32", "latent_scaling": 1.0},
+            **{"blocks": ("down", "mid", "up"), "thresholds": (1.0,)},
+        )
+        self.device = self.asked = "cpu"
         self.calls, self.seconds, self.ahead = 0, seconds, []
 
-    def resize(self, frame):
-        return resize_frame(frame, 32, 32)
+    def prefetch(self, frames):
+        self.ahead.append(frames)
 
-    def prefetch(self, resized):
-        self.ahead.append(resized)
-
-    def network(self, resized, **options):
-        assert self.ahead.pop(0) is resized
-        self.calls += 1
-        time.sleep(self.seconds)
-        return [resized]
-
-    def merge(self, maps, **options):
-        bright = cv2.cvtColor(maps[0], cv2.COLOR_BGR2GRAY) > 128
-        return Merged(bright.astype(np.int32), None, None)
-
-    def fit(self, merged, frame, *, proposals=False):
-        labels, count = renumber(cv2.resize(merged.raw, frame.shape[1::-1], interpolation=cv2.INTER_NEAREST_EXACT))
-        return labels, count, None
+    def _infer(self, inputs):
+        frames = inputs["frame"]
+        if self.ahead:
+            assert self.ahead.pop(0) is frames
+        self.calls += len(frames)
+        time.sleep(self.seconds * len(frames))
+        bright = [cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY) > 128 for frame in frames]
+        return [np.array(bright, np.uint8), np.full(len(frames), 2, np.int32)]
 
     def clone(self):
-        return self
+        return Aside(self)
 
-    def __call__(self, frame, **options):
-        self.calls += 1
-        labels, count, _ = self.fit(self.merge([self.resize(frame)]), frame)
-        return Result(labels, count, {})
+
+class Aside(StandIn):
+    """A clone, whose frames count as its original's."""
+
+    def __init__(self, original):
+        super().__init__()
+        self.original = original
+
+    def _infer(self, inputs):
+        self.original.calls += 1
+        return super()._infer(inputs)
 
 
 @pytest.fixture
 def stand_in(monkeypatch):
-    """What the command line opens in place of an engine."""
-    segmenter = StandIn()
-    monkeypatch.setattr(Segmenter, "open", lambda *arguments, **options: segmenter)
-    return segmenter
+    """The engine that the command line opens."""
+    engine = StandIn()
+    monkeypatch.setattr(Segmenter, "open", lambda *arguments, **options: Segmenter(engine))
+    return engine

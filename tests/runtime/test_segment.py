@@ -66,7 +66,10 @@ def test_folder_with_subfolders_json_and_a_second_run(photos):
     assert result.exit_code == 0
     lines = [json.loads(line) for line in result.stdout.splitlines()]
     assert [line["input"] for line in lines] == ["in/cat.png", "in/coffee.jpg", "in/deep er/ü/kaffee ñ.png"]
-    assert all(set(line) == {"input", "frame", "size", "segments", "milliseconds"} for line in lines)
+    keys = {"input", "frame", "size", "segments", "regions", "outputs", "milliseconds"}
+    assert all(set(line) == keys for line in lines)
+    assert [len(line["regions"]) for line in lines] == [line["segments"] for line in lines]
+    assert lines[0]["outputs"] == ["in/out/cat_overlay.png", "in/out/cat_labels.png"]
     assert lines[0]["size"] == list(CAT.shape[:2]) and lines[0]["frame"] == 0
     names = ["cat", "coffee", "deep er/ü/kaffee ñ"]
     expected = sorted(f"{name}_{kind}.png" for name in names for kind in ("labels", "overlay"))

@@ -52,7 +52,7 @@ def compare(path: Path, device: str, repeat: int) -> dict[str, Any]:
 
     frame = read_frame(PICTURE)
     there, here = Segmenter.open(path, device), Segmenter.open(device="cpu", backend="onnxruntime")
-    batch = here.resize(frame)[None]
+    batch = here.stages.resize(frame)[None]
     pairs = zip(there.engine.infer(batch), here.engine.infer(batch), strict=True)
     divergence = max(mean_divergence(found, expected) for found, expected in pairs)
     labels = float(np.mean(there(frame).labels != here(frame).labels))

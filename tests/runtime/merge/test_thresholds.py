@@ -9,7 +9,7 @@ from runtime.merge.grouping import group_proposals
 from runtime.merge.segment import segment_attention
 from runtime.merge.thresholds import stable_thresholds
 from runtime.pyramid.config import MergeConfig
-from runtime.stream.clip import ClipOptions, ClipSegmenter
+from runtime.stream.continuity import Continuity
 
 CAT = data.chelsea()[..., ::-1].copy()
 
@@ -119,13 +119,14 @@ def test_bad_sweeps(sweep):
 
 
 def test_labels_engines_name_the_export_that_helps():
-    segmenter = Segmenter.open(device="cpu")
-    object.__setattr__(segmenter.engine.spec, "head", "labels")
+    engine = Segmenter.open(device="cpu").engine
+    object.__setattr__(engine.spec, "head", "labels")
+    segmenter = Segmenter(engine)
     for attempt in (
         lambda: segmenter.hierarchy(CAT),
-        lambda: Segmenter(segmenter.engine, auto=True),
+        lambda: Segmenter(engine, auto=True),
         lambda: segmenter.stream([CAT], warm_start=True),
-        lambda: ClipSegmenter(segmenter, ClipOptions(warm_start=True), {}),
+        lambda: Continuity(segmenter.stages, warm_start=True),
     ):
         with pytest.raises(DiffSegError, match=r"gives no maps.*--head attention --output engines/NAME' makes one"):
             attempt()

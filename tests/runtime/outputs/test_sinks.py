@@ -13,9 +13,11 @@ import pytest
 from runtime.errors import DiffSegError
 from runtime.files import is_own_output
 from runtime.frames.container import ContainerClip
+from runtime.outputs.archive import ArchiveSink
 from runtime.outputs.draw import draw_overlay
-from runtime.outputs.movie import VideoForm, VideoSink
-from runtime.outputs.sinks import ArchiveSink, PngSink
+from runtime.outputs.form import ClipForm
+from runtime.outputs.labels import LabelFolder
+from runtime.outputs.movie import VideoSink
 from tests.runtime.clips import draw, read_clip, write_clip
 
 NTSC = Fraction(30000, 1001)
@@ -30,7 +32,7 @@ def encode(path, times, form, size=(48, 64)):
 
 
 def test_a_constant_rate_is_exact(tmp_path):
-    times, images = encode(tmp_path / "a.mp4", [n / NTSC for n in range(40)], VideoForm(NTSC, 1 / Fraction(30000)))
+    times, images = encode(tmp_path / "a.mp4", [n / NTSC for n in range(40)], ClipForm(NTSC, 1 / Fraction(30000)))
     assert times == [n / NTSC for n in range(40)]
     assert all(np.abs(image.astype(int) - draw(n)).mean() < 4 for n, image in enumerate(images))
     with av.open(str(tmp_path / "a.mp4")) as container:
@@ -44,13 +46,13 @@ def test_a_constant_rate_is_exact(tmp_path):
 
 def test_a_variable_rate_is_exact(tmp_path):
     wanted = [Fraction(tick, 90000) for tick in (5000, 6000, 13001, 13002, 96000, 96500)]
-    times, _ = encode(tmp_path / "a.mp4", wanted, VideoForm(Fraction(25), Fraction(1, 90000)))
+    times, _ = encode(tmp_path / "a.mp4", wanted, ClipForm(Fraction(25), Fraction(1, 90000)))
     assert times == [moment - wanted[0] for moment in wanted]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (47, 63), (33, 16), (2, 300)])
 def test_odd_sizes(tmp_path, size):
-    sink = VideoSink(tmp_path / "b.mp4", VideoForm(Fraction(25), Fraction(1, 25)))
+    sink = VideoSink(tmp_path / "b.mp4", ClipForm(Fraction(25), Fraction(1, 25)))
     picture = draw(3, (64, 400))[: size[0], : size[1]].copy()
     sink.write(0, Fraction(0), picture)
     sink.close()
@@ -62,7 +64,7 @@ def test_odd_sizes(tmp_path, size):
 def test_colours_are_what_they_were_at_any_size(tmp_path):
     """Which of the two ways of writing colours was used is said in the file."""
     picture = np.full((720, 1280, 3), (20, 60, 230), np.uint8)
-    sink = VideoSink(tmp_path / "a.mp4", VideoForm(Fraction(25), Fraction(1, 25)))
+    sink = VideoSink(tmp_path / "a.mp4", ClipForm(Fraction(25), Fraction(1, 25)))
     sink.write(0, Fraction(0), picture)
     sink.close()
     with av.open(str(tmp_path / "a.mp4")) as container:
@@ -83,7 +85,7 @@ def sound(path):
 @pytest.mark.parametrize(("suffix", "codec", "copied"), [("mp4", "aac", True), ("mkv", "pcm_s16le", False)])
 def test_sound_is_kept(tmp_path, suffix, codec, copied):
     source = write_clip(tmp_path / f"a.{suffix}", 50, audio=codec)
-    form = VideoForm.of(ContainerClip(str(source), "a"))
+    form = ClipForm.of(ContainerClip(str(source), "a"))
     encode(tmp_path / "b.mp4", [Fraction(n, 25) for n in range(50)], form)
     name, samples = sound(tmp_path / "b.mp4")
     assert name == "aac" and abs(len(samples) - 2 * 44100) < 4096 and samples.std() > 0.1
@@ -95,7 +97,7 @@ def test_sound_is_kept(tmp_path, suffix, codec, copied):
 
 def test_sound_of_a_part_is_that_part(tmp_path):
     source = write_clip(tmp_path / "a.mp4", 100, audio="aac")
-    form = VideoForm.of(ContainerClip(str(source), "a"))
+    form = ClipForm.of(ContainerClip(str(source), "a"))
     encode(tmp_path / "b.mp4", [Fraction(n, 25) for n in range(50, 75)], form)
     with av.open(str(source)) as one, av.open(str(tmp_path / "b.mp4")) as other:
         whole = {bytes(p): p.pts * p.time_base for p in one.demux(one.streams.audio[0]) if p.size}
@@ -108,7 +110,7 @@ def test_a_full_disk_is_named_and_what_was_written_can_be_played(tmp_path):
     """Writing fails in the middle, and so does closing the file. A limit on files' size stands for the disk."""
     import resource
 
-    sink = VideoSink(tmp_path / "a.mp4", VideoForm(Fraction(4), Fraction(1, 4)))
+    sink = VideoSink(tmp_path / "a.mp4", ClipForm(Fraction(4), Fraction(1, 4)))
     noise = np.random.default_rng(0)
     kept = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, kept[1][1]))
@@ -129,7 +131,7 @@ def test_a_full_disk_is_named_and_what_was_written_can_be_played(tmp_path):
     )
 
 
-@pytest.mark.parametrize("kind", [VideoSink, ArchiveSink, PngSink])
+@pytest.mark.parametrize("kind", [VideoSink, ArchiveSink, LabelFolder])
 def test_a_full_disk_is_named(tmp_path, monkeypatch, kind):
     """What the system says of a full disk, at the first thing that is written."""
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -138,12 +140,12 @@ def test_a_full_disk_is_named(tmp_path, monkeypatch, kind):
         raise full
 
     monkeypatch.setattr(av, "open", refuse)
-    monkeypatch.setattr("runtime.outputs.sinks.zipfile.ZipFile.writestr", refuse)
+    monkeypatch.setattr("runtime.outputs.archive.zipfile.ZipFile.writestr", refuse)
     monkeypatch.setattr("runtime.outputs.png.write_atomically", refuse)
     path = tmp_path / "a"
-    sink = kind(path, VideoForm(Fraction(4), Fraction(1, 4))) if kind is VideoSink else kind(path)
+    sink = kind(path, ClipForm(Fraction(4), Fraction(1, 4))) if kind is VideoSink else kind(path)
     with pytest.raises(DiffSegError, match=r"a(/000000.png)?: .*(disk is full|No space left).*--output"):
-        sink.write(0, Fraction(0), draw(0)[..., 0] if kind is not VideoSink else draw(0))
+        sink.write(0, Fraction(0), sink.prepare(draw(0), np.zeros((48, 64), np.int32)))
 
 
 def test_archive(tmp_path):
@@ -162,9 +164,10 @@ def test_archive(tmp_path):
 
 def test_pictures_of_a_longer_run_before_are_removed_and_others_are_not(tmp_path):
     for count in (5, 3):
-        sink = PngSink(tmp_path / "labels")
+        sink = LabelFolder(tmp_path / "labels")
         for number in range(count):
-            sink.write(number, Fraction(number), np.zeros((4, 4), np.uint8))
+            picture = sink.prepare(np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4), np.int32))
+            sink.write(number, Fraction(number), picture)
         (tmp_path / "labels" / "notes.txt").write_text("mine")
         cv2.imwrite(str(tmp_path / "labels" / "000009.png"), np.zeros((2, 2), np.uint8))
         sink.close()
@@ -173,7 +176,7 @@ def test_pictures_of_a_longer_run_before_are_removed_and_others_are_not(tmp_path
 
 
 def test_a_sink_that_got_nothing_leaves_nothing(tmp_path):
-    for sink in (VideoSink(tmp_path / "a.mp4", VideoForm(Fraction(1), Fraction(1))), ArchiveSink(tmp_path / "a.npz")):
+    for sink in (VideoSink(tmp_path / "a.mp4", ClipForm(Fraction(1), Fraction(1))), ArchiveSink(tmp_path / "a.npz")):
         sink.close()
     assert not list(tmp_path.iterdir())
 

@@ -57,8 +57,10 @@ def test_a_folder_with_a_photograph_and_a_clip(folder, stand_in):
         ("in/photo.png", 0),
     ]
     assert lines[3]["time"] == pytest.approx(3 * 1001 / 30000) and lines[3]["size"] == [48, 64]
-    assert lines[3]["segments"] == len(lines[3]["identities"]) == 2
-    stages = {"resize", "network", "merge", "track", "draw", "encode", "total"}
+    assert lines[3]["segments"] == len(lines[3]["identities"]) == len(lines[3]["regions"]) == 2
+    folder_out = "in/out/deep/clip"
+    assert lines[3]["outputs"] == [f"{folder_out}_overlay.mp4", f"{folder_out}_labels/000003.png"]
+    stages = {"resize", "network", "merge", "labels", "track", "draw", "encode", "total"}
     assert set(lines[3]["milliseconds"]) == stages
     expected = [f"deep/clip_labels/{n:06d}.png" for n in range(6)]
     assert written(folder / "in" / "out") == sorted(
@@ -199,13 +201,14 @@ def test_an_error_of_the_engine_in_the_middle(folder, stand_in, monkeypatch):
     """It surfaces with its own message, and the frames before it are in the file."""
     from runtime.errors import DiffSegError
 
-    def network(resized, **options):
-        stand_in.calls += 1
-        if stand_in.calls == 5:
-            raise DiffSegError("the engine ran out of memory")
-        return [resized]
+    infer = stand_in._infer
 
-    monkeypatch.setattr(stand_in, "network", network)
+    def fails_once(inputs):
+        if stand_in.calls == 4:
+            raise DiffSegError("the engine ran out of memory")
+        return infer(inputs)
+
+    monkeypatch.setattr(stand_in, "_infer", fails_once)
     write_clip(folder / "clip.mp4", 40)
     result = run("clip.mp4")
     assert result.exit_code == 1
@@ -237,7 +240,7 @@ def test_without_pyav_labels_are_written_and_a_video_is_not(folder, stand_in, mo
 
 def test_showing_until_q_is_pressed(folder, stand_in, monkeypatch):
     shown = []
-    monkeypatch.setattr("runtime.stream.run.check_window", lambda: None)
+    monkeypatch.setattr("runtime.stream.clip.check_window", lambda: None)
     monkeypatch.setattr(cv2, "imshow", lambda window, image: shown.append(image))
     monkeypatch.setattr(cv2, "waitKey", lambda wait: ord("q") if len(shown) == 3 else -1)
     monkeypatch.setattr(cv2, "getWindowProperty", lambda *arguments: 1.0)
@@ -264,9 +267,9 @@ import resource, sys
 from runtime.segmenter import Segmenter
 from runtime.segment import app
 from runtime.terminal import run
-from tests.runtime.video.conftest import StandIn
+from tests.runtime.clips import StandIn
 stand_in = StandIn(float(sys.argv.pop(1)))
-Segmenter.open = lambda *arguments, **options: stand_in
+Segmenter.open = lambda *arguments, **options: Segmenter(stand_in)
 try:
     run(app, "segment")
 finally:

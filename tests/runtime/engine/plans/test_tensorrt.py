@@ -145,27 +145,27 @@ def test_prefetched_frames_are_uploaded_once(tensorrt, driver, tmp_path):
 
 def test_frames_fetched_by_another_thread_ahead_of_the_network(tensorrt, driver, tmp_path):
     """As a video's resizing does: as many as its queue holds, and in the network none is uploaded any more."""
-    segmenter = Segmenter.open(tensorrt.prepare(tmp_path, head="labels"), "cuda")
-    frames = [segmenter.resize(FRAMES[0] + number) for number in range(6)]
-    segmenter.network(frames[0])
+    stages = Segmenter.open(tensorrt.prepare(tmp_path, head="labels"), "cuda").stages
+    frames = [stages.gather([stages.resize(FRAMES[0] + number)]) for number in range(6)]
+    stages.network(frames[0], 1)
     frame, seen = tensorrt.engine.contexts[0].addresses["frame"], []
     driver.notes()
 
     def fetch(numbers):
-        thread = threading.Thread(target=lambda: [segmenter.prefetch(frames[number]) for number in numbers])
+        thread = threading.Thread(target=lambda: [stages.prefetch(frames[number]) for number in numbers])
         thread.start()
         thread.join()
 
     fetch((1, 2, 3))
     assert driver.notes().count("upload") == 3
     for number in (1, 2, 3):
-        segmenter.network(frames[number])
+        stages.network(frames[number], 1)
         assert driver.notes().count("upload") == 1  # of the thresholds
         seen.append(ctypes.string_at(frame, FRAMES.nbytes))
         fetch([number + 2] if number > 1 else [])
         driver.notes()
     for number in (4, 5):
-        segmenter.network(frames[number])
+        stages.network(frames[number], 1)
         assert driver.notes().count("upload") == 1
         seen.append(ctypes.string_at(frame, FRAMES.nbytes))
     assert seen == [each.tobytes() for each in frames[1:]]

@@ -1,0 +1,34 @@
+"""The segments' colours alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from runtime.outputs.draw import paint
+from runtime.outputs.sinks import PictureSink
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from runtime.outputs.form import ClipForm
+    from runtime.outputs.sinks import Sink
+
+
+def picture(stem: Path) -> Sink:
+    """`<stem>_segments.png`."""
+    return PictureSink(stem.with_name(f"{stem.name}_segments.png"), _colours)
+
+
+def clip(stem: Path, form: ClipForm, warn: Callable[[str], None]) -> Sink:
+    """`<stem>_segments.mp4`, with the clip's own times and sound."""
+    from runtime.outputs.movie import VideoSink
+
+    return VideoSink(stem.with_name(f"{stem.name}_segments.mp4"), form, warn, _colours)
+
+
+def _colours(frame: NDArray[np.uint8], labels: NDArray[np.int32]) -> NDArray[np.uint8]:
+    return paint(labels)

@@ -1,0 +1,90 @@
+"""What every route is: the network's pass over some frames, and the merge of one frame's output."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+from runtime.errors import DiffSegError
+from runtime.pyramid.weights import resolution_ratios
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from runtime.engine.base import Engine
+    from runtime.pyramid.config import MergeConfig
+    from runtime.result import Merged
+
+
+class Route(ABC):
+    """One way from an engine's output to labels. Chosen once, by `runtime.routes.registry.open_route`.
+
+    Attributes:
+        engine: the open engine.
+        config: thresholds, anchors and weights of the merge.
+        auto: thresholds are chosen for every frame, around those of the config.
+        tokens: (h, w) of every resolution, finest first.
+        layers: how many layers were averaged in every resolution.
+        overlaps: `merge` may work in one thread while `network` works on other frames in another.
+        has_maps: there are maps to make proposals, heat maps, hierarchies and warm starts from.
+    """
+
+    overlaps = True
+    has_maps = True
+
+    def __init__(self, engine: Engine, config: MergeConfig, auto: bool = False) -> None:
+        """Raises DiffSegError when the anchors or the weights do not fit the engine's attention."""
+        self.engine, self.config, self.auto = engine, config, auto
+        levels = engine.spec.levels
+        self.tokens = [(level.height, level.width) for level in levels]
+        self.layers = [level.layers for level in levels]
+        try:
+            resolution_ratios(config.weights, self.tokens, self.layers)
+        except ValueError as error:
+            raise DiffSegError(str(error)) from None
+        height, width = self.tokens[0]
+        side = min(height, width)
+        if config.grid > side:
+            raise DiffSegError(
+                f"grid {config.grid} does not fit: this engine's finest attention is {height}x{width}; expected a "
+                f"grid from 2 to {side}"
+            )
+
+    @abstractmethod
+    def network(self, frames: NDArray[np.uint8]) -> list[Any]:
+        """Run resized frames uint8 [B, H, W, 3] BGR through the network: one output for each, which `merge` takes."""
+
+    @abstractmethod
+    def merge(
+        self,
+        output: Any,
+        *,
+        config: MergeConfig | None = None,
+        proposals: bool = False,
+        details: bool = False,
+        seeds: NDArray[np.float32] | None = None,
+    ) -> Merged:
+        """Turn one frame's output into labels at the engine's size.
+
+        Args:
+            output: of `network`.
+            config: in place of the route's own, for this call; thresholds are then taken as they are.
+            proposals: give the proposals, too.
+            details: give the proposals and the aggregated attention, too.
+            seeds: float32 [S, h, w], the proposals of the frame before, for a warm start: they are the first anchors,
+                and the grid is half as fine per axis. Where this saves nothing, they are left aside.
+        """
+
+    def check_maps(self, what: str) -> None:
+        """Raise DiffSegError where `what` is made from maps and this route has none."""
+        if not self.has_maps:
+            spec = self.engine.spec
+            raise DiffSegError(
+                f"{what}: an engine with the head {spec.head} gives no maps; expected the head attention, found "
+                f"{spec.head}; 'python -m export {spec.source} --head attention --output engines/NAME' makes one"
+            )
+
+    def clone(self) -> Route:
+        """The same route on a clone of the engine, for another thread."""
+        return type(self)(self.engine.clone(), self.config, self.auto)

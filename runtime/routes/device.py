@@ -1,0 +1,74 @@
+"""The maps stay on the GPU and are merged there, by the native core: only what is asked for crosses to the host."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from runtime import native
+from runtime.errors import DiffSegError
+from runtime.merge.thresholds import stable_thresholds
+from runtime.result import Merged
+from runtime.routes.base import Route
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from runtime.engine.base import Engine
+    from runtime.gpu.arrays import DeviceArray
+    from runtime.pyramid.config import MergeConfig
+
+
+class DeviceRoute(Route):
+    """An output is the attention pyramid of one frame on the GPU. It lasts until the network's next pass."""
+
+    overlaps = False
+
+    def __init__(self, engine: Engine, config: MergeConfig, auto: bool = False) -> None:
+        """Raises DiffSegError where there is no native core for the GPU, or it cannot do what the config asks for."""
+        super().__init__(engine, config, auto)
+        if config.refine != "none":
+            raise DiffSegError(
+                f"refine: expected none on device {engine.device}, whose merge core cannot refine, found "
+                f"{config.refine}; use --device cpu, or leave it out"
+            )
+        self._library = native.load(native.device_number(engine.device), engine.path)
+
+    def network(self, frames: NDArray[np.uint8]) -> list[list[DeviceArray]]:
+        """See `Route.network`."""
+        pyramid = self.engine.infer_on_device(frames)
+        return [[level.frame(number) for level in pyramid] for number in range(len(frames))]
+
+    def merge(
+        self,
+        output: list[DeviceArray],
+        *,
+        config: MergeConfig | None = None,
+        proposals: bool = False,
+        details: bool = False,
+        seeds: NDArray[np.float32] | None = None,
+    ) -> Merged:
+        """See `Route.merge`. A warm start saves nothing here, so seeds are left aside."""
+        spec = self.engine.spec
+        size = (spec.height, spec.width)
+        where: tuple[Any, ...] = (self.tokens, self.layers, self.engine.device, self._library)
+        chosen = None
+        try:
+            if config is None:
+                config = self.config
+                if self.auto:
+                    attention = native.run(output, config, size, *where, details=True).attention
+                    config = stable_thresholds(
+                        [attention],
+                        replace(config, weights="proportional"),
+                        grids=self.tokens[:1],
+                        layers=self.layers[:1],
+                    )
+                    config = replace(config, weights=self.config.weights)
+                    chosen = config.thresholds
+            found = native.run(output, config, size, *where, proposals=proposals, details=details)
+        except ValueError as error:  # as for instance a map with a NaN
+            raise DiffSegError(str(error)) from None
+        kept = None if found.proposals is None else found.proposals[: int(found.segments[0])]
+        return Merged(found.labels, kept, found.attention, chosen)

@@ -1,0 +1,75 @@
+"""The engine's graph is the whole of DiffSeg: it gives labels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from runtime.engine.base import rebuild_command
+from runtime.errors import DiffSegError
+from runtime.result import Merged
+from runtime.routes.base import Route
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from runtime.engine.base import Engine
+    from runtime.pyramid.config import MergeConfig
+
+
+class GraphRoute(Route):
+    """An output is the raw labels of one frame, [H, W] at the engine's size."""
+
+    has_maps = False
+
+    def __init__(self, engine: Engine, config: MergeConfig, auto: bool = False) -> None:
+        """Raises DiffSegError where the config asks for what the graph is not."""
+        super().__init__(engine, config, auto)
+        self._check_graph()
+        if auto:
+            self.check_maps("thresholds 'auto'")
+
+    def network(self, frames: NDArray[np.uint8]) -> list[NDArray[Any]]:
+        """See `Route.network`."""
+        return list(self.engine.infer(frames, self.config.thresholds)[0])
+
+    def merge(
+        self,
+        output: NDArray[Any],
+        *,
+        config: MergeConfig | None = None,
+        proposals: bool = False,
+        details: bool = False,
+        seeds: NDArray[np.float32] | None = None,
+    ) -> Merged:
+        """See `Route.merge`: the graph has merged already, so all that is left is the type of the labels.
+
+        Raises DiffSegError where details are asked for, or another config.
+        """
+        if details or config is not None:
+            self.check_maps("details" if details else "another config")
+        return Merged(output.astype(np.int32, copy=False), None, None)
+
+    def _check_graph(self) -> None:
+        spec, config = self.engine.spec, self.config
+        baked = {
+            "grid": (spec.grid, config.grid, f"--grid {config.grid}"),
+            "weights": (spec.weights, config.weights, f"--weights {_text(config.weights)}"),
+            "iterations": (len(spec.thresholds), len(config.thresholds), f"--threshold {_text(config.thresholds)}"),
+        }
+        for name, (expected, found, option) in baked.items():
+            if expected != found:
+                raise DiffSegError(
+                    f"{name}: expected {_text(expected)}, which is part of this engine's graph, found {_text(found)}; "
+                    f"{rebuild_command(spec, option)} changes it, and the head attention leaves it open"
+                )
+        if config.refine != "none":
+            raise DiffSegError(
+                f"refine: expected none, for an engine with the head labels cannot refine, found {config.refine}; "
+                f"'python -m export {spec.source} --head attention --output engines/NAME' makes one that can"
+            )
+
+
+def _text(value: Any) -> str:
+    return ",".join(f"{number:g}" for number in value) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,57 @@
+"""The maps come to the host and are merged there, with NumPy and OpenCV."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from runtime.merge.aggregate import aggregate_attention
+from runtime.merge.proposals import merge_attention, propose
+from runtime.merge.suppress import suppress
+from runtime.merge.thresholds import stable_thresholds
+from runtime.result import Merged
+from runtime.routes.base import Route
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from runtime.pyramid.config import MergeConfig
+
+
+class HostRoute(Route):
+    """An output is the attention pyramid of one frame: float [n, n] per resolution."""
+
+    def network(self, frames: NDArray[np.uint8]) -> list[list[NDArray[Any]]]:
+        """See `Route.network`."""
+        pyramid = self.engine.infer(frames)
+        return [[level[frame] for level in pyramid] for frame in range(len(frames))]
+
+    def merge(
+        self,
+        output: list[NDArray[Any]],
+        *,
+        config: MergeConfig | None = None,
+        proposals: bool = False,
+        details: bool = False,
+        seeds: NDArray[np.float32] | None = None,
+    ) -> Merged:
+        """See `Route.merge`. Proposals come at no cost, and always."""
+        shapes: dict[str, Any] = {"grids": self.tokens, "layers": self.layers}
+        chosen, attention = None, None
+        if config is None:
+            config = self.config
+            if self.auto:
+                config = stable_thresholds(output, config, **shapes)
+                chosen = config.thresholds
+        if details:
+            attention = aggregate_attention(output, weights=config.weights, **shapes)
+            found = merge_attention(attention, config, self.tokens[0])
+        elif seeds is not None:
+            coarse = replace(config, grid=max(2, config.grid // 2))
+            found = propose(output, coarse, **shapes, seeds=seeds.reshape(len(seeds), -1))
+        else:  # the same proposals, without the aggregated attention as a whole
+            found = propose(output, config, **shapes)
+        spec = self.engine.spec
+        raw = suppress(found, self.tokens[0], (spec.height, spec.width))
+        return Merged(raw, found, attention, chosen)

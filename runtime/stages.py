@@ -1,0 +1,138 @@
+"""One frame, stage by stage: resize → network → merge → labels at the frame's own size.
+
+Each stage may run in a thread of its own, on another frame: `runtime.stream` overlaps them, a Segmenter's call runs one
+after the other.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+
+from runtime.errors import DiffSegError
+from runtime.frames.resize import resize_frame
+from runtime.merge.suppress import renumber
+from runtime.result import Merged, Result
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from runtime.refine.refinement import Refinement
+    from runtime.routes.base import Route
+
+MOST_FRAMES = 8  # per pass of a GPU, of an engine that takes any number
+
+
+class Stages:
+    """What is done to a frame. Use each stage from one thread at a time.
+
+    Attributes:
+        route: how the engine's output becomes labels.
+        refinement: of the labels at the frame's own size.
+        frames: how many frames the network is best given at once.
+    """
+
+    def __init__(self, route: Route, refinement: Refinement) -> None:
+        self.route, self.refinement = route, refinement
+        engine = route.engine
+        self.frames = engine.spec.batch or (1 if engine.device == "cpu" else MOST_FRAMES)
+
+    def resize(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The frame at the engine's size. Raises DiffSegError when it is not uint8 [H, W, 3]."""
+        check_frame(frame)
+        spec = self.route.engine.spec
+        return resize_frame(frame, spec.height, spec.width)
+
+    def gather(self, resized: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+        """Resized frames as the engine takes them, uint8 [B, H, W, 3]. The last one fills up a fixed batch."""
+        missing = (self.route.engine.spec.batch or 0) - len(resized)
+        if len(resized) == 1 and missing <= 0:
+            return np.ascontiguousarray(resized[0])[None]
+        return np.stack([*resized, *[resized[-1]] * missing])
+
+    def prefetch(self, batch: NDArray[np.uint8]) -> None:
+        """Begin to bring a batch to where the network runs, from any thread, while the network works on another.
+
+        `network` must follow with this very array, unchanged. It saves time and changes nothing else.
+        """
+        self.route.engine.prefetch(batch)
+
+    def network(self, batch: NDArray[np.uint8], count: int) -> list[Any]:
+        """The network's output for each of the first `count` frames of a batch; `merge` takes one of them."""
+        return self.route.network(batch)[:count]
+
+    def merge(self, output: Any, **options: Any) -> Merged:
+        """Labels at the engine's size. `options`: see `runtime.routes.base.Route.merge`."""
+        return self.route.merge(output, **options)
+
+    def finish(self, merged: Merged, frame: NDArray[np.uint8], *, proposals: bool = False) -> Result:
+        """The result at the frame's own size, refined and numbered without gaps; on request with its proposals."""
+        fitted: Any = cv2.resize(merged.raw, frame.shape[1::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+        tokens = self.route.tokens[0]
+        fitted = self.refinement(fitted, frame, tokens)
+        labels, count = renumber(fitted)
+        kept = None
+        if proposals and merged.proposals is not None:
+            present = np.flatnonzero(np.bincount(fitted.ravel()))
+            kept = merged.proposals[present].reshape(count, *tokens)
+        return Result(labels, count, {}, kept, merged.attention, thresholds=merged.thresholds)
+
+    def __call__(
+        self,
+        frame: NDArray[np.uint8],
+        resized: NDArray[np.uint8] | None = None,
+        *,
+        details: bool = False,
+        proposals: bool = False,
+        seeds: NDArray[np.float32] | None = None,
+        output: Any = None,
+    ) -> Result:
+        """All stages, one after the other; `resized` and `output` are what the first ones gave, where they have run."""
+        clock = Clock()
+        if output is None:
+            resized = self.resize(frame) if resized is None else resized
+            clock("resize")
+            output = self.network(self.gather([resized]), 1)[0]
+        clock("network")
+        merged = self.merge(output, proposals=proposals or details, details=details, seeds=seeds)
+        clock("merge")
+        result = self.finish(merged, frame, proposals=proposals or details)
+        clock("labels")
+        result.milliseconds.update(clock.milliseconds())
+        return result
+
+    def clone(self) -> Stages:
+        """The same on a clone of the engine, for another thread."""
+        return Stages(self.route.clone(), self.refinement)
+
+
+class Clock:
+    """Wall time from call to call, by name."""
+
+    def __init__(self) -> None:
+        self._times = [time.perf_counter()]
+        self._names: list[str] = []
+
+    def __call__(self, name: str) -> None:
+        """What ran since the last call, or since the clock was made, is called `name`."""
+        self._names.append(name)
+        self._times.append(time.perf_counter())
+
+    def milliseconds(self) -> dict[str, float]:
+        """Of every part, and their "total"."""
+        parts = np.diff(self._times) * 1e3
+        found = {name: round(float(part), 3) for name, part in zip(self._names, parts, strict=True)}
+        return found | {"total": round((self._times[-1] - self._times[0]) * 1e3, 3)}
+
+
+def check_frame(frame: Any) -> None:
+    """Raise DiffSegError unless a frame is uint8 [H, W, 3] with at least one pixel."""
+    if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+        found = f"{frame.dtype} {list(frame.shape)}" if isinstance(frame, np.ndarray) else type(frame).__name__
+        raise DiffSegError(f"expected a frame uint8 [H, W, 3] BGR, found {found}; read it with cv2.imread")
+    if 0 in frame.shape:
+        raise DiffSegError(f"expected a frame of at least one pixel, found {list(frame.shape)}")

@@ -1,0 +1,276 @@
+"""A frame on its way through the stages, and the stages that photographs and clips share."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from runtime.errors import DiffSegError
+from runtime.hierarchy import merge_levels
+from runtime.stream.continuity import Continuity, Fate
+from runtime.stream.pipeline import Pipeline, Stage
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from runtime.frames.source import Source
+    from runtime.hierarchy import Hierarchy
+    from runtime.outputs.sinks import Sink
+    from runtime.result import Merged, Result
+    from runtime.stages import Stages
+
+MOST_THREADS = 4  # of a stage: frames in memory grow with them
+MOST_PIXELS = 48_000_000  # of frames between resizing and the end, where there is more than one
+
+
+class Place(NamedTuple):
+    """One output of a frame: its kind, where it goes, and which level of a hierarchy it shows, None for the labels."""
+
+    kind: str
+    sink: Sink
+    level: int | None = None
+
+
+@dataclass(slots=True)
+class Job:
+    """One frame. Each stage fills in its part and lets go of what nobody needs any more.
+
+    Attributes:
+        source: the photograph, or the clip it is of.
+        read: gives the frame, where it is not there yet.
+        frame: uint8 [H, W, 3] BGR.
+        number: of the frame in its clip. `time`: in seconds.
+        places: where it is written.
+        fate: what becomes of it.
+        levels: thresholds of a hierarchy that is wanted, too. `hierarchy`: it.
+        error: why it could not be done, where its stream goes on with the others.
+        prepared: drawn and encoded, for every place. `written`: the files.
+        milliseconds: wall time of each stage.
+    """
+
+    source: Source | None = None
+    read: Callable[[], NDArray[np.uint8]] | None = None
+    frame: NDArray[np.uint8] | None = None
+    number: int = 0
+    time: Fraction = Fraction(0)
+    places: list[Place] = field(default_factory=list)
+    fate: Fate = Fate.SEGMENTED
+    resized: NDArray[np.uint8] | None = None
+    batch: NDArray[np.uint8] | None = None
+    output: Any = None
+    merged: Merged | None = None
+    result: Result | None = None
+    levels: tuple[float, ...] | None = None
+    hierarchy: Hierarchy | None = None
+    error: DiffSegError | None = None
+    prepared: list[Any] = field(default_factory=list)
+    written: list[Path] = field(default_factory=list)
+    milliseconds: dict[str, float] = field(default_factory=dict)
+    size: tuple[int, int] = (0, 0)
+
+
+class Stream:
+    """The stages that every frame goes through, as a pipeline.
+
+    With a `continuity` the frames are those of a clip; without one every frame is a photograph by itself, which may
+    fail without harm to the others.
+    """
+
+    def __init__(self, stages: Stages, continuity: Continuity | None = None) -> None:
+        self._stages, self._continuity = stages, continuity
+        self._room = _Room(MOST_PIXELS)
+
+    def pipeline(self, jobs: Iterable[Job], *, live: bool = False, writes: bool = True) -> Pipeline[Job]:
+        """The pipeline, not yet started. Jobs with `read` are decoded in it. `writes`: frames go to their sinks."""
+        threads = min(MOST_THREADS, _cores())
+        clip = self._continuity is not None
+        stages = [self._stage("resize", self._resize)]
+        if not clip:
+            stages.insert(0, self._stage("decode", self._decode, threads=threads))
+        # An engine's copy to its device may begin here, while the network works on the frames before.
+        stages.append(Stage("gather", self._gather, gathers=self._stages.frames, counts=_is_segmented))
+        if self._stages.route.overlaps:
+            stages += [Stage("network", self._network, scatters=True), self._stage("merge", self._merge)]
+        else:  # what the network gives lasts until its next pass
+            stages.append(Stage("network", self._network_and_merge, scatters=True))
+        if self._continuity is None or not self._continuity.warm_start:
+            stages.append(self._stage("labels", self._finish, threads=threads))
+        # From here on a stopped pipeline finishes what it has.
+        if clip:
+            stages.append(self._stage("track", self._settle, finishes=True))
+        if writes:
+            stages.append(self._stage("draw", self._draw, finishes=True, threads=threads))
+            stages.append(self._stage("encode", self._write, finishes=True))
+        stages.append(Stage("leave", self._leave, finishes=True))
+        pipeline: Pipeline[Job] = Pipeline(jobs, stages, name="decode" if clip else "find", live=live)
+        self._room.stopping = pipeline.stopping
+        return pipeline
+
+    def _stage(self, name: str, work: Callable[[Job], None], **options: Any) -> Stage[Job]:
+        """A stage that times its work, and keeps an error of a photograph with it."""
+
+        def timed(job: Job) -> None:
+            if job.error is None:
+                with self._errors_of([job]):
+                    start = time.perf_counter()
+                    work(job)
+                    job.milliseconds[name] = _since(start)
+
+        return Stage(name, timed, **options)
+
+    @contextmanager
+    def _errors_of(self, jobs: Sequence[Job]) -> Iterator[None]:
+        try:
+            yield
+        except DiffSegError as error:
+            if self._continuity is not None:
+                raise
+            for job in jobs:
+                job.error = job.error or error
+
+    def _decode(self, job: Job) -> None:
+        if job.read is not None:
+            job.frame, job.read = job.read(), None
+
+    def _resize(self, job: Job) -> None:
+        if self._continuity is None:
+            job.resized = self._stages.resize(_frame(job))
+        else:
+            job.fate, job.resized = self._continuity.decide(_frame(job))
+        job.size = (_frame(job).shape[0], _frame(job).shape[1])
+        self._room.take(job.size[0] * job.size[1])
+
+    def _gather(self, jobs: list[Job]) -> None:
+        resized = [job.resized for job in jobs if job.resized is not None]
+        for job in jobs:
+            job.resized = None
+        if resized:
+            jobs[0].batch = self._stages.gather(resized)
+            self._stages.prefetch(jobs[0].batch)
+
+    def _network(self, jobs: list[Job]) -> None:
+        segmented = [job for job in jobs if _is_segmented(job)]
+        batch, jobs[0].batch = jobs[0].batch, None
+        if batch is None:
+            return
+        with self._errors_of(segmented):
+            start = time.perf_counter()
+            outputs = self._stages.network(batch, len(segmented))
+            spent = _since(start) / len(segmented)
+            for job, output in zip(segmented, outputs, strict=True):
+                job.output, job.milliseconds["network"] = output, round(spent, 3)
+
+    def _network_and_merge(self, jobs: list[Job]) -> None:
+        self._network(jobs)
+        merge = self._stage("merge", self._merge)
+        for job in jobs:
+            merge.work(job)
+
+    def _merge(self, job: Job) -> None:
+        if job.output is None:
+            return
+        output, job.output = job.output, None
+        clip = self._continuity
+        if job.levels is not None:
+            job.hierarchy = merge_levels(self._stages, output, _frame(job), job.levels)
+        job.merged = self._stages.merge(
+            output, proposals=clip is not None and clip.temporal, seeds=None if clip is None else clip.seeds
+        )
+        if clip is not None and clip.warm_start:
+            self._finish(job)
+
+    def _finish(self, job: Job) -> None:
+        if job.merged is None:
+            return
+        clip = self._continuity
+        merged, job.merged = job.merged, None
+        job.result = self._stages.finish(merged, _frame(job), proposals=clip is not None and clip.temporal)
+        if clip is not None:
+            clip.remember(job.result)
+
+    def _settle(self, job: Job) -> None:
+        assert self._continuity is not None
+        job.result = self._continuity.settle(job.fate, _frame(job), job.result)
+
+    def _draw(self, job: Job) -> None:
+        assert job.result is not None
+        for place in job.places:
+            labels = job.result.labels
+            if place.level is not None:
+                assert job.hierarchy is not None
+                labels = job.hierarchy.labels(place.level)
+            job.prepared.append(place.sink.prepare(_frame(job), labels))
+
+    def _write(self, job: Job) -> None:
+        for place, prepared in zip(job.places, job.prepared, strict=True):
+            path = place.sink.write(job.number, job.time, prepared)
+            if path is not None:
+                job.written.append(path)
+
+    def _leave(self, job: Job) -> None:
+        self._room.give(job.size[0] * job.size[1])
+        job.frame = job.resized = job.batch = job.output = None
+        if job.result is not None:
+            total = round(sum(job.milliseconds.values()), 3)
+            job.result = replace(job.result, proposals=None, milliseconds={**job.milliseconds, "total": total})
+
+
+def json_line(job: Job, more: Mapping[str, object] = MappingProxyType({})) -> dict[str, object]:
+    """What `--json` prints of a frame; `more` follows its number."""
+    assert job.source is not None and job.result is not None
+    line: dict[str, object] = {"input": job.source.name, "frame": job.number, **more, "size": list(job.size)}
+    line |= job.result.to_json()
+    if job.hierarchy is not None:
+        counted = zip(job.hierarchy.thresholds, job.hierarchy.counts, strict=True)
+        line["hierarchy"] = [{"threshold": threshold, "segments": count} for threshold, count in counted]
+    outputs = [str(path) for path in job.written]
+    return line | {"outputs": outputs, "milliseconds": job.result.milliseconds}
+
+
+class _Room:
+    """Lets frames in while all that are in have fewer pixels than `most` together; one alone may have more."""
+
+    def __init__(self, most: int) -> None:
+        self.stopping = threading.Event()
+        self._most, self._taken = most, 0
+        self._changed = threading.Condition()
+
+    def take(self, pixels: int) -> None:
+        """Wait until there is room; not when the stream stops."""
+        with self._changed:
+            while self._taken and self._taken + pixels > self._most and not self.stopping.is_set():
+                self._changed.wait(0.2)
+            self._taken += pixels
+
+    def give(self, pixels: int) -> None:
+        """Make room."""
+        with self._changed:
+            self._taken -= pixels
+            self._changed.notify()
+
+
+def _is_segmented(job: Job) -> bool:
+    return job.error is None and job.fate is Fate.SEGMENTED
+
+
+def _frame(job: Job) -> NDArray[np.uint8]:
+    assert job.frame is not None
+    return job.frame
+
+
+def _since(start: float) -> float:
+    return round((time.perf_counter() - start) * 1e3, 3)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

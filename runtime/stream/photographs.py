@@ -1,0 +1,96 @@
+"""Photographs, each by itself: while one is segmented, others are decoded, drawn and written."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runtime.errors import DiffSegError
+from runtime.frames.decode import read_frame
+from runtime.outputs.registry import picture_sinks
+from runtime.outputs.sinks import Sink, refuse_foreign
+from runtime.stream.job import Job, Place, Stream
+from runtime.terminal import interruptions_held
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from runtime.frames.source import Source
+    from runtime.result import Result
+    from runtime.stages import Stages
+
+
+def run_photographs(
+    stages: Stages,
+    sources: Iterable[Source],
+    folder: Path,
+    kinds: list[str],
+    *,
+    finished: Callable[[Job], None],
+    levels: tuple[float, ...] | None = None,
+    check: Callable[[Source, Sink], None] = lambda source, sink: None,
+) -> None:
+    """Segment photographs into their kinds of output below `folder`; `finished` gets each one's job, in order.
+
+    A job with an `error` has failed; the others go on. `levels`: thresholds of a hierarchy, whose levels are written,
+    too. `check` may refuse a place. Whatever ends it, files are whole: Ctrl-C lets those finish that are nearly done.
+    """
+
+    def jobs() -> Iterator[Job]:
+        for source in sources:
+            stem = folder / source.target
+            job = Job(source, partial(read_frame, source.path), levels=levels)
+            for level in (None, *range(len(levels or ()))):
+                name = stem.name if level is None else f"{stem.name}_level{level}"
+                sinks = picture_sinks(kinds, stem.with_name(name))
+                job.places += [Place(kind, sink, level) for kind, sink in sinks.items()]
+            try:
+                for place in job.places:
+                    check(source, place.sink)
+                    refuse_foreign(place.sink.path)
+            except DiffSegError as error:
+                job.error = error
+            yield job
+
+    pipeline = Stream(stages).pipeline(jobs())
+    with interruptions_held(pipeline.stop):
+        try:
+            for job in pipeline:
+                finished(job)
+        except BaseException:
+            pipeline.stop()
+            with contextlib.suppress(Exception):  # what it raises is known, or less than what is being raised
+                collections.deque(pipeline, maxlen=0)
+            raise
+
+
+def map_photographs(
+    stages: Stages, inputs: Iterable[str | Path | NDArray[np.uint8]], *, give: bool
+) -> Iterator[Result | DiffSegError]:
+    """See `Segmenter.map`."""
+
+    def jobs() -> Iterator[Job]:
+        for given in inputs:
+            if isinstance(given, (str, Path)):
+                yield Job(read=partial(read_frame, Path(given)))
+            else:
+                yield Job(frame=given)
+
+    pipeline = Stream(stages).pipeline(jobs(), writes=False)
+    try:
+        for job in pipeline:
+            if job.error is not None and not give:
+                raise job.error
+            if job.error is not None:
+                yield job.error
+            elif job.result is not None:
+                yield job.result
+    finally:  # also where nobody asks for more
+        pipeline.stop()
+        with contextlib.suppress(Exception):
+            collections.deque(pipeline, maxlen=0)
