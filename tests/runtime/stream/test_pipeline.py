@@ -127,3 +127,78 @@ def test_of_a_live_source_the_newest_are_kept():
     pipeline = Pipeline(source(), [Stage("slow", slow)], live=True)
     done = list(pipeline)
     assert done == [0, 48, 49] and pipeline.dropped == 47
+
+
+def test_several_threads_of_a_stage_keep_the_order():
+    """The first of three jobs at work ends last; nothing overtakes it."""
+    meeting = threading.Barrier(3)
+    ended = []
+
+    def work(job):
+        if job < 3:
+            meeting.wait(20)  # all three are at work at once
+        threading.Event().wait(0.05 if job % 3 == 0 else 0)
+        ended.append(job)
+
+    assert list(Pipeline(range(12), [Stage("a", noop), Stage("b", work, threads=3)])) == list(range(12))
+    assert ended != sorted(ended)
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_what_was_ahead_of_an_error_in_a_stage_of_several_threads_is_finished(threads):
+    slow = threading.Event()
+
+    def work(job):
+        if job == 5:
+            slow.set()
+            raise RuntimeError("broken")
+        if job == 4 and threads > 1:
+            slow.wait(20)  # still at work when the next one breaks
+
+    pipeline = Pipeline(range(100), [Stage("a", work, threads=threads), Stage("b", noop)])
+    done = []
+    with pytest.raises(RuntimeError, match="broken"):
+        for job in pipeline:
+            done.append(job)
+    assert done == [0, 1, 2, 3, 4]
+    for thread in pipeline._threads:
+        thread.join(5)
+        assert not thread.is_alive()
+
+
+def test_jobs_are_gathered_into_lists_and_scattered_again():
+    """Lists of three that count; what does not count travels along; the last list is short."""
+    lists = []
+    stages = [
+        Stage("gather", lambda jobs: lists.append(list(jobs)), gathers=3, counts=lambda job: job % 2 == 0),
+        Stage("network", lambda jobs: None, scatters=True),
+        Stage("after", noop),
+    ]
+    assert list(Pipeline(range(13), stages)) == list(range(13))
+    assert lists == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9, 10], [11, 12]]
+
+
+def test_jobs_that_do_not_count_do_not_wait_for_ever():
+    """Of a thousand jobs none counts: they leave in lists of bounded length."""
+    lengths = []
+    stages = [
+        Stage("gather", lambda jobs: lengths.append(len(jobs)), gathers=2, counts=lambda job: False),
+        Stage("network", lambda jobs: None, scatters=True),
+    ]
+    assert list(Pipeline(range(1000), stages)) == list(range(1000))
+    assert max(lengths) <= 8
+
+
+def test_nobody_waits_for_a_full_list_of_a_live_source():
+    came = threading.Event()
+
+    def source():
+        yield 0
+        assert came.wait(20)  # the next frame comes only when this one is through
+        yield 1
+
+    stages = [
+        Stage("gather", lambda jobs: None, gathers=4),
+        Stage("network", lambda jobs: came.set(), scatters=True),
+    ]
+    assert list(Pipeline(source(), stages, live=True)) == [0, 1]

@@ -1,0 +1,197 @@
+"""Photographs as a stream: stages overlap, order is kept, one that fails harms no other, memory is bounded."""
+
+import json
+import threading
+
+import cv2
+import numpy as np
+import pytest
+from skimage import data
+from typer.testing import CliRunner
+
+from runtime import DiffSegError, Segmenter
+from runtime.segment import app
+from runtime.stages import Stages
+from runtime.stream import job as jobs
+from tests.runtime.clips import StandIn, draw
+
+CAT = data.chelsea()[..., ::-1].copy()
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_map_gives_what_calls_give(folder):
+    segmenter = Segmenter.open(device="cpu", refine="snap")
+    frames = [CAT, CAT[:, ::-1].copy(), CAT[::2, ::3].copy()]
+    cv2.imwrite("cat.png", CAT)
+    found = list(segmenter.map(["cat.png", *frames[1:], folder / "cat.png"]))
+    assert len(found) == 4
+    for result, frame in zip(found, [*frames, CAT], strict=True):
+        alone = segmenter(frame)
+        assert np.array_equal(result.labels, alone.labels) and result.count == alone.count
+        assert {"decode", "resize", "network", "merge", "labels", "total"} == set(result.milliseconds)
+
+
+def test_map_reads_its_inputs_as_it_needs_them_and_stages_overlap():
+    """The network waits at each frame until the frame two later is being resized: one after the other would hang."""
+    resized = threading.Semaphore(0)
+
+    class Waiting(StandIn):
+        def _infer(self, inputs):
+            if self.calls < 8:
+                assert resized.acquire(timeout=20)
+            return super()._infer(inputs)
+
+    segmenter = Segmenter(Waiting())
+    resize, asked = segmenter.stages.resize, []
+
+    def noted(frame):
+        if len(asked) > 2:
+            resized.release()
+        return resize(frame)
+
+    segmenter.stages.resize = noted
+
+    def frames():
+        for number in range(12):
+            asked.append(number)
+            yield draw(number)
+        resized.release(100)
+
+    results = segmenter.map(frames())
+    assert not asked  # nothing happens before the first result is asked for
+    next(results)
+    assert len(asked) <= 12
+    assert len(list(results)) == 11
+
+
+def test_map_stops_when_nobody_asks_any_more():
+    segmenter = Segmenter(StandIn())
+    asked = []
+
+    def frames():
+        while True:
+            asked.append(1)
+            yield draw(0)
+
+    for _, _result in zip(range(3), segmenter.map(frames()), strict=False):
+        pass
+    count = len(asked)
+    assert count < 40
+    threading.Event().wait(0.1)
+    assert len(asked) == count
+    segmenter.engine.ahead.clear()  # what was announced and is not wanted any more
+    assert segmenter(draw(1)).count == 2
+
+
+def test_map_raises_or_gives_errors():
+    segmenter = Segmenter(StandIn())
+    inputs = [draw(0), "gone.png", draw(1)]
+    found = list(segmenter.map(inputs, errors="give"))
+    assert [type(one).__name__ for one in found] == ["Result", "DiffSegError", "Result"]
+    results = segmenter.map(inputs)
+    next(results)
+    with pytest.raises(DiffSegError, match=r"gone\.png"):
+        next(results)
+    with pytest.raises(DiffSegError, match="expected 'raise' or 'give'"):
+        segmenter.map(inputs, errors="ignore")
+    with pytest.raises(DiffSegError, match="expected a frame uint8"):
+        list(segmenter.map([np.zeros((4, 4), np.uint8)]))
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_fixed_batch_is_filled_with_different_frames(monkeypatch, batch):
+    engine = StandIn(batch=batch)
+    seen = []
+    infer = engine._infer
+    monkeypatch.setattr(engine, "_infer", lambda inputs: seen.append(inputs["frame"].copy()) or infer(inputs))
+    segmenter = Segmenter(engine)
+    frames = [draw(number) for number in range(10)]
+    results = list(segmenter.map(frames))
+    assert [len(frame) for frame in seen] == [batch] * -(-10 // batch)
+    given = np.concatenate(seen)[:10]
+    assert all(np.array_equal(one, segmenter.stages.resize(frame)) for one, frame in zip(given, frames, strict=True))
+    for result, frame in zip(results, frames, strict=True):
+        assert np.array_equal(result.labels, segmenter(frame).labels)
+    # Each batch was announced before it came: an engine on a GPU has it there by then.
+    assert not engine.ahead
+
+
+def test_frames_wait_outside_while_those_inside_are_large(monkeypatch):
+    """At most the pixels allowed are between resizing and the end, beside one frame that may be larger."""
+    monkeypatch.setattr(jobs, "MOST_PIXELS", 2 * 48 * 64)
+    inside, most = set(), []
+    resize, finish = Stages.resize, Stages.finish
+
+    def resized(self, frame):
+        most.append(len(inside))
+        inside.add(id(frame))
+        return resize(self, frame)
+
+    def finished(self, merged, frame, **options):
+        inside.discard(id(frame))
+        return finish(self, merged, frame, **options)
+
+    monkeypatch.setattr(Stages, "resize", resized)
+    monkeypatch.setattr(Stages, "finish", finished)
+    assert len(list(Segmenter(StandIn(0.002)).map([draw(n) for n in range(20)]))) == 20
+    assert max(most) <= 3
+
+
+def test_regions_and_outputs_in_json(folder):
+    cv2.imwrite("cat.png", CAT)
+    result = run("cat.png", "--json", "--save", "labels")
+    line = json.loads(result.stdout)
+    labels = cv2.imread("segmented/cat_labels.png", cv2.IMREAD_UNCHANGED)
+    assert line["outputs"] == ["segmented/cat_labels.png"] and line["segments"] == len(line["regions"])
+    for index, region in enumerate(line["regions"]):
+        mask = labels == index
+        rows, columns = np.nonzero(mask)
+        assert region["index"] == index and region["area"] == mask.sum()
+        assert region["box"] == list(cv2.boundingRect(mask.astype(np.uint8)))
+        assert region["centroid"] == pytest.approx([columns.mean(), rows.mean()], abs=0.006)
+
+
+def test_a_hierarchy_is_written_level_by_level(folder):
+    cv2.imwrite("cat.png", CAT)
+    result = run("cat.png", "--json", "--hierarchy", "0.8,0.2,0.4", "--save", "labels")
+    assert result.exit_code == 0, result.stderr
+    line = json.loads(result.stdout)
+    expected = Segmenter.open().hierarchy(CAT, (0.2, 0.4, 0.8))
+    assert [level["threshold"] for level in line["hierarchy"]] == [0.2, 0.4, 0.8]
+    assert [level["segments"] for level in line["hierarchy"]] == list(expected.counts)
+    names = ["cat_labels.png", *(f"cat_level{number}_labels.png" for number in range(3))]
+    assert line["outputs"] == [f"segmented/{name}" for name in names]
+    for number in range(3):
+        labels = cv2.imread(f"segmented/cat_level{number}_labels.png", cv2.IMREAD_UNCHANGED)
+        assert np.array_equal(labels, expected.labels(number))
+    assert np.array_equal(cv2.imread("segmented/cat_labels.png", -1), Segmenter.open()(CAT).labels)
+    bad = run("cat.png", "--hierarchy", "0,1")
+    assert bad.exit_code == 2 and "--hierarchy: thresholds: expected" in bad.stderr
+
+
+def test_options_of_clips_say_that_they_do_nothing(folder, stand_in):
+    cv2.imwrite("cat.png", CAT)
+    result = run("cat.png", "--start", "2", "--every", "3")
+    assert result.exit_code == 0
+    assert "warning: --start, --every: for clips; has no effect on photographs" in result.stderr
+
+
+def test_a_segmenter_closes():
+    with Segmenter.open(device="cpu") as segmenter:
+        assert segmenter(CAT).count > 1
+    with pytest.raises(AttributeError):
+        segmenter(CAT)
+
+
+def test_an_unknown_option_is_named():
+    with pytest.raises(DiffSegError, match=r"precision: .*options=\{'precision': 'bf16'\}"):
+        Segmenter.open(device="cpu", precision="bf16")
