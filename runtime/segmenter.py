@@ -237,7 +237,9 @@ def default_config(engine: Engine) -> MergeConfig:
     spec = engine.spec
     finest = spec.levels[0]
     try:
-        return MergeConfig(spec.thresholds, min(spec.grid, finest.height, finest.width), weights=check_weights(spec.weights))
+        return MergeConfig(
+            spec.thresholds, min(spec.grid, finest.height, finest.width), weights=check_weights(spec.weights)
+        )
     except ValueError as error:
         raise DiffSegError(f"the engine's own defaults cannot be used: {error}; export it again") from None
 

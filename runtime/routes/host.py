@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from runtime.errors import DiffSegError
 from runtime.merge.aggregate import aggregate_attention
 from runtime.merge.proposals import merge_attention, propose
 from runtime.merge.suppress import suppress
@@ -36,14 +37,28 @@ class HostRoute(Route):
         details: bool = False,
         seeds: NDArray[np.float32] | None = None,
     ) -> Merged:
-        """See `Route.merge`. Proposals come at no cost, and always."""
+        """See `Route.merge`. Proposals come at no cost, and always.
+
+        Raises DiffSegError where the maps are not probabilities.
+        """
+        try:
+            return self._merge(output, config or self.config, config is None and self.auto, details, seeds)
+        except ValueError as error:  # as for a map with a NaN
+            raise DiffSegError(str(error)) from None
+
+    def _merge(
+        self,
+        output: list[NDArray[Any]],
+        config: MergeConfig,
+        auto: bool,
+        details: bool,
+        seeds: NDArray[np.float32] | None,
+    ) -> Merged:
         shapes: dict[str, Any] = {"grids": self.tokens, "layers": self.layers}
         chosen, attention = None, None
-        if config is None:
-            config = self.config
-            if self.auto:
-                config = stable_thresholds(output, config, **shapes)
-                chosen = config.thresholds
+        if auto:
+            config = stable_thresholds(output, config, **shapes)
+            chosen = config.thresholds
         if details:
             attention = aggregate_attention(output, weights=config.weights, **shapes)
             found = merge_attention(attention, config, self.tokens[0])

@@ -196,7 +196,7 @@ def test_segmenter_merges_where_the_maps_lie(tensorrt, driver, tmp_path, cpu_lib
     path = tensorrt.prepare(tmp_path)
     shutil.copy(cpu_library.path, tmp_path / NAME)
     segmenter = Segmenter.open(path, "cuda", grid=4)
-    assert segmenter._library.path == tmp_path / NAME
+    assert segmenter.stages.route._library.path == tmp_path / NAME
     calls = []
     run = native.run
     monkeypatch.setattr(
@@ -234,7 +234,7 @@ def test_merge_core_that_cannot_be_had(tensorrt, driver, tmp_path, monkeypatch, 
         Segmenter.open(path, "cuda:0", grid=4)
     segmenter = Segmenter.open(path, grid=4)
     assert caplog.messages == ["merging on the CPU: no CUDA compiler"]
-    with pytest.raises(ValueError, match="pyramid"):  # the stand-in's maps are zeros: they came to the host
+    with pytest.raises(DiffSegError, match="pyramid"):  # the stand-in's maps are zeros: they came to the host
         segmenter(FRAMES[0])
 
 
