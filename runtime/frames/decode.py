@@ -1,22 +1,32 @@
-"""Reading a picture file as a frame."""
+"""Decoding a picture as a frame."""
 
+from __future__ import annotations
+
+import ctypes
+import logging
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from runtime.errors import DiffSegError
+from runtime.frames.formats import RADIANCE, TIFF, is_animated, is_avif, is_cut_short
 from runtime.frames.source import _known
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+# Depths that sensors and files have. A 16-bit picture whose largest value is 3900 holds 12-bit values.
+DEPTHS = (8, 10, 12, 14, 16)
+
 
 def check_file(path: Path, what: str) -> None:
-    """Raise DiffSegError where `path` is no file that can be read, or is empty. `what`: what it should be."""
+    """Raise DiffSegError unless `path` is a file that can be read and is not empty. `what`: what was expected."""
     try:
         if not path.is_file():
             kind = "a folder" if path.is_dir() else "no regular file" if path.exists() else "a broken link"
@@ -28,61 +38,164 @@ def check_file(path: Path, what: str) -> None:
         raise DiffSegError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def read_frame(path: Path) -> "NDArray[np.uint8]":
-    """Read an image as a frame: uint8 [H, W, 3] BGR, EXIF rotation applied, alpha dropped, 16 bits brought to 8.
+def read_frame(path: Path) -> NDArray[np.uint8]:
+    """Read a picture file as a frame; see `decode_frame`.
 
-    Raises DiffSegError when the file cannot be read, is no image OpenCV knows, or is cut short.
+    Raises DiffSegError also when the file cannot be read.
     """
-    import cv2
-    import numpy as np
-
     check_file(path, "an image")
     try:
         data = path.read_bytes()
     except OSError as error:
         raise DiffSegError(f"{path}: cannot be read ({error.strerror})") from None
+    return decode_frame(data, str(path))
+
+
+def decode_frame(data: bytes, name: str) -> NDArray[np.uint8]:
+    """Decode a picture as a frame: uint8 [H, W, 3] BGR, EXIF rotation applied, alpha dropped.
+
+    Values of more than 8 bits are scaled by the range they use; the logger "diffseg" warns of every such picture
+    whose range is not the full one of its type, and of animations, whose first frame is taken. Safe in many threads.
+
+        frame = decode_frame(Path("photo.jpg").read_bytes(), "photo.jpg")
+
+    Args:
+        data: the encoded picture, as a file has it.
+        name: what messages call it.
+
+    Raises:
+        DiffSegError: if OpenCV cannot decode it, or it is cut short, or its pixels are no picture.
+    """
+    import cv2
+    import numpy as np
+
     if is_cut_short(data):
-        raise DiffSegError(f"{path}: the image is cut short ({len(data)} bytes); copy or download it again")
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+        raise DiffSegError(f"{name}: the image is cut short ({len(data)} bytes); copy or download it again")
+    # OpenCV scales AVIF of any depth, and cuts radiance off at white. Of the others it keeps only the upper 8 bits.
+    flags = cv2.IMREAD_COLOR
+    if not is_avif(data) and not data.startswith(RADIANCE):
+        flags |= cv2.IMREAD_ANYDEPTH
+    encoded = np.frombuffer(data, np.uint8)
     try:
         with decoders_silenced():
-            frame = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+            pixels: Any = cv2.imdecode(encoded, flags)
+            if pixels is None and data.startswith(
+                TIFF
+            ):  # grey floats and 32-bit integers can only be decoded as they are
+                pixels = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
-        raise DiffSegError(f"{path}: cannot be decoded ({error.err or error.msg})") from None
-    if frame is None:
+        raise DiffSegError(f"{name}: cannot be decoded ({error.err or error.msg})") from None
+    if pixels is None:
         raise DiffSegError(
-            f"{path}: is not an image that OpenCV can read, or is damaged or cut short; expected {_known()}"
+            f"{name}: is not an image that OpenCV can read, or is damaged or cut short; expected {_known()}"
         )
-    if frame.dtype != np.uint8:
-        raise DiffSegError(f"{path}: has {frame.dtype} pixels; expected 8 or 16 bits, convert it first")
-    return np.asarray(frame if frame.ndim == 3 else cv2.cvtColor(frame, cv2.COLOR_GRAY2BGR), np.uint8)
+    if is_animated(data):
+        _warn(name, "is an animation, and only its first frame is read; convert it to a video for all frames")
+    return _as_bgr(_as_8_bits(pixels, name), name)
+
+
+def _warn(name: str, text: str) -> None:
+    logging.getLogger("diffseg").warning("%s: %s", name, text)
+
+
+def _as_8_bits(pixels: NDArray[Any], name: str) -> NDArray[np.uint8]:
+    """Scale pixels of any type to uint8 by the range they use, and warn where it is not the type's full range."""
+    import numpy as np
+
+    if pixels.dtype == np.uint8:
+        return pixels
+    if np.issubdtype(pixels.dtype, np.floating):
+        finite = np.isfinite(pixels)
+        top = float(pixels.max(initial=0, where=finite))
+        if not finite.any():
+            raise DiffSegError(f"{name}: has float pixels, and none is a finite number; expected numbers from 0 to 1")
+        # A picture of 0 to 1 need not reach 1, but below a quarter it would come out as nearly black.
+        white = 1.0 if top == 0 or 0.25 <= top <= 1 else top
+        _warn(name, f"has float pixels up to {top:.6g}; {white:.6g} is read as white, and 0 and less as black")
+        pixels = np.where(finite, pixels, np.where(pixels > 0, white, 0))
+        return np.asarray(np.clip(pixels * (255 / white), 0, 255).round(), np.uint8)
+    top = int(pixels.max(initial=0))
+    bits = next((depth for depth in DEPTHS if top < 1 << depth), top.bit_length())
+    if top > 0 and bits < 8 * pixels.dtype.itemsize:
+        _warn(name, f"its {pixels.dtype} pixels reach only {top}; they are read as {bits}-bit values")
+    return np.asarray(np.maximum(pixels, 0) >> (bits - 8), np.uint8)
+
+
+def _as_bgr(pixels: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
+    """Grey [H, W], grey with alpha, BGR or BGRA → BGR [H, W, 3]."""
+    import cv2
+    import numpy as np
+
+    channels = 1 if pixels.ndim == 2 else pixels.shape[2]
+    if channels == 3:
+        return pixels
+    if channels > 4:
+        raise DiffSegError(f"{name}: has {channels} channels; expected grey or colour, with or without alpha")
+    if channels == 4:
+        return np.ascontiguousarray(pixels[..., :3])
+    return np.asarray(cv2.cvtColor(pixels if pixels.ndim == 2 else pixels[..., 0].copy(), cv2.COLOR_GRAY2BGR), np.uint8)
+
+
+class _Silence:
+    """How many threads decode now, and what C's stderr and OpenCV's log level were before the first of them."""
+
+    lock = threading.Lock()
+    threads = 0
+    stream: int | None = None
+    level = 0
 
 
 @contextmanager
 def decoders_silenced() -> Iterator[None]:
-    """libjpeg and libpng write their complaints to the process's stderr; people get one line, ours."""
-    sys.stderr.flush()
-    kept = os.dup(2)
+    """Keep the complaints of libjpeg, libpng and OpenCV from the terminal: people get one line, which is ours.
+
+    The C libraries print to the variable `stderr` of the C library, which points elsewhere meanwhile. The file
+    descriptor stays, so that nothing is lost of what Python, its other threads and its subprocesses print. May be
+    entered by many threads at once; the last one that leaves puts everything back.
+    """
+    import cv2.utils.logging as opencv
+
+    with _Silence.lock:
+        if not _Silence.threads:
+            _Silence.level = opencv.getLogLevel()
+            opencv.setLogLevel(opencv.LOG_LEVEL_SILENT)
+            _Silence.stream = _point_stderr_to(_null_stream())
+        _Silence.threads += 1
     try:
-        with open(os.devnull, "wb") as nowhere:  # noqa: PTH123
-            os.dup2(nowhere.fileno(), 2)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        with _Silence.lock:
+            _Silence.threads -= 1
+            if not _Silence.threads:
+                _point_stderr_to(_Silence.stream)
+                opencv.setLogLevel(_Silence.level)
 
 
-def is_cut_short(data: bytes) -> bool:
-    """Whether a JPEG or PNG file ends before its image does. OpenCV would fill the missing part with grey."""
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return b"IEND" not in data[-64:] and b"IEND" not in data
-    if not data.startswith(b"\xff\xd8"):
-        return False
-    position = 2
-    # Segments before the scan carry their length; a thumbnail's own end marker hides inside one of them.
-    while position + 4 <= len(data) and data[position] == 0xFF and data[position + 1] != 0xDA:
-        if data[position + 1] == 0xFF:  # padding
-            position += 1
-            continue
-        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-    return b"\xff\xd9" not in data[position:]
+@cache
+def _c_stderr() -> ctypes.c_void_p | None:
+    """The C library's variable `stderr`; None where it cannot be changed, as in musl and on Windows."""
+    try:
+        name = "__stderrp" if sys.platform == "darwin" else "stderr" if os.confstr("CS_GNU_LIBC_VERSION") else None
+        return None if name is None else ctypes.c_void_p.in_dll(ctypes.CDLL(None), name)
+    except (AttributeError, OSError, TypeError, ValueError):
+        return None
+
+
+@cache
+def _null_stream() -> int | None:
+    """A FILE* that swallows what is written to it."""
+    if _c_stderr() is None:
+        return None
+    fopen = ctypes.CDLL(None).fopen
+    fopen.restype = ctypes.c_void_p
+    stream: int | None = fopen(os.devnull.encode(), b"w")
+    return stream
+
+
+def _point_stderr_to(stream: int | None) -> int | None:
+    """Returns the FILE* that C's stderr was before; None where nothing was changed."""
+    variable = _c_stderr()
+    if variable is None or stream is None:
+        return None
+    before, variable.value = variable.value, stream
+    return before
