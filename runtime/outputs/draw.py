@@ -1,52 +1,95 @@
 """Drawing labels: colours, borders, overlays and label pictures."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 
+from runtime.outputs.palette import palette
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+ROWS = 256  # coloured at once, where labels do not fit in 8 bits
 
-def palette(count: int) -> "NDArray[np.uint8]":
-    """uint8 [count, 3] BGR: colours far apart for neighbours in number, the same for the same index always.
 
-    Hues step by the golden angle, so that any run of indices is spread over the circle; brightness and saturation
-    alternate to tell hues apart that come close.
+def borders(labels: NDArray[np.int32], thickness: int = 1) -> NDArray[np.bool_]:
+    """bool [H, W]: pixels whose right or lower neighbour has another label, widened to `thickness` pixels.
+
+    frame[borders(labels)] = 255  # white borders
     """
-    index = np.arange(count)
-    hsv = np.empty((1, count, 3), np.uint8)
-    hsv[0, :, 0] = np.round(index * 180 * 0.381966 + 8) % 180
-    hsv[0, :, 1] = np.array([230, 150, 255, 190])[index % 4]
-    hsv[0, :, 2] = np.array([255, 235, 190, 150])[index // 2 % 4]
-    return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0] if count else hsv[0]
-
-
-def borders(labels: "NDArray[np.int32]", thickness: int = 1) -> "NDArray[np.bool_]":
-    """bool [H, W]: pixels whose right or lower neighbour has another label, widened to `thickness` pixels."""
-    edges: Any = np.zeros(labels.shape, np.uint8)
-    edges[:, :-1] |= labels[:, :-1] != labels[:, 1:]
+    edges = np.zeros(labels.shape, bool)
+    np.not_equal(labels[:, :-1], labels[:, 1:], out=edges[:, :-1])
     edges[:-1] |= labels[:-1] != labels[1:]
     if thickness > 1:
-        edges = cv2.dilate(edges, np.ones((thickness, thickness), np.uint8))
-    return edges.astype(bool)
+        cv2.dilate(edges.view(np.uint8), np.ones((thickness, thickness), np.uint8), dst=edges.view(np.uint8))
+    return edges
 
 
-def paint(labels: "NDArray[np.int32]") -> "NDArray[np.uint8]":
-    """uint8 [H, W, 3] BGR: every label in its colour, which depends on nothing but its number."""
-    return palette(int(labels.max(initial=0)) + 1)[labels]
+def paint(labels: NDArray[np.int32], colours: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+    """Every label in its colour: uint8 [H, W, 3] BGR.
+
+        cv2.imwrite("segments.png", paint(segmenter(frame).labels))
+
+    Args:
+        labels: integers [H, W], not negative.
+        colours: uint8 [N, 3] BGR for labels below N, such as a `Painter` gives; the palette if left out.
+
+    Raises:
+        ValueError: if there is a label without a colour.
+    """
+    count = int(labels.max(initial=0)) + 1
+    if colours is None:
+        colours = palette(count)
+    elif len(colours) < count:
+        raise ValueError(f"colours: expected at least {count}, one for each label, found {len(colours)}")
+    if count <= 256:
+        table = np.zeros((256, 1, 3), np.uint8)
+        table[:count, 0] = colours[:count]
+        return np.asarray(cv2.applyColorMap(labels.astype(np.uint8), table), np.uint8)
+    # Four bytes at once are looked up several times faster than three, in parts so that little memory is taken.
+    padded = np.zeros((len(colours), 4), np.uint8)
+    padded[:, :3] = colours
+    words = padded.view(np.uint32)[:, 0]
+    painted = np.empty((*labels.shape, 3), np.uint8)
+    for top in range(0, len(labels), ROWS):
+        part = np.take(words, labels[top : top + ROWS])
+        cv2.cvtColor(part.view(np.uint8).reshape(*part.shape, 4), cv2.COLOR_BGRA2BGR, dst=painted[top : top + ROWS])
+    return painted
 
 
-def draw_overlay(frame: "NDArray[np.uint8]", labels: "NDArray[np.int32]", opacity: float = 0.5) -> "NDArray[np.uint8]":
-    """The frame under its segments' colours with white borders: uint8 [H, W, 3] BGR."""
-    colours = paint(labels)
-    overlay = cv2.addWeighted(frame, 1 - opacity, colours, opacity, 0)
+def draw_overlay(
+    frame: NDArray[np.uint8],
+    labels: NDArray[np.int32],
+    opacity: float = 0.5,
+    colours: NDArray[np.uint8] | None = None,
+) -> NDArray[np.uint8]:
+    """The frame under its segments' colours, with white borders between them: uint8 [H, W, 3] BGR.
+
+        cv2.imwrite("overlay.png", draw_overlay(frame, segmenter(frame).labels))
+
+    Args:
+        frame: uint8 [H, W, 3] BGR.
+        labels: integers [H, W], not negative.
+        opacity: of the colours, from 0 (the frame alone) to 1 (colours alone).
+        colours: see `paint`.
+
+    Raises:
+        ValueError: if frame and labels differ in size, the opacity is not from 0 to 1, or a label has no colour.
+    """
+    if frame.shape[:2] != labels.shape:
+        raise ValueError(f"labels: expected the frame's size {list(frame.shape[:2])}, found {list(labels.shape)}")
+    if not 0 <= opacity <= 1:
+        raise ValueError(f"opacity: expected 0 to 1, found {opacity}")
+    overlay: Any = paint(labels, colours)
+    cv2.addWeighted(frame, 1 - opacity, overlay, opacity, 0, dst=overlay)
     # About one pixel of border for every 400 of the frame, so that it shows at any size.
-    overlay[borders(labels, 1 + min(frame.shape[:2]) // 400)] = 255
-    return np.asarray(overlay, np.uint8)
+    edges = borders(labels, 1 + min(frame.shape[:2]) // 400).view(np.uint8)
+    return np.asarray(cv2.copyTo(np.full_like(overlay, 255), edges, overlay), np.uint8)
 
 
-def label_image(labels: "NDArray[np.int32]") -> "NDArray[np.uint8] | NDArray[np.uint16]":
+def label_image(labels: NDArray[np.int32]) -> NDArray[np.uint8] | NDArray[np.uint16]:
     """Single-channel label picture [H, W], 0-based: uint8 where all labels are below 256, else uint16."""
     return labels.astype(np.uint8) if labels.max(initial=0) < 256 else labels.astype(np.uint16)

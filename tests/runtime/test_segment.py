@@ -219,7 +219,8 @@ def test_exif_rotation(photos):
 
 
 def test_more_than_256_segments_take_16_bits(tmp_path):
-    from runtime.outputs.draw import label_image, palette
+    from runtime.outputs.draw import label_image
+    from runtime.outputs.palette import palette
     from runtime.outputs.png import write_png
 
     labels = np.arange(300, dtype=np.int32).reshape(15, 20)

@@ -12,7 +12,8 @@ import cv2
 import numpy as np
 
 from runtime.files import write_atomically
-from runtime.outputs.draw import borders, palette
+from runtime.outputs.draw import borders
+from runtime.outputs.palette import palette
 from tools.evaluate import metrics, report
 from tools.evaluate.datasets import Sample, resize_bilinear
 from tools.evaluate.methods import Evaluator

@@ -21,7 +21,8 @@ SEED, TIMES, WIDTH = 104, (2, 6, 10, 14, 18), 160
 
 def draw_strip(segmenter: Segmenter, seed: int = SEED, times: tuple[int, ...] = TIMES) -> NDArray[np.uint8]:
     """Frames at `times` in columns: as they are, segmented frame by frame, and with identities. uint8 [H, W, 3]."""
-    from runtime.outputs.draw import borders, palette
+    from runtime.outputs.draw import borders
+    from runtime.outputs.palette import palette
 
     scene = draw_moving_scene(seed, split="test")
     frames = list(scene.frames(max(times) + 1))
