@@ -4,38 +4,45 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from numbers import Real
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import cv2
 import numpy as np
 
-from runtime.refine.absorb import absorb
-from runtime.refine.snap import snap
+from runtime.refine import registry
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from runtime.pyramid.weights import Grid
 
+SOLVER = "kmeans"  # a word of --refine that is no refinement: it is how the merge finds its proposals
 
-SPECK = 0.25  # of a token's area: smaller regions are absorbed after a snap
+LARGEST = 2048 * 2048  # pixels; a larger frame is refined at this size, which bounds time and memory
 
 
 @dataclass(frozen=True, slots=True)
 class Refinement:
     """What is done to the labels of a frame at its own size.
 
+        refine = Refinement(("snap",), min_area=0.002)
+        labels = refine(labels, frame, (64, 64))
+
     Attributes:
-        snap: see `snap`; regions below a quarter of a token are absorbed then.
+        names: of refinements that the registry knows. They are applied in the registry's order.
         min_area: see `absorb`; below 1 a share of the frame, from 1 pixels, 0 for nothing.
 
     Raises:
-        ValueError: if `min_area` is neither.
+        ValueError: if a name is unknown, or `min_area` is neither a share nor whole pixels.
     """
 
-    snap: bool = False
+    names: tuple[str, ...] = ()
     min_area: float = 0.0
 
     def __post_init__(self) -> None:
+        known = registry.refinement_names()
+        if not isinstance(self.names, tuple) or not set(self.names) <= set(known):
+            raise ValueError(f"refine: expected names of {', '.join(known)}, found {self.names!r}; choose among them")
         area = self.min_area
         number = isinstance(area, Real) and not isinstance(area, bool)
         if not number or not 0 <= area < float("inf") or (area > 1 and area != int(area)):
@@ -45,21 +52,56 @@ class Refinement:
             )
 
     def __call__(self, labels: NDArray[np.int32], frame: NDArray[np.uint8], grid: Grid) -> NDArray[np.int32]:
-        """Labels int32 [H, W] of a frame uint8 [H, W, 3], `grid` the (h, w) of its tokens → labels, no new ones."""
+        """Refine labels.
+
+        A frame of more than 4 megapixels is refined at 4 megapixels, where `names` has any: a border then has steps of
+        some pixels, and areas are exact to some pixels. Neither time nor memory grow further.
+
+        Args:
+            labels: int32 [H, W], not negative.
+            frame: uint8 [H, W, 3] BGR.
+            grid: (h, w) of the tokens that the labels come from.
+
+        Returns:
+            int32 [H, W]: the same labels; some may be gone.
+        """
         area = self.min_area * labels.size if self.min_area < 1 else self.min_area
-        if self.snap:
-            labels = snap(labels, frame, grid)
-            # In texture a border frays into specks of some pixels, far below what attention resolves.
-            area = max(area, SPECK * labels.size / (grid[0] * grid[1]))
-        return absorb(labels, area) if area else labels
+        scale = (LARGEST / labels.size) ** 0.5
+        if not self.names or scale >= 1:
+            return self._refine(labels, frame, grid, area)
+        size = [max(1, round(side * scale)) for side in reversed(labels.shape)]
+        small: Any = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST_EXACT)
+        seen = np.asarray(cv2.resize(frame, size, interpolation=cv2.INTER_AREA), np.uint8)
+        small = self._refine(small, seen, grid, area * small.size / labels.size)
+        return np.asarray(cv2.resize(small, labels.shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT), np.int32)
+
+    def _refine(
+        self, labels: NDArray[np.int32], frame: NDArray[np.uint8], grid: Grid, area: float
+    ) -> NDArray[np.int32]:
+        """Apply the refinements, and absorb regions below `area` pixels or what the refinements leave as specks."""
+        steps = [step for step in registry.REFINEMENTS if step.name in self.names]
+        area = max(area, *(step.specks * labels.size / (grid[0] * grid[1]) for step in steps), 0)
+        if area:
+            steps += [step for step in registry.REFINEMENTS if step.by_area]
+        given = {"frame": frame, "grid": grid, "min_area": area}
+        for step in steps:
+            labels = step.load()(labels, *(given[name] for name in step.inputs))
+        return labels
 
 
-def split_refine(refine: str) -> tuple[str, bool]:
-    """`--refine` → how the merge refines its proposals ("none" or "kmeans"), and whether labels are snapped.
+def split_refine(refine: str) -> tuple[str, tuple[str, ...]]:
+    """`--refine` → the merge's solver ("none" or "kmeans"), and the names of the refinements.
 
-    Raises ValueError for anything but none, kmeans, snap, or the last two with a comma.
+        split_refine("kmeans,snap")  # ("kmeans", ("snap",))
+
+    Raises ValueError for anything but "none", or words with commas between them: kmeans and the registry's.
     """
-    words = {word.strip() for word in refine.split(",")} if isinstance(refine, str) else set()
-    if not words or (words != {"none"} and not words <= {"kmeans", "snap"}):
-        raise ValueError(f"refine: expected none, kmeans, snap or kmeans,snap, found {refine!r}; choose one of them")
-    return "kmeans" if "kmeans" in words else "none", "snap" in words
+    known = (SOLVER, *registry.refinement_names())
+    words = tuple(dict.fromkeys(word.strip() for word in refine.split(","))) if isinstance(refine, str) else ()
+    if words == ("none",):
+        return "none", ()
+    if not words or not set(words) <= set(known):
+        raise ValueError(
+            f"refine: expected none, or one or more of {', '.join(known)} with commas between them, found {refine!r}"
+        )
+    return SOLVER if SOLVER in words else "none", tuple(word for word in words if word != SOLVER)

@@ -77,10 +77,10 @@ class Evaluator:
             labels = suppress(centres, _shapes(spec)["grids"][0], target)
         if labels.shape != size:
             labels = np.asarray(cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT), np.int32)
-        if "snap" in (variant.refine or "") or variant.min_area:
-            from runtime.refine.refinement import Refinement
+        if variant.refine or variant.min_area:
+            from runtime.refine.refinement import Refinement, split_refine
 
-            refinement = Refinement("snap" in (variant.refine or ""), variant.min_area or 0)
+            refinement = Refinement(split_refine(variant.refine or "none")[1], variant.min_area or 0)
             labels = refinement(labels, shown, (spec.levels[0].height, spec.levels[0].width))
         return labels
 

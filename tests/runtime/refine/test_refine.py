@@ -1,5 +1,8 @@
 """Refinement at the frame's size: borders snapped to edges, small regions absorbed."""
 
+import sys
+import types
+
 import cv2
 import numpy as np
 import pytest
@@ -7,7 +10,8 @@ from skimage import data
 
 from runtime import DiffSegError, Segmenter
 from runtime.refine.absorb import absorb
-from runtime.refine.refinement import Refinement
+from runtime.refine.refinement import LARGEST, Refinement, split_refine
+from runtime.refine.registry import REFINEMENTS, Step
 from runtime.refine.snap import EPSILON, snap
 
 
@@ -112,5 +116,77 @@ def test_segmenter_refines_and_keeps_proposals_in_step():
 
 @pytest.mark.parametrize("refine", ["none,snap", "", "snap,edges", None])
 def test_bad_refine(refine):
-    with pytest.raises(DiffSegError, match="refine: expected none, kmeans, snap or kmeans,snap, found"):
+    with pytest.raises(
+        DiffSegError, match="refine: expected none, or one or more of kmeans, snap with commas between them, found"
+    ):
         Segmenter.open(device="cpu", refine=refine)
+
+
+def test_what_the_words_of_refine_mean():
+    assert split_refine("none") == ("none", ())
+    assert split_refine("kmeans, snap") == ("kmeans", ("snap",)) and split_refine("snap") == ("none", ("snap",))
+    for names in (("edges",), "snap", True, ("absorb",)):
+        with pytest.raises(ValueError, match="refine: expected names of snap, found"):
+            Refinement(names)
+
+
+def test_a_refinement_is_an_entry_and_the_module_it_names(monkeypatch):
+    """Swapping the two labels, as a module of somebody else's would."""
+    module = types.ModuleType("swapping")
+    module.swap = lambda labels, grid: (1 - labels if grid == (4, 5) else labels).astype(np.int32)
+    monkeypatch.setitem(sys.modules, "swapping", module)
+    entry = Step("swap", "swapping", "swap", inputs=("grid",), specks=0.5)
+    monkeypatch.setattr("runtime.refine.registry.REFINEMENTS", (*REFINEMENTS, entry))
+    labels = np.zeros((40, 50), np.int32)
+    labels[:, 30:] = 1
+    labels[3:7, 3:10] = 1  # 28 pixels, below half of a token's 100
+    expected = np.zeros((40, 50), np.int32)
+    expected[:, :30] = 1
+    frame = np.zeros((40, 50, 3), np.uint8)
+    assert split_refine("kmeans,swap") == ("kmeans", ("swap",))
+    assert np.array_equal(Refinement(("swap",))(labels, frame, (4, 5)), expected)
+    assert np.array_equal(Refinement(("swap",))(labels, frame, (5, 4)), 1 - expected)  # swapped by nobody
+    photo = data.coffee()[..., ::-1].copy()
+    assert Segmenter.open(device="cpu", refine="swap,snap").refinement.names == ("swap", "snap")
+    assert np.array_equal(
+        Refinement(("snap", "swap"))(labels, frame, (4, 5)), Refinement(("swap", "snap"))(labels, frame, (4, 5))
+    )
+    assert Segmenter.open(device="cpu", refine="swap")(photo).count > 1
+
+
+def test_steps_are_the_functions_they_name():
+    """At an ordinary size `Refinement` gives what its functions give, bit for bit."""
+    frame, mask = _disc()
+    labels = cv2.resize(mask[::20, ::20].astype(np.uint8), (320, 240), interpolation=cv2.INTER_NEAREST).astype(np.int32)
+    grid = (12, 16)
+    expected = absorb(snap(labels, frame, grid), 0.25 * labels.size / (12 * 16))
+    assert np.array_equal(Refinement(("snap",))(labels, frame, grid), expected)
+    for area in (500, 0.02):
+        pixels = area if area >= 1 else area * labels.size
+        assert np.array_equal(
+            Refinement(("snap",), area)(labels, frame, grid), absorb(snap(labels, frame, grid), pixels)
+        )
+        assert np.array_equal(Refinement(min_area=area)(labels, frame, grid), absorb(labels, pixels))
+    assert Refinement()(labels, frame, grid) is labels
+
+
+def test_a_large_frame_is_refined_at_a_smaller_size(monkeypatch):
+    """Borders come where they come at full size, to within the steps of the smaller picture."""
+    frame, mask = _disc(480, 640)
+    tokens = cv2.resize(mask.astype(np.float32), (32, 24), interpolation=cv2.INTER_AREA) > 0.3
+    coarse = cv2.resize(tokens.astype(np.uint8), mask.shape[::-1], interpolation=cv2.INTER_NEAREST).astype(np.int32)
+    whole = Refinement(("snap",))(coarse, frame, (24, 32))
+    assert coarse.size < LARGEST
+    monkeypatch.setattr("runtime.refine.refinement.LARGEST", coarse.size // 7)
+    sizes = []
+    monkeypatch.setattr("runtime.refine.snap.snap", lambda *given: sizes.append(given[0].size) or snap(*given))
+    found = Refinement(("snap",))(coarse, frame, (24, 32))
+    assert len(sizes) == 1 and sizes[0] <= 1.01 * coarse.size / 7
+    assert found.shape == coarse.shape and found.dtype == np.int32
+    before, after = np.mean(coarse != mask), np.mean(found != mask)
+    assert np.mean(found != whole) < 0.005 and after < before / 3
+    # Areas are those of the frame.
+    regions = np.zeros_like(coarse)
+    regions[100:180, 100:200], regions[300:330, 300:330] = 1, 2  # 8000 and 900 pixels
+    flat = np.full_like(frame, 127)
+    assert set(np.unique(Refinement(("snap",), 3000)(regions, flat, (24, 32)))) == {0, 1}
