@@ -12,9 +12,10 @@ if TYPE_CHECKING:
 
 
 def resize_frame(frame: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """Resize to [height, width, 3]: INTER_AREA where an axis shrinks, INTER_LINEAR where it grows (DESIGN).
+    """Resize a frame, uint8 [H, W, 3], to [height, width, 3].
 
-    OpenCV's INTER_AREA does not average when one of the axes grows, so the two go one after the other.
+    An axis that shrinks is averaged (INTER_AREA), one that grows is interpolated (INTER_LINEAR). OpenCV's INTER_AREA
+    does not average if one of the axes grows, so first both axes shrink, then both grow.
     """
     resized: NDArray[Any] = frame
     smaller = (min(width, frame.shape[1]), min(height, frame.shape[0]))

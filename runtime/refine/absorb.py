@@ -15,15 +15,16 @@ if TYPE_CHECKING:
 def absorb(labels: NDArray[np.int32], min_area: float) -> NDArray[np.int32]:
     """Give every connected region smaller than `min_area` to the neighbour it shares the longest border with.
 
-    A region is what is connected by its pixels' sides and has one label: a segment may have several, and only small
-    ones go. The smallest goes first, so that small ones side by side may together become large enough to stay.
+    A region is a set of pixels that have one label and are connected by their sides. A segment may have several regions,
+    of which only the small ones go. The smallest goes first, so that small regions side by side may together become
+    large enough to stay.
 
     Args:
         labels: int32 [H, W], not negative.
         min_area: pixels.
 
     Returns:
-        int32 [H, W]: the same labels; one whose regions were all small is gone.
+        int32 [H, W]: no new labels; a label whose regions were all small is gone.
     """
     regions, owner = _regions(labels)
     areas = np.bincount(regions.ravel()).tolist()

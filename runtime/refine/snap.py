@@ -36,7 +36,7 @@ def snap(labels: NDArray[np.int32], frame: NDArray[np.uint8], grid: Grid) -> NDA
         grid: (h, w) of the tokens the labels come from; the window reaches one token to each side.
 
     Returns:
-        int32 [H, W]: the same labels; one that wins nowhere is gone.
+        int32 [H, W]: no new labels; a label that wins no pixel is gone.
     """
     present = np.flatnonzero(np.bincount(labels.ravel()))
     if len(present) == 1:
