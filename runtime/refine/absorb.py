@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def absorb(labels: NDArray[np.int32], min_area: float) -> NDArray[np.int32]:
     """Give every connected region smaller than `min_area` to the neighbour it shares the longest border with.
 
-    A region is a set of pixels that have one label and are connected by their sides. A segment may have several regions,
+    A region is a set of pixels with one label, connected by their sides. A segment may have several regions,
     of which only the small ones go. The smallest goes first, so that small regions side by side may together become
     large enough to stay.
 
