@@ -113,7 +113,7 @@ class Segmenter:
         auto = isinstance(thresholds, str) and thresholds == "auto"
         given = None if auto else thresholds
         try:
-            solver, snap = split_refine(refine)
+            solver, names = split_refine(refine)
             config = replace(
                 default,
                 thresholds=_every_iteration(given, iterations, default.thresholds),
@@ -121,7 +121,7 @@ class Segmenter:
                 weights=default.weights if weights is None else check_weights(weights),
                 refine=solver,  # type: ignore[arg-type]
             )
-            refinement = Refinement(snap, min_area)
+            refinement = Refinement(names, min_area)
         except (TypeError, ValueError) as error:
             raise DiffSegError(str(error)) from None
         return cls(opened, config, refinement=refinement, auto=auto)

@@ -43,7 +43,9 @@ class ArchiveSink(Sink):
         self._zip: zipfile.ZipFile | None = None
         self._times: list[float] = []
 
-    def prepare(self, frame: NDArray[np.uint8], labels: NDArray[np.int32]) -> NDArray[Any]:
+    def prepare(
+        self, frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: NDArray[np.uint8] | None = None
+    ) -> NDArray[Any]:
         """Labels uint8 or uint16."""
         return label_image(labels)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import cv2
 import numpy as np
@@ -11,6 +11,15 @@ from runtime.outputs.palette import palette
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+
+class Draw(Protocol):
+    """Turns a frame uint8 [H, W, 3] and its labels int32 [H, W] into a picture; `colours` as for `paint`."""
+
+    def __call__(
+        self, frame: NDArray[np.uint8], labels: NDArray[np.int32], *, colours: NDArray[np.uint8] | None
+    ) -> NDArray[Any]: ...
+
 
 ROWS = 256  # coloured at once, where labels do not fit in 8 bits
 
@@ -64,6 +73,7 @@ def draw_overlay(
     frame: NDArray[np.uint8],
     labels: NDArray[np.int32],
     opacity: float = 0.5,
+    *,
     colours: NDArray[np.uint8] | None = None,
 ) -> NDArray[np.uint8]:
     """The frame under its segments' colours, with white borders between them: uint8 [H, W, 3] BGR.

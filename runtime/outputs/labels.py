@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def picture(stem: Path) -> Sink:
     """`<stem>_labels.png`."""
-    return PictureSink(stem.with_name(f"{stem.name}_labels.png"), lambda frame, labels: label_image(labels))
+    return PictureSink(stem.with_name(f"{stem.name}_labels.png"), lambda frame, labels, *, colours: label_image(labels))
 
 
 def clip(stem: Path, form: ClipForm, warn: Callable[[str], None]) -> Sink:
@@ -38,7 +38,9 @@ class LabelFolder(Sink):
         self.path = folder
         self._first = self._last = -1
 
-    def prepare(self, frame: NDArray[np.uint8], labels: NDArray[np.int32]) -> bytes:
+    def prepare(
+        self, frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: NDArray[np.uint8] | None = None
+    ) -> bytes:
         """The PNG."""
         return encode_png(label_image(labels))
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from runtime.errors import DiffSegError
 from runtime.files import OWN_BOX
-from runtime.outputs.draw import draw_overlay
+from runtime.outputs.draw import Draw, draw_overlay
 from runtime.outputs.form import ClipForm
 from runtime.outputs.sinks import Sink, explain
 
@@ -39,7 +39,7 @@ class VideoSink(Sink):
         path: Path,
         form: ClipForm,
         warn: Callable[[str], None] = lambda line: None,
-        draw: Callable[[NDArray[np.uint8], NDArray[np.int32]], NDArray[np.uint8]] = draw_overlay,
+        draw: Draw = draw_overlay,
     ) -> None:
         av = _av()
         self.path = path
@@ -53,9 +53,11 @@ class VideoSink(Sink):
         self._frames = 0
         self._broken = False
 
-    def prepare(self, frame: NDArray[np.uint8], labels: NDArray[np.int32]) -> NDArray[np.uint8]:
+    def prepare(
+        self, frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: NDArray[np.uint8] | None = None
+    ) -> NDArray[np.uint8]:
         """The drawn picture, uint8 [H, W, 3] BGR."""
-        return self._draw(frame, labels)
+        return self._draw(frame, labels, colours=colours)
 
     def write(self, number: int, time: Fraction, prepared: Any) -> Path:
         """Encode one picture, uint8 [H, W, 3] BGR, all of one size."""

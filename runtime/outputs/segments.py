@@ -20,15 +20,17 @@ if TYPE_CHECKING:
 
 def picture(stem: Path) -> Sink:
     """`<stem>_segments.png`."""
-    return PictureSink(stem.with_name(f"{stem.name}_segments.png"), _colours)
+    return PictureSink(stem.with_name(f"{stem.name}_segments.png"), _painted)
 
 
 def clip(stem: Path, form: ClipForm, warn: Callable[[str], None]) -> Sink:
     """`<stem>_segments.mp4`, with the clip's own times and sound."""
     from runtime.outputs.movie import VideoSink
 
-    return VideoSink(stem.with_name(f"{stem.name}_segments.mp4"), form, warn, _colours)
+    return VideoSink(stem.with_name(f"{stem.name}_segments.mp4"), form, warn, _painted)
 
 
-def _colours(frame: NDArray[np.uint8], labels: NDArray[np.int32]) -> NDArray[np.uint8]:
-    return paint(labels)
+def _painted(
+    frame: NDArray[np.uint8], labels: NDArray[np.int32], *, colours: NDArray[np.uint8] | None
+) -> NDArray[np.uint8]:
+    return paint(labels, colours)

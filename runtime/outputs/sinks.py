@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from runtime.outputs.draw import Draw
+
 
 class Sink(ABC):
     """One output of a photograph or a clip. `close` makes it whole, whatever has come.
@@ -29,8 +30,13 @@ class Sink(ABC):
     path: Path
 
     @abstractmethod
-    def prepare(self, frame: NDArray[np.uint8], labels: NDArray[np.int32]) -> Any:
-        """Draw and encode what `write` takes. From any thread, several frames at a time, in any order."""
+    def prepare(
+        self, frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: NDArray[np.uint8] | None = None
+    ) -> Any:
+        """Draw and encode what `write` takes. From any thread, several frames at a time, in any order.
+
+        `colours`: uint8 [N, 3] BGR of the labels; None: the palette's.
+        """
 
     @abstractmethod
     def write(self, number: int, time: Fraction, prepared: Any) -> Path | None:
@@ -47,12 +53,14 @@ class Sink(ABC):
 class PictureSink(Sink):
     """One PNG."""
 
-    def __init__(self, path: Path, draw: Callable[[NDArray[np.uint8], NDArray[np.int32]], NDArray[Any]]) -> None:
+    def __init__(self, path: Path, draw: Draw) -> None:
         self.path, self._draw = path, draw
 
-    def prepare(self, frame: NDArray[np.uint8], labels: NDArray[np.int32]) -> bytes:
+    def prepare(
+        self, frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: NDArray[np.uint8] | None = None
+    ) -> bytes:
         """The file's content."""
-        return encode_png(self._draw(frame, labels))
+        return encode_png(self._draw(frame, labels, colours=colours))
 
     def write(self, number: int, time: Fraction, prepared: Any) -> Path:
         """Write the file, whole or not at all."""

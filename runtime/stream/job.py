@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from runtime.errors import DiffSegError
 from runtime.hierarchy import merge_levels
+from runtime.outputs.palette import Painter
 from runtime.stream.continuity import Continuity, Fate
 from runtime.stream.pipeline import Pipeline, Stage
 
@@ -54,6 +55,7 @@ class Job:
         fate: what becomes of it.
         levels: thresholds of a hierarchy that is wanted, too. `hierarchy`: it.
         error: why it could not be done, where its stream goes on with the others.
+        colours: uint8 [N, 3] BGR of the labels, where they depend on the frames before.
         prepared: drawn and encoded, for every place. `written`: the files.
         milliseconds: wall time of each stage.
     """
@@ -73,6 +75,7 @@ class Job:
     levels: tuple[float, ...] | None = None
     hierarchy: Hierarchy | None = None
     error: DiffSegError | None = None
+    colours: NDArray[np.uint8] | None = None
     prepared: list[Any] = field(default_factory=list)
     written: list[Path] = field(default_factory=list)
     milliseconds: dict[str, float] = field(default_factory=dict)
@@ -89,6 +92,7 @@ class Stream:
     def __init__(self, stages: Stages, continuity: Continuity | None = None) -> None:
         self._stages, self._continuity = stages, continuity
         self._room = _Room(MOST_PIXELS)
+        self._painter = Painter()
 
     def pipeline(self, jobs: Iterable[Job], *, live: bool = False, writes: bool = True) -> Pipeline[Job]:
         """The pipeline, not yet started. Jobs with `read` are decoded in it. `writes`: frames go to their sinks."""
@@ -201,15 +205,19 @@ class Stream:
     def _settle(self, job: Job) -> None:
         assert self._continuity is not None
         job.result = self._continuity.settle(job.fate, _frame(job), job.result)
+        if job.places:
+            job.colours = self._painter(job.result.labels)
 
     def _draw(self, job: Job) -> None:
         assert job.result is not None
         for place in job.places:
             labels = job.result.labels
+            colours = job.colours if job.colours is not None else Painter()(labels)
             if place.level is not None:
                 assert job.hierarchy is not None
                 labels = job.hierarchy.labels(place.level)
-            job.prepared.append(place.sink.prepare(_frame(job), labels))
+                colours = Painter()(labels)
+            job.prepared.append(place.sink.prepare(_frame(job), labels, colours))
 
     def _write(self, job: Job) -> None:
         for place, prepared in zip(job.places, job.prepared, strict=True):

@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 class Drawn(Sink):
     """Draws an overlay that is shown and written nowhere."""
 
-    def prepare(self, frame: NDArray[np.uint8], labels: NDArray[np.int32]) -> NDArray[np.uint8]:
+    def prepare(
+        self, frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: NDArray[np.uint8] | None = None
+    ) -> NDArray[np.uint8]:
         """The overlay."""
-        return draw_overlay(frame, labels)
+        return draw_overlay(frame, labels, colours=colours)
 
     def write(self, number: int, time: Fraction, prepared: Any) -> Path | None:
         """Writes nothing."""
