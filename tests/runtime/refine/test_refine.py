@@ -147,7 +147,7 @@ def test_a_refinement_is_an_entry_and_the_module_it_names(monkeypatch):
     assert np.array_equal(Refinement(("swap",))(labels, frame, (4, 5)), expected)
     assert np.array_equal(Refinement(("swap",))(labels, frame, (5, 4)), 1 - expected)  # swapped by nobody
     photo = data.coffee()[..., ::-1].copy()
-    assert Segmenter.open(device="cpu", refine="swap,snap").refinement.names == ("swap", "snap")
+    assert Segmenter.open(device="cpu", refine="swap,snap").stages.refinement.names == ("swap", "snap")
     assert np.array_equal(
         Refinement(("snap", "swap"))(labels, frame, (4, 5)), Refinement(("swap", "snap"))(labels, frame, (4, 5))
     )
