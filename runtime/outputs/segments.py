@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def picture(stem: Path) -> Sink:
     """`<stem>_segments.png`."""
-    return PictureSink(stem.with_name(f"{stem.name}_segments.png"), _painted)
+    return PictureSink(stem.with_name(f"{stem.name}_segments.png"), _painted, flat=True)
 
 
 def clip(stem: Path, form: ClipForm, warn: Callable[[str], None]) -> Sink:

@@ -53,14 +53,15 @@ class Sink(ABC):
 class PictureSink(Sink):
     """One PNG."""
 
-    def __init__(self, path: Path, draw: Draw) -> None:
-        self.path, self._draw = path, draw
+    def __init__(self, path: Path, draw: Draw, *, flat: bool | None = None) -> None:
+        """`flat`: see `encode_png`."""
+        self.path, self._draw, self._flat = path, draw, flat
 
     def prepare(
         self, frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: NDArray[np.uint8] | None = None
     ) -> bytes:
         """The file's content."""
-        return encode_png(self._draw(frame, labels, colours=colours))
+        return encode_png(self._draw(frame, labels, colours=colours), flat=self._flat)
 
     def write(self, number: int, time: Fraction, prepared: Any) -> Path:
         """Write the file, whole or not at all."""

@@ -210,14 +210,13 @@ class Stream:
 
     def _draw(self, job: Job) -> None:
         assert job.result is not None
+        views: dict[int | None, NDArray[np.int32]] = {None: job.result.labels}
+        if job.hierarchy is not None:
+            views |= {level: job.hierarchy.labels(level) for level in range(job.hierarchy.levels)}
+        colours = {level: Painter()(labels) for level, labels in views.items()} if job.colours is None else {}
         for place in job.places:
-            labels = job.result.labels
-            colours = job.colours if job.colours is not None else Painter()(labels)
-            if place.level is not None:
-                assert job.hierarchy is not None
-                labels = job.hierarchy.labels(place.level)
-                colours = Painter()(labels)
-            job.prepared.append(place.sink.prepare(_frame(job), labels, colours))
+            chosen = colours.get(place.level, job.colours)
+            job.prepared.append(place.sink.prepare(_frame(job), views[place.level], chosen))
 
     def _write(self, job: Job) -> None:
         for place, prepared in zip(job.places, job.prepared, strict=True):
