@@ -9,7 +9,7 @@ import skimage.data
 
 from export.check.agreement import matched_agreement, says_something
 from runtime import DiffSegError, Segmenter
-from runtime import engine as engines
+from runtime.engine import registry
 from runtime.engine.registry import EMBEDDED, open_engine
 
 openvino = pytest.importorskip("runtime.engine.backends.openvino")
@@ -89,20 +89,20 @@ def test_a_cache_that_cannot_be_used_or_is_damaged_does_no_harm(tmp_path, monkey
 def test_auto_takes_openvino_where_it_is_faster(monkeypatch):
     for able in (True, False):
         monkeypatch.setattr(openvino, "has_bfloat16", lambda able=able: able)
-        assert engines._choose(EMBEDDED, None, "auto").name == ("openvino" if able else "onnxruntime")
-        assert engines._choose(EMBEDDED, None, "cpu").name == "onnxruntime"
-        assert engines._choose(EMBEDDED, "onnxruntime", "auto").name == "onnxruntime"
+        assert registry._choose(EMBEDDED, None, "auto").name == ("openvino" if able else "onnxruntime")
+        assert registry._choose(EMBEDDED, None, "cpu").name == "onnxruntime"
+        assert registry._choose(EMBEDDED, "onnxruntime", "auto").name == "onnxruntime"
     found = importlib.util.find_spec
     for package in ("onnxruntime", "openvino"):  # the one that is there is taken
         other = ({"onnxruntime", "openvino"} - {package}).pop()
         monkeypatch.setattr(
             importlib.util, "find_spec", lambda name, gone=package: None if name == gone else found(name)
         )
-        assert engines._choose(EMBEDDED, None, "cpu").name == other
+        assert registry._choose(EMBEDDED, None, "cpu").name == other
 
 
 def test_options_choose_or_are_refused(tmp_path):
-    assert engines._choose(EMBEDDED, None, "cpu", {"precision": "fp32"}).name == "openvino"
+    assert registry._choose(EMBEDDED, None, "cpu", {"precision": "fp32"}).name == "openvino"
     refusals = {
         "streams: onnxruntime: no such option; onnxruntime takes threads; openvino takes threads, streams": {
             "backend": "onnxruntime",
