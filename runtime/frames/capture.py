@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from fractions import Fraction
 from threading import Event
-from typing import TYPE_CHECKING
 
 import numpy as np
 

@@ -41,7 +41,7 @@ REBUILD = COMMAND + " --flavour tensorrt"
 def test_missing_sidecar(tmp_path):
     path = write_plan(tmp_path)
     sidecar_path(path).unlink()
-    refuses(path, rf"unet.plan has no sidecar: expected unet.plan.json beside it.*copy it along, or {COMMAND}'")
+    refuses(path, rf"unet.plan has no sidecar: expected unet.plan.json beside it.*copy it too, or {COMMAND}'")
 
 
 def test_sidecar_of_another_file(tmp_path, tensorrt):
