@@ -1,4 +1,4 @@
-"""The heads an engine may have: what its graph takes in addition to the frame, and what it gives. A registry that is data.
+"""The heads an engine may have: what the graph takes and gives. A registry that is data.
 
 A head is chosen at export. `README.md` beside this file says how to add one.
 """

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from runtime.frames.source import OpenOptions, Source
 
 STDIN = 0  # the descriptor: a thread that waits in sys.stdin would hold its lock when the program ends
-HEAD = 16  # bytes that show whether an encoded picture follows
 CHUNK = 1 << 20
 LARGEST = 1 << 30  # bytes of an encoded picture
 NEEDS_SIZE = "raw frames on standard input need --size WIDTHxHEIGHT; they are 8-bit BGR"
@@ -63,7 +62,7 @@ def settle_stdin(source: Source, options: OpenOptions) -> Source:
 
     Raises UsageError when it is something else, and DiffSegError when it cannot be read.
     """
-    from runtime.frames.decode import encoded_picture
+    from runtime.frames.formats import HEAD, encoded_picture
 
     if options.size is not None:
         return source

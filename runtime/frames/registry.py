@@ -17,9 +17,12 @@ from runtime.frames.source import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 def _name_of_address(text: str) -> str:
     """`rtsp://user:secret@host:554/live.sdp` → `host_554_live.sdp`."""
-    parts = urlsplit(text)
+    try:
+        parts = urlsplit(text)
+    except ValueError:  # as of http://[, which then cannot be opened
+        return "stream"
     words = f"{parts.netloc.rpartition('@')[2]}{parts.path}"
-    return re.sub(r"[^A-Za-z0-9.]+", "_", words).strip("_.") or parts.scheme
+    return re.sub(r"[^A-Za-z0-9.]+", "_", words).strip("_.") or "stream"
 
 
 def _name_of_pattern(text: str) -> str:

@@ -7,7 +7,7 @@ import platform
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from runtime.engine.heads import HEADS
+from runtime.engine.heads import HEADS, Shape
 from runtime.errors import DiffSegError
 
 if TYPE_CHECKING:
@@ -51,8 +51,9 @@ def make_logger(trt: Any, words: list[str]) -> Any:
 def tensor_shapes(spec: EngineSpec) -> dict[str, tuple[int, ...]]:
     """Shapes of inputs and outputs by name, as TensorRT gives them; -1 for a dynamic batch."""
     head = HEADS[spec.head]
-    shapes = {"frame": (spec.batch, spec.height, spec.width, 3)}
-    shapes |= {each.name: (len(each.default(spec)),) for each in head.inputs} | head.outputs(spec)
+    shapes: dict[str, Shape] = {"frame": (spec.batch, spec.height, spec.width, 3)}
+    shapes |= {each.name: (len(each.default(spec)),) for each in head.inputs}
+    shapes |= head.outputs(spec)
     return {name: tuple(-1 if side is None else side for side in shape) for name, shape in shapes.items()}
 
 

@@ -130,3 +130,41 @@ def test_clones_run_in_streams_of_their_own(tmp_path):
         )
     for theirs, ours in zip(expected, found, strict=True):
         np.testing.assert_array_equal(theirs, ours)
+
+
+BLACK = '''
+import json
+import numpy as np
+from runtime.engine.base import Engine
+from runtime.engine.spec import EngineSpec, sidecar_path
+
+class BlackEngine(Engine):
+    """Gives uniform maps, whatever it sees."""
+
+    def __init__(self, path, device, *, depth=1):
+        self.spec = EngineSpec.from_json(sidecar_path(path).read_text(), str(path))
+        self.device, self.depth = "cpu", depth
+
+    def _infer(self, inputs):
+        sizes = [level.height * level.width for level in self.spec.levels]
+        return [np.full((len(inputs["frame"]), n, n), 1 / n, np.float32) for n in sizes]
+
+    def clone(self):
+        return self
+'''
+
+
+def test_a_backend_is_added_by_an_entry(tmp_path, monkeypatch):
+    (tmp_path / "black_backend.py").write_text(BLACK)
+    (tmp_path / "e.black").write_bytes(b"x")
+    (tmp_path / "e.black.json").write_text(registry.sidecar_path(EMBEDDED).read_text())
+    monkeypatch.syspath_prepend(tmp_path)
+    entry = registry.Backend("black", ".black", "black_backend", "BlackEngine", "json", ("cpu",), ("depth",))
+    monkeypatch.setattr(registry, "BACKENDS", (*registry.BACKENDS, entry))
+    segmenter = Segmenter.open(tmp_path / "e.black", "cpu", options={"depth": 3})
+    assert segmenter.engine.depth == 3
+    assert segmenter(np.zeros((40, 60, 3), np.uint8)).count == 1
+    with pytest.raises(DiffSegError, match=r"threads: .black engines: no such option; black takes depth"):
+        open_engine(tmp_path / "e.black", threads=2)
+    with pytest.raises(DiffSegError, match=r"expected an engine that ends in .onnx, .plan, .black"):
+        open_engine(tmp_path / "e.white")

@@ -52,7 +52,7 @@ def test_sidecar_of_another_file(tmp_path, tensorrt):
     path.write_bytes(b"thing")  # as long, but another
     refuses(path, rf"is damaged, or its sidecar belongs to another plan: expected SHA-256 .*…, found .*…; .*{REBUILD}'")
     path.write_bytes(b"longer than it was")
-    refuses(path, rf"has 18 bytes, its sidecar names 5: the two come from different builds; copy both again, or {REBUILD}'")
+    refuses(path, rf"has 18 bytes, its sidecar names 5: the two come .* builds; copy both again, or {REBUILD}'")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000, '{"schema": 1}', "\xff", "plan: cut"])
@@ -249,7 +249,7 @@ def test_library_that_does_not_load_or_start(tmp_path, tensorrt, monkeypatch):
 def test_plan_of_another_network(tmp_path, tensorrt):
     path = tensorrt.prepare(tmp_path)
     tensorrt.shapes = tensorrt.shapes | {"frame": (1, 128, 128, 3)}
-    refuses(path, rf"takes and gives .*128, 128.* its sidecar says .*256, 256.*; {REBUILD}'")
+    refuses(path, rf"has inputs and outputs .*128, 128.* its sidecar says .*256, 256.*; {REBUILD}'")
 
 
 def test_command_line_says_it_in_one_line(tmp_path):
