@@ -1,5 +1,9 @@
-"""The one exception type that carries a message for people."""
+"""The exceptions that carry a message for people."""
 
 
 class DiffSegError(RuntimeError):
-    """Something a person can mend: the message says what was expected, what was found and what to do."""
+    """An error that the user can correct: the message says what was expected, what was found and what to do."""
+
+
+class UsageError(DiffSegError):
+    """An option that is missing or does not fit the inputs: a command line ends with status 2, "bad usage"."""

@@ -1,4 +1,4 @@
-"""Files: whole ones or none, and how this program's own outputs are known."""
+"""Files: writing whole files or none, and recognising this program's own outputs."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ from runtime.errors import DiffSegError
 
 
 def read_text(path: Path) -> str:
-    """The file's UTF-8 text. Raises DiffSegError if it cannot be read."""
+    """The file's UTF-8 text. Raises DiffSegError when it cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -17,9 +17,9 @@ def read_text(path: Path) -> str:
 
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:
-    """Write under a temporary name in the same folder and move into place: a whole file or none.
+    """Write a whole file or none: under a temporary name in the same folder, which is then renamed.
 
-    Raises OSError when the folder cannot be written or the disk is full.
+    Makes the folder. Raises OSError when the folder cannot be written or the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{uuid.uuid4().hex}.part")
@@ -31,22 +31,16 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
         raise
 
 
-# A PNG text entry, so that a second run over the same folder knows these pictures for outputs.
+# A PNG text entry, by which a second run over the same folder recognises its outputs.
 OWN_MARK = b"tEXtSoftware\x00diffseg"
-
-
-# The same for videos, as a box that players skip, and for label archives, as the zip file's comment: both stand last.
+# The same at the end of label archives, as the zip file's comment, and of videos, as a box that players skip.
 OWN_ARCHIVE = b"diffseg"
-
-
 OWN_BOX = (8 + len(OWN_ARCHIVE)).to_bytes(4, "big") + b"free" + OWN_ARCHIVE
-
-
 _LAST = {".mp4": OWN_BOX, ".npz": OWN_ARCHIVE}
 
 
 def is_own_output(path: Path) -> bool:
-    """Whether `path` is a PNG, a video or an archive that this program wrote: its mark stands first or last in it."""
+    """Whether `path` is a PNG, a video or an archive that this program wrote, by the mark in it."""
     suffix = path.suffix.lower()
     try:
         if suffix not in (".png", *_LAST) or not path.is_file():
@@ -61,7 +55,7 @@ def is_own_output(path: Path) -> bool:
 
 
 def cache_folder() -> Path:
-    """The user's cache: XDG_CACHE_HOME or ~/.cache, LOCALAPPDATA on Windows."""
+    """This program's folder in the user's cache: below XDG_CACHE_HOME or ~/.cache, LOCALAPPDATA on Windows."""
     variable = "LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME"
     root = os.environ.get(variable)
     return (Path(root) if root else Path.home() / ".cache") / "diffseg"

@@ -1,4 +1,4 @@
-"""What every engine is: inputs checked once, and the two methods that a backend implements."""
+"""The interface of every engine: it checks a call's inputs once; a backend implements two methods."""
 
 import shlex
 from abc import ABC, abstractmethod
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from runtime.engine.heads import HEADS, Input
 from runtime.engine.spec import EngineSpec
 from runtime.errors import DiffSegError
 
@@ -16,10 +17,14 @@ if TYPE_CHECKING:
 
 
 class Engine(ABC):
-    """A loaded engine. Backends implement `_infer` and `clone`; everything else is here.
+    """An open engine. Backends implement `_infer` and `clone`, and set `spec` and `device`.
 
-    `device`: cpu or cuda:N. `path`: the file. `asked`: the device asked for, which may be auto. `on_device`: whether
-    `infer_on_device` leaves the maps on a GPU.
+    Attributes:
+        spec: what the engine is.
+        device: where it runs, "cpu" or "cuda:N".
+        path: the engine file.
+        asked: the device that the caller asked for; may be "auto".
+        on_device: whether `infer_on_device` can leave outputs on a GPU.
     """
 
     spec: EngineSpec
@@ -28,18 +33,41 @@ class Engine(ABC):
     asked: str
     on_device: bool = False
 
-    def infer(self, frames: "np.ndarray", thresholds: Sequence[float] | None = None) -> list["np.ndarray"]:
+    def infer(
+        self, frames: "np.ndarray", thresholds: Sequence[float] | None = None, **inputs: Sequence[float] | None
+    ) -> list["np.ndarray"]:
         """Run frames uint8 [B, H, W, 3] BGR, of the engine's own size, through the network.
 
         Returns the head's outputs in the order of the spec: for `attention` one float [B, n, n] per level, finest
-        first; for `labels` the labels [B, H, W], uint8 or int32, and the number of proposals int32 [B]. `thresholds`:
-        for `labels` alone, one per iteration in the graph, None = the engine's own. Raises DiffSegError when the
-        frames have another shape or type, the thresholds another number, or the library fails.
+        first; for `labels` the labels [B, H, W], uint8 or int32, and the number of proposals int32 [B].
+        `thresholds`, `inputs`: the head's further inputs by name (`runtime.engine.heads`); None takes the engine's own
+        values. The head `labels` takes `thresholds`, one per iteration in the graph.
+        Raises DiffSegError when the frames have another shape or type, when the head takes no such input or another
+        number of values, or when the library fails.
         """
-        return self._infer(self._inputs(frames, thresholds))
+        return self._infer(self._inputs(frames, {"thresholds": thresholds, **inputs}))
 
-    def _inputs(self, frames: "np.ndarray", thresholds: Sequence[float] | None) -> dict[str, "np.ndarray"]:
-        """Inputs by name, once they are what the graph takes."""
+    def infer_on_device(self, frames: "np.ndarray") -> list["DeviceArray"]:
+        """Run as `infer` does, but leave the outputs on the GPU. They are valid until the next call.
+
+        Raises DiffSegError when the engine runs on the CPU, or its head's outputs are of no use there.
+        """
+        if not self.on_device or not HEADS[self.spec.head].on_device:
+            able = " or ".join(head.name for head in HEADS.values() if head.on_device)
+            raise DiffSegError(
+                f"infer_on_device: expected an engine with the head {able} on a GPU, found the head "
+                f"{self.spec.head} on {self.device}; use infer"
+            )
+        return self._infer_on_device(self._inputs(frames, {}))
+
+    def prefetch(self, frames: "np.ndarray") -> None:  # noqa: B027 - most engines have no use for it
+        """Start the upload of frames to the GPU, from any thread, while the network may still run on other frames.
+
+        The next call with the same array, unchanged, finds its frames there. Without such a call only time is lost.
+        """
+
+    def _inputs(self, frames: "np.ndarray", given: dict[str, Sequence[float] | None]) -> dict[str, "np.ndarray"]:
+        """The graph's inputs by name. Raises DiffSegError when one is not what the graph takes."""
         spec = self.spec
         expected = (spec.batch or len(frames), spec.height, spec.width, 3)
         if frames.dtype != "uint8" or frames.shape != expected:
@@ -48,27 +76,15 @@ class Engine(ABC):
                 f"the engine takes frames uint8 [{batch}, {spec.height}, {spec.width}, 3], found {frames.dtype} "
                 f"{list(frames.shape)}; resize the frame first, or let runtime.Segmenter do it"
             )
-        inputs = {"frame": frames}
-        if spec.head == "labels":
-            inputs["thresholds"] = _thresholds(spec, thresholds)
-        elif thresholds is not None:
-            raise DiffSegError("an engine with the head attention takes no thresholds; the merge core does")
-        return inputs
-
-    def infer_on_device(self, frames: "np.ndarray") -> list["DeviceArray"]:
-        """As `infer`, for an engine with the head attention on a GPU: the maps stay there, until the next call."""
-        if not self.on_device or self.spec.head != "attention":
-            raise DiffSegError(
-                "infer_on_device: expected an engine with the head attention on a GPU, found the head "
-                f"{self.spec.head} on {self.device}; use infer"
-            )
-        return self._infer_on_device(self._inputs(frames, None))
-
-    def prefetch(self, frames: "np.ndarray") -> None:  # noqa: B027 - engines that have no use for it do nothing
-        """Begin to bring frames to the GPU, from any thread, while the network may still work on others.
-
-        A call with this very memory, unchanged, is to follow; where none does, nothing but time is lost.
-        """
+        inputs = HEADS[spec.head].inputs
+        unknown = [
+            name for name, values in given.items() if values is not None and name not in {each.name for each in inputs}
+        ]
+        if unknown:
+            takers = " or ".join(head.name for head in HEADS.values() if unknown[0] in {i.name for i in head.inputs})
+            remedy = f"only {takers} does; leave them out" if takers else "leave them out"
+            raise DiffSegError(f"an engine with the head {spec.head} takes no {unknown[0]}; {remedy}")
+        return {"frame": frames} | {each.name: _values(spec, each, given.get(each.name)) for each in inputs}
 
     def _infer_on_device(self, inputs: dict[str, "np.ndarray"]) -> list["DeviceArray"]:
         raise NotImplementedError
@@ -81,21 +97,23 @@ class Engine(ABC):
         """A second engine on the same weights, for use from another thread."""
 
 
-def _thresholds(spec: EngineSpec, thresholds: Sequence[float] | None) -> "np.ndarray":
+def _values(spec: EngineSpec, expected: Input, given: Sequence[float] | None) -> "np.ndarray":
+    """One further input as float32 [n]. Raises DiffSegError when it has another length or an invalid number."""
     import numpy as np
 
-    values = np.array(spec.thresholds if thresholds is None else thresholds, np.float32)
-    if values.shape != (len(spec.thresholds),) or not (np.isfinite(values) & (values > 0)).all():
+    default = expected.default(spec)
+    values = np.array(default if given is None else given, np.float32)
+    if values.shape != (len(default),) or not (np.isfinite(values) & (values > 0)).all():
         raise DiffSegError(
-            f"thresholds: expected {len(spec.thresholds)} finite numbers above 0, one per iteration in the graph, "
-            f"found {values.tolist()}; {rebuild_command(spec, '--threshold T,T,...')} changes how many"
+            f"{expected.name}: expected {len(default)} finite numbers above 0, {expected.each}, "
+            f"found {values.tolist()}; {rebuild_command(spec, expected.option)} changes how many"
         )
     return values
 
 
 def rebuild_command(spec: EngineSpec, options: str) -> str:
-    """The export that changes what is part of a labels engine's graph."""
-    baked = {
+    """The `python -m export` command that makes this engine again with other `options`, in quotes for a message."""
+    differs_from_default = {
         f"--size {spec.height}x{spec.width}": True,
         f"--batch {spec.batch or 'dynamic'}": spec.batch != 1,
         f"--precision {spec.precision}": spec.precision != "fp32",
@@ -107,5 +125,5 @@ def rebuild_command(spec: EngineSpec, options: str) -> str:
         f"--vae {spec.vae}": spec.vae is not None,
         f"--target {spec.target}": spec.target != "gpu",
     }
-    kept = " ".join(option for option, differs in baked.items() if differs)
-    return f"'python -m export {spec.source} --head labels {kept} {options} --output engines/NAME'"
+    kept = " ".join(option for option, differs in differs_from_default.items() if differs)
+    return f"'python -m export {spec.source} --head {spec.head} {kept} {options} --output engines/NAME'"

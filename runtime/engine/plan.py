@@ -1,8 +1,8 @@
-"""What must hold before a plan is deserialised: its sidecar against the file, the library and the GPU.
+"""Checks of a plan before it is deserialised: its sidecar against the file, the library and the GPU.
 
-TensorRT itself says little more than "could not deserialize"; so everything that can be known is checked first, and
-each refusal names what was expected, what was found, and the command that mends it. Nothing here needs TensorRT or a
-GPU.
+TensorRT itself says little more than "could not deserialize". So everything that can be known is checked first, and
+each error names what was expected, what was found, and the command that builds the plan again. Nothing here needs
+TensorRT or a GPU.
 """
 
 import hashlib
@@ -15,26 +15,26 @@ from runtime.engine.spec import EngineSpec, PlanInfo, sidecar_path
 from runtime.errors import DiffSegError
 from runtime.files import read_text
 
-FLAVOURS = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}  # module, and what people call it
-OPTIMIZATION_LEVEL, WORKSPACE = 3, 4096  # the builder's defaults; MB
+FLAVOURS = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}  # module → its name for people
+OPTIMIZATION_LEVEL, WORKSPACE = 3, 4096  # the builder's defaults; the workspace in MB
 DEFAULTS = {"optimization_level": OPTIMIZATION_LEVEL, "workspace": WORKSPACE}
-OLDEST = (8, 0)  # compute capability that hardware-compatible plans, and TensorRT-RTX unless asked otherwise, run from
+OLDEST = (8, 0)  # least compute capability of hardware-compatible plans, and of TensorRT-RTX without other targets
 
 
 def read_plan(path: Path) -> tuple[EngineSpec, PlanInfo]:
-    """The description beside a plan.
+    """The description in a plan's sidecar.
 
-    Raises DiffSegError when the sidecar is missing, is another file's, or the plan has another size than it says.
+    Raises DiffSegError when the sidecar is missing or belongs to another file, or when the plan has another size.
     """
     sidecar = sidecar_path(path)
     if not sidecar.is_file():
         raise DiffSegError(
-            f"{path} has no sidecar: expected {sidecar.name} beside it, without which nothing can be known of a plan; "
-            f"copy it along, or build the plan again with {rebuild(path)}"
+            f"{path} has no sidecar: expected {sidecar.name} beside it, which says what the plan is; "
+            f"copy it too, or build the plan again with {rebuild(path)}"
         )
     try:
         spec = EngineSpec.from_json(read_text(sidecar), str(sidecar))
-    except DiffSegError as error:  # which advises to export, as for an ONNX engine
+    except DiffSegError as error:  # its advice, to export again, is for ONNX engines
         found = str(error).rpartition("; ")[0] or str(error)
         raise DiffSegError(
             f"{found}; copy the plan's own sidecar, or build the plan again with {rebuild(path)}"
@@ -48,7 +48,7 @@ def read_plan(path: Path) -> tuple[EngineSpec, PlanInfo]:
         )
     size = path.stat().st_size
     if size != plan.size:
-        wrong = "the plan is cut short" if size < plan.size else "they are of two builds"
+        wrong = "the plan is cut short" if size < plan.size else "the two come from different builds"
         raise DiffSegError(
             f"{path} has {size} bytes, its sidecar names {plan.size}: {wrong}; copy both again, or build the plan "
             f"again with {rebuild(path, plan)}"
@@ -57,23 +57,23 @@ def read_plan(path: Path) -> tuple[EngineSpec, PlanInfo]:
 
 
 def check_library(path: Path, plan: PlanInfo, version: str) -> None:
-    """Hold a plan to the version of the installed library of its flavour.
+    """Compare a plan with the `version` of the installed library.
 
-    Raises DiffSegError unless it is the one that built the plan, or a newer one and the plan is version-compatible.
+    Raises DiffSegError unless that version built the plan, or the plan is version-compatible and the version newer.
     """
     if version == plan.version or (plan.version_compatible and _numbers(version) >= _numbers(plan.version)):
         return
     name, extra = FLAVOURS[plan.flavour], " or newer" if plan.version_compatible else ""
     raise DiffSegError(
-        f"{path} was built with {name} {plan.version} and runs with that version{extra} alone; found {name} {version}; "
+        f"{path} was built with {name} {plan.version} and runs only with that version{extra}; found {name} {version}; "
         f"build it again with {rebuild(path, plan)}, or pip install {plan.flavour.replace('_', '-')}=={plan.version}"
     )
 
 
 def check_gpu(path: Path, plan: PlanInfo, name: str, capability: str) -> None:
-    """Hold a plan to a GPU, by its name and compute capability ("8.9").
+    """Compare a plan with the GPU that is to run it, by its name and compute capability ("8.9").
 
-    Raises DiffSegError where the plan cannot run there. Says so where it can, but was timed on another card.
+    Raises DiffSegError when the plan cannot run there. Logs a warning when it can, but was tuned for another card.
     """
     here = _numbers(capability)
     if plan.flavour == "tensorrt_rtx" or plan.hardware_compatible:
@@ -95,31 +95,34 @@ def check_gpu(path: Path, plan: PlanInfo, name: str, capability: str) -> None:
 
 
 def check_platform(path: Path, plan: PlanInfo, platform: str) -> None:
-    """Raise DiffSegError where a plan of TensorRT comes from another system or processor; TensorRT-RTX's travel."""
+    """Raise DiffSegError when a plan of TensorRT was built on another system or processor.
+
+    `platform`: of this machine, "linux x86_64". Plans of TensorRT-RTX run on any.
+    """
     if plan.flavour == "tensorrt" and plan.platform != platform:
         raise DiffSegError(
-            f"{path} was built on {plan.platform} and runs there alone; found {platform}; build it again with "
+            f"{path} was built on {plan.platform} and runs only there; found {platform}; build it again with "
             f"{rebuild(path, plan)}"
         )
 
 
 def check_content(path: Path, plan: PlanInfo, content: "bytes | memoryview") -> None:
-    """Raise DiffSegError unless the file's content is what the sidecar describes."""
+    """Raise DiffSegError unless the file's content has the SHA-256 in the sidecar."""
     found = hashlib.sha256(content).hexdigest()
     if found != plan.sha256:
         raise DiffSegError(
-            f"{path} is damaged, or its sidecar is another plan's: expected SHA-256 {plan.sha256[:16]}…, found "
+            f"{path} is damaged, or its sidecar belongs to another plan: expected SHA-256 {plan.sha256[:16]}…, found "
             f"{found[:16]}…; copy both again, or build the plan again with {rebuild(path, plan)}"
         )
 
 
 def rebuild(path: Path, plan: PlanInfo | None = None) -> str:
-    """The command that builds a plan anew, with the options of the old one as far as they are known."""
+    """The command that builds a plan again, in quotes for a message, with the old one's options where known."""
     engine, options = path.with_suffix(".onnx"), []
     if plan is not None:
         if plan.engine is not None:
             built = Path(os.path.normpath(path.parent / plan.engine))
-            # Where plan and engine have been copied to another place, they lie beside each other.
+            # Plan and engine may have been copied to another place, into one folder.
             engine = built if built.is_file() else path.with_name(built.name)
         options = build_options(
             flavour=plan.flavour,
@@ -137,7 +140,10 @@ def rebuild(path: Path, plan: PlanInfo | None = None) -> str:
 
 
 def build_options(**options: str | int | None) -> list[str]:
-    """Words of `python -m export plan` for these options by name (`workspace` in MB), but those at their defaults."""
+    """Words of the command line `python -m export plan` for options by name, without those at their defaults.
+
+    `workspace` is in MB.
+    """
     words: list[str] = []
     for name, value in options.items():
         if value is None or value is False or value == DEFAULTS.get(name):

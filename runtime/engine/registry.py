@@ -1,4 +1,4 @@
-"""Which backend runs which engine file: a registry that is data, and opening an engine by it."""
+"""Which backend runs which engine file: a registry that is data, and `open_engine`, which reads it."""
 
 import contextlib
 import importlib
@@ -7,22 +7,29 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from runtime.engine.base import Engine
+from runtime.engine.plan import read_plan
 from runtime.engine.spec import sidecar_path
 from runtime.errors import DiffSegError
 
-if TYPE_CHECKING:
-    pass
-
-
 EMBEDDED = Path(__file__).resolve().parents[2] / "engines" / "tiny.onnx"
+EMBEDDED_NAME = EMBEDDED.stem
 
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """How to get at a backend without importing it: module, class, what it needs, which files and options it takes."""
+    """How to reach a backend without importing it. `README.md` beside this file says how to add one.
+
+    Attributes:
+        name: what `--backend` takes.
+        suffix: of the engine files it runs, in lower case.
+        module, cls: where its subclass of `Engine` is; called as `cls(path, device, **options)`.
+        package: the inference library it imports.
+        extras: extras of this project that install that package.
+        options: names of the options it takes.
+    """
 
     name: str
     suffix: str
@@ -33,7 +40,7 @@ class Backend:
     options: tuple[str, ...] = ()
 
 
-BACKENDS = (
+BACKENDS: tuple[Backend, ...] = (
     Backend(
         "onnxruntime",
         ".onnx",
@@ -52,7 +59,7 @@ BACKENDS = (
         ("openvino",),
         ("threads", "streams", "precision", "cache"),
     ),
-    # Which of the two built a plan stands in its sidecar.
+    # The sidecar of a plan names the one of the two that built it.
     Backend("tensorrt", ".plan", "runtime.engine.backends.tensorrt", "TensorRtEngine", "tensorrt", ("tensorrt",)),
     Backend("tensorrt_rtx", ".plan", "runtime.engine.backends.tensorrt", "TensorRtEngine", "tensorrt_rtx", ("rtx",)),
 )
@@ -61,18 +68,15 @@ BACKENDS = (
 def open_engine(
     path: str | Path | None = None, device: str = "auto", backend: str | None = None, **options: Any
 ) -> Engine:
-    """Open an engine file; None opens the embedded default. `device`: auto, cpu, cuda or cuda:N.
+    """Open an engine file; None or "tiny" opens the embedded engine. `device`: auto, cpu, cuda or cuda:N.
 
-    `backend`: one by its name; None = the first that is installed, and with the device auto OpenVINO on a CPU with
-    bfloat16 units, where it is about twice as fast. `options`: the backend's own: threads (onnxruntime, openvino),
-    streams, precision and cache (openvino); None leaves one out.
-    Raises DiffSegError, before anything heavy is imported, when the file is missing, no backend runs its kind, the
-    backend's package is not installed, or it has no such option.
+    `backend`: a backend by its name. None takes the first that is installed; with the device auto, OpenVINO on a CPU
+    with bfloat16 units, where it is about twice as fast. `options`: the backend's own: threads (onnxruntime,
+    openvino), streams, precision and cache (openvino); an option of None counts as left out.
+    Raises DiffSegError, before anything heavy is imported, when the file is missing, when no backend runs its kind,
+    when the backend's package is not installed, or when it has no such option.
     """
-    try:
-        path = EMBEDDED if path is None else Path(path).expanduser()
-    except RuntimeError as error:
-        raise DiffSegError(f"no engine {path} ({error})") from None
+    path = _engine_path(path)
     check_device(device)
     options = {name: value for name, value in options.items() if value is not None}
     chosen = _choose(path, backend, device, options)
@@ -98,7 +102,24 @@ def check_device(device: str) -> None:
         raise DiffSegError(f"unknown device {device!r}; expected auto, cpu, cuda or cuda:N")
 
 
+def _engine_path(path: str | Path | None) -> Path:
+    """The file to open. Raises DiffSegError when it is missing and only the embedded engine can be meant."""
+    if path is None or str(path) == EMBEDDED_NAME:
+        return EMBEDDED
+    try:
+        path = Path(path).expanduser()
+    except RuntimeError as error:
+        raise DiffSegError(f"no engine {path} ({error})") from None
+    if path.name in (EMBEDDED_NAME, EMBEDDED.name) and not path.exists():
+        raise DiffSegError(
+            f"no engine {path}; the engine {EMBEDDED_NAME} is embedded and needs no file: leave --engine out, or give "
+            f"its name alone: --engine {EMBEDDED_NAME}"
+        )
+    return path
+
+
 def _choose(path: Path, name: str | None, device: str = "auto", options: Iterable[str] = ()) -> Backend:
+    """The backend for a file; `name`: the one asked for. Raises DiffSegError when none fits."""
     runs = [backend for backend in BACKENDS if backend.suffix == path.suffix.lower()]
     if not runs:
         raise DiffSegError(
@@ -123,20 +144,18 @@ def _choose(path: Path, name: str | None, device: str = "auto", options: Iterabl
 
 
 def _flavour(path: Path, name: str | None) -> str:
-    """The backend that a plan was built with. Raises DiffSegError where its sidecar is bad or another is asked for."""
-    from runtime.engine.plan import read_plan
-
+    """The backend that built a plan. Raises DiffSegError when its sidecar is invalid or `name` is another backend."""
     plan = read_plan(path)[1]
     if name not in (None, plan.flavour):
         raise DiffSegError(
-            f"{path} was built with {plan.flavour} {plan.version}, which alone can run it; expected that backend, "
+            f"{path} was built with {plan.flavour} {plan.version} and runs only with it; expected that backend, "
             f"found {name!r}; leave --backend out"
         )
     return plan.flavour
 
 
 def _prefers_openvino() -> bool:
-    """Whether OpenVINO is the fastest by what the machine can do: a CPU with bfloat16 units, and no CUDA to use."""
+    """Whether OpenVINO is the fastest on this machine: a CPU with bfloat16 units, and no ONNX Runtime for CUDA."""
     from importlib.metadata import PackageNotFoundError, distribution
 
     with contextlib.suppress(PackageNotFoundError):
@@ -148,7 +167,7 @@ def _prefers_openvino() -> bool:
 
 
 def _is_bfloat16(path: Path) -> bool:
-    """Whether the sidecar says so; what is wrong with a sidecar comes out when the engine is opened."""
+    """Whether the sidecar says bf16. Opening the engine reports a sidecar that is invalid."""
     try:
         return json.loads(sidecar_path(path).read_text(encoding="utf-8"))["precision"] == "bf16"
     except (OSError, ValueError, KeyError, TypeError):

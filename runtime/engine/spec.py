@@ -1,4 +1,4 @@
-"""What an engine says of itself: the same fields in the ONNX metadata and in `<engine>.json`."""
+"""The description of an engine: the same fields in the ONNX metadata and in the sidecar `<engine>.json`."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,16 +6,12 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from runtime.engine.heads import HEADS
 from runtime.errors import DiffSegError
 from runtime.files import read_text
 
-SCHEMA = 1
-
-
-METADATA_KEY = "diffseg"
-
-
-HEADS = ("attention", "labels")
+SCHEMA = 1  # version of the fields; a runtime reads one version
+METADATA_KEY = "diffseg"  # of the entry in the ONNX metadata
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,15 +30,22 @@ class Level:
 
 @dataclass(frozen=True, slots=True)
 class PlanInfo:
-    """What a plan is besides: who built it, for which GPU, and what the builder was asked for.
+    """The part of a description that only a plan has: its builder, the GPU it is for, and the builder's options.
 
-    What only a GPU can tell is None where there was none. `flavour`: tensorrt or tensorrt_rtx, with its `version`.
-    `sha256`, `size`: of the plan file, in bytes. `platform`: system and processor it was built on. `gpu`,
-    `compute_capability`: of the card it was built on, "8.9". `targets`: compute capabilities asked of TensorRT-RTX,
-    None for its default. `batch`: least, best and most frames per call of a dynamic batch. `types`: of inputs and
-    outputs; `arithmetic`: how many convolutions, matrix products and softmaxes the parsed network has of each type;
-    `inspected`: how many layers of the built plan give each type. `seconds`: the build took. `engine`: the ONNX engine
-    it was built of, seen from the plan's folder.
+    Attributes:
+        flavour, version: of the library that built it: tensorrt or tensorrt_rtx, "11.4.0.106".
+        sha256, size: of the plan file; the size in bytes.
+        platform: system and processor of the build, "linux x86_64".
+        gpu, compute_capability: of the card of the build, "8.9"; None if it had none.
+        optimization_level, workspace, tf32, version_compatible, hardware_compatible: the builder's options; the
+            workspace in bytes.
+        types: type of every input and output, by name.
+        arithmetic: how many convolutions, matrix products and softmaxes of each type the parsed network has.
+        inspected: how many layers of the built plan give each type; None if no GPU could tell.
+        seconds: duration of the build.
+        targets: compute capabilities asked of TensorRT-RTX; None for its default.
+        batch: least, best and most frames per call of a dynamic batch; None for a fixed batch.
+        engine: path of the ONNX engine it was built from, relative to the plan's folder.
     """
 
     flavour: str
@@ -67,14 +70,14 @@ class PlanInfo:
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> "PlanInfo":
-        """From parsed JSON. Raises KeyError, TypeError or ValueError where a field is missing or of another type."""
+        """The fields from parsed JSON. Raises TypeError or ValueError when a field is missing or of another type."""
         if not isinstance(data, Mapping):
-            raise TypeError(f"plan: {data!r}")
+            raise TypeError(f"plan: expected an object, found {data!r}")
         known = {f.name for f in fields(cls)}
         given = {name: value for name, value in data.items() if name in known}
         for name in ("targets", "batch"):
             if given.get(name) is not None and not isinstance(given[name], list):
-                raise TypeError(f"{name} {given[name]!r}")
+                raise TypeError(f"plan.{name}: expected a list or null, found {given[name]!r}")
             given[name] = None if given.get(name) is None else tuple(given[name])
         plan = cls(**given)
         kinds: dict[type, tuple[str, ...]] = {
@@ -82,31 +85,43 @@ class PlanInfo:
             int: ("size", "optimization_level", "workspace", "batch"),
             bool: ("tf32", "version_compatible", "hardware_compatible"),
         }
-        absent = ("gpu", "compute_capability", "targets", "batch", "engine")  # may be None
+        optional = ("gpu", "compute_capability", "targets", "batch", "engine")  # may be None
         for kind, names in kinds.items():
             for name in names:
                 value = getattr(plan, name)
                 values = value if isinstance(value, tuple) else (value,)
-                if not all(type(each) is kind for each in values) and not (value is None and name in absent):
-                    raise ValueError(f"{name} {value!r}")
+                if not all(type(each) is kind for each in values) and not (value is None and name in optional):
+                    raise ValueError(f"plan.{name}: expected {kind.__name__}, found {value!r}")
         if plan.batch is not None and (
             len(plan.batch) != 3 or not 1 <= plan.batch[0] <= plan.batch[1] <= plan.batch[2]
         ):
-            raise ValueError(f"batch {plan.batch}")
+            raise ValueError(f"plan.batch: expected least ≤ best ≤ most, found {plan.batch}")
         return plan
 
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
-    """Everything the runtime must know of an engine before it runs it (DESIGN: engine contract).
+    """Everything the runtime must know about an engine before it runs it.
 
-    `height`, `width`: pixels of the frame the graph takes. `batch`: frames per call, None when dynamic.
-    `levels`: the pyramid, finest first. `precision`: of the arithmetic, fp32, fp16 or
-    bf16; `storage`: of the weights in the file. `thresholds`, `grid` and `weights`: the model's defaults for the merge;
-    with the head `labels`, grid, weights and the number of thresholds are part of the graph.
-    `noise_seed`: of the noise in the latent, None for none. `vae`: the one swapped in, None for the model's own.
-    `target`: gpu or cpu, what the attention in the graph is written for.
-    `plan`: of a plan alone.
+    Attributes:
+        source, revision: the model that was exported: a folder or a repository's name, and its revision.
+        head: a name in `runtime.engine.heads.HEADS`.
+        height, width: size in pixels of the frame that the graph takes.
+        batch: frames per call; None for a dynamic batch.
+        levels: the pyramid, finest first.
+        timestep, prompt: of the one pass through the U-Net; constants of the graph.
+        precision: of the arithmetic: fp32, fp16 or bf16.
+        storage: of the weights in the file: fp32, fp16 or bf16.
+        latent_scaling: factor between the VAE's latent and the U-Net's input.
+        blocks: the parts of the U-Net whose attention is read: down, mid, up.
+        thresholds, grid, weights: the model's defaults for the merge. With the head `labels`, the grid, the weights
+            and the number of thresholds are part of the graph.
+        noise_seed: of the noise in the latent; None for no noise.
+        vae: the autoencoder that replaced the model's own; None for the model's own.
+        target: what the attention in the graph is written for: gpu or cpu.
+        producer: versions of the programs that wrote the file, by name.
+        schema: version of these fields.
+        plan: what only a plan has; None for an ONNX engine.
     """
 
     source: str
@@ -134,11 +149,11 @@ class EngineSpec:
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Names of the engine's outputs, in order."""
-        return ("labels", "segments") if self.head == "labels" else tuple(level.output for level in self.levels)
+        """Names of the engine's outputs, in order, as its head defines them."""
+        return tuple(HEADS[self.head].outputs(self))
 
     def to_json(self) -> str:
-        """The sidecar's text; `from_json` is its inverse."""
+        """The text of the sidecar; `from_json` reads it."""
         data = asdict(self)
         if self.plan is None:
             del data["plan"]
@@ -146,9 +161,10 @@ class EngineSpec:
 
     @classmethod
     def from_json(cls, text: str, where: str) -> "EngineSpec":
-        """Read a sidecar's or a metadata entry's text; `where` names it in errors.
+        """Read the text of a sidecar or of a metadata entry; `where` names it in errors.
 
-        Raises DiffSegError if it is not JSON, of another schema version, or lacks or mistypes a field.
+        Raises DiffSegError when the text is not JSON, has another schema version, or when a field is missing or of
+        another type.
         """
         try:
             data = json.loads(text)
@@ -175,8 +191,10 @@ class EngineSpec:
                 data["plan"] = PlanInfo.from_data(data["plan"])
             spec = cls(**{k: v for k, v in data.items() if k in known})
             sizes = (spec.height, spec.width, spec.timestep, spec.grid, spec.batch or 1)
-            if spec.head not in HEADS or not spec.levels or not all(isinstance(s, int) for s in sizes):
-                raise ValueError(f"head {spec.head!r}, {len(spec.levels)} levels, sizes {sizes}")
+            if spec.head not in HEADS:
+                raise ValueError(f"head: expected {' or '.join(HEADS)}, found {spec.head!r}")
+            if not spec.levels or not all(isinstance(s, int) for s in sizes):
+                raise ValueError(f"{len(spec.levels)} levels, sizes {sizes}")
         except (KeyError, TypeError, ValueError) as error:
             raise DiffSegError(
                 f"{where} lacks or mistypes a field ({error}); export the engine again with 'python -m export'"
@@ -190,9 +208,9 @@ def sidecar_path(engine: Path) -> Path:
 
 
 def check_sidecar(engine: Path, spec: EngineSpec) -> None:
-    """Compare an ONNX engine's sidecar, where there is one, with the metadata inside the file.
+    """Compare an ONNX engine's sidecar, if it has one, with the metadata inside the file.
 
-    Raises DiffSegError naming the first field that differs, what each says, and how to mend it.
+    Raises DiffSegError that names the first field that differs, both values, and the remedy.
     """
     path = sidecar_path(engine)
     if not path.exists():
@@ -208,9 +226,10 @@ def check_sidecar(engine: Path, spec: EngineSpec) -> None:
 
 
 def read_spec(path: Path, metadata: str | None, outputs: Sequence[str]) -> EngineSpec:
-    """The description inside an ONNX engine, held to its sidecar and to the graph's outputs.
+    """The description inside an ONNX engine, checked against its sidecar and the graph's outputs.
 
-    Raises DiffSegError when the file is no engine, or the three do not agree.
+    `metadata`: the entry `METADATA_KEY` of the file, None without one. `outputs`: names of the graph's outputs.
+    Raises DiffSegError when the file is not an engine, or when the three do not agree.
     """
     if metadata is None:
         raise DiffSegError(

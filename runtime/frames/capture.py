@@ -1,25 +1,25 @@
-"""A camera through OpenCV; or a file or stream, where PyAV is not installed."""
+"""Cameras through OpenCV; and files and streams where PyAV is not installed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from fractions import Fraction
 from threading import Event
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from runtime.errors import DiffSegError
 from runtime.frames.clip import DEFAULT_RATE, LIVE_TICK, Clip, Picture
 
-if TYPE_CHECKING:
-    pass
-
 
 class CaptureClip(Clip):
-    """A camera by its index; or a file or stream through OpenCV, where PyAV is not installed."""
+    """A camera, a file or a stream through OpenCV."""
 
     def __init__(self, address: int | str, name: str) -> None:
+        """Open a camera by its number, or a file or URL. `name`: for messages.
+
+        Raises DiffSegError when it cannot be opened.
+        """
         super().__init__(name)
         import cv2
 
@@ -30,7 +30,7 @@ class CaptureClip(Clip):
             self._capture = cv2.VideoCapture(address) if camera else cv2.VideoCapture(address, cv2.CAP_FFMPEG)
         if not self._capture.isOpened():
             what = "cannot be opened" if camera else "is not a video that OpenCV can read, or is damaged"
-            hint = "is it plugged in, and used by no other program?" if camera else "expected a video file or stream"
+            hint = "plug it in, and end programs that use it" if camera else "expected a video file or stream"
             raise DiffSegError(f"{name}: {what}; {hint}")
         rate = self._capture.get(cv2.CAP_PROP_FPS)
         self.rate = Fraction(rate).limit_denominator(1001) if 0 < rate < 1000 else None
@@ -40,7 +40,7 @@ class CaptureClip(Clip):
         self.live = not self._expected
 
     def read(self, stop: Event) -> Iterator[Picture]:
-        """Frames until the end, or until the camera gives none."""
+        """Frames until the end of the file, or until the camera gives no more."""
         import cv2
 
         number, moment = 0, Fraction(-1)
@@ -49,7 +49,7 @@ class CaptureClip(Clip):
             if not there:
                 break
             milliseconds = Fraction(self._capture.get(cv2.CAP_PROP_POS_MSEC)).limit_denominator(10**6)
-            # Times of a file; where the container has none they follow from the rate.
+            # OpenCV gives 0 where the container has no times: then they follow from the rate.
             known = milliseconds > 0 or number == 0
             moment = max(milliseconds / 1000 if known else number / (self.rate or DEFAULT_RATE), moment + LIVE_TICK)
             moment = round(moment / LIVE_TICK) * LIVE_TICK
@@ -59,5 +59,5 @@ class CaptureClip(Clip):
             self.lost.append(f"{number} of {self._expected} frames could be read; the file is cut short or damaged")
 
     def close(self) -> None:
-        """Let go of the device."""
+        """Close the file or device."""
         self._capture.release()

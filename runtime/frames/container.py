@@ -1,4 +1,4 @@
-"""Video files and network streams through PyAV: exact times, rotation, and what of them is damaged."""
+"""Video files and network streams through PyAV: exact times, rotation, and reports of damage."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 OPEN_SECONDS, READ_SECONDS = 15.0, 15.0  # how long a server may be silent
-PACED = ("rtsp", "rtmp", "rtp", "udp:", "srt:")  # protocols whose server sets the pace
-# Formats whose header says how long they are, as opposed to those where that is guessed from the size.
+PACED = ("rtsp", "rtmp", "rtp", "udp:", "srt:")  # protocols where the server sets the pace
+# Formats whose header gives the length. For others FFmpeg guesses it from the file's size.
 MEASURED = {"matroska", "webm", "avi", "flv", "asf", "mov", "mp4"}
 FINEST_TICK = 1_000_000  # ticks per second
 
@@ -27,7 +27,10 @@ class ContainerClip(Clip):
     """A video file or URL."""
 
     def __init__(self, address: str, name: str, start: Fraction = Fraction(0)) -> None:
-        """Open it; `name`: for messages, without a password. Raises DiffSegError when it is no video."""
+        """Open a file or URL, and enter a file shortly before `start`, in seconds.
+
+        `name`: for messages, without a password. Raises DiffSegError when it is not a video.
+        """
         super().__init__(name)
         url = "://" in address
         try:
@@ -40,7 +43,7 @@ class ContainerClip(Clip):
             raise DiffSegError(
                 f"{name}: is not a video that can be read, or is damaged or cut short ({_reason(error)})"
             ) from None
-        pictures = av.stream.Disposition.attached_pic  # the cover of a piece of music is no video
+        pictures = av.stream.Disposition.attached_pic  # the cover picture of a music file
         streams = [stream for stream in self._container.streams.video if not stream.disposition & pictures]
         if not streams:
             held = ", ".join(sorted({stream.type for stream in self._container.streams})) or "nothing"
@@ -60,13 +63,13 @@ class ContainerClip(Clip):
         self._origin = None if stream.start_time is None else stream.start_time * unit
         if self._container.streams.audio and not self.live:
             self.audio = (address, self._origin or Fraction(0))
-        self._sought = start > 1 and not self.live and self._origin is not None
-        if self._sought:
-            assert self._origin is not None
+        # Below a second, decoding from the beginning is as fast. Without a rate, frames could not be numbered.
+        if start > 1 and not self.live and self._origin is not None and self.rate:
             self._container.seek(int((self._origin + start) / unit), stream=stream)
+            self.gaps = True
 
     def read(self, stop: Event) -> Iterator[Picture]:
-        """Frames in the order in which they are shown. What cannot be decoded is left out and told in `lost`."""
+        """Frames in the order in which they are shown. `lost` says what could not be decoded."""
         unit = Fraction(self._stream.time_base or self.tick)
         step = 1 / (self.rate or Fraction(25))
         moment = -step
@@ -79,7 +82,7 @@ class ContainerClip(Clip):
                 try:
                     packet = next(demuxed, None)
                 except av.FFmpegError as error:
-                    # The rest is out of reach; the decoder still holds frames.
+                    # The rest of the file cannot be read; the decoder still holds frames.
                     failure, packet = _reason(error), None
                 if packet is not None and packet.pts is not None and packet.time_base:
                     end = max(end, (packet.pts + (packet.duration or 0)) * packet.time_base)
@@ -101,7 +104,7 @@ class ContainerClip(Clip):
                         moment += step
                     yield round(moment / self.tick) * self.tick, self._upright(frame)
                 if packet is None:
-                    self._tell_length(packets, end, failure)
+                    self._note_what_is_missing(packets, end, failure)
                     break
         finally:
             if damaged:
@@ -112,9 +115,9 @@ class ContainerClip(Clip):
         turns = round(frame.rotation / 90) % 4  # counter-clockwise, as rot90 counts
         return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
 
-    def _tell_length(self, packets: int, end: Fraction, failure: str | None) -> None:
-        """Compare what has been read with what the header promises."""
-        expected = 0 if self._sought else self._stream.frames
+    def _note_what_is_missing(self, packets: int, end: Fraction, failure: str | None) -> None:
+        """Compare what was read with what the header says; note in `lost` what is missing."""
+        expected = 0 if self.gaps else self._stream.frames
         began = Fraction(self._container.start_time or 0, av.time_base)
         length = Fraction(self._container.duration or 0, av.time_base)
         short = bool(MEASURED & set(self._container.format.name.split(","))) and end - began < length - Fraction(1, 2)

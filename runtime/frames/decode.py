@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from runtime.errors import DiffSegError
 from runtime.frames.formats import RADIANCE, TIFF, is_animated, is_avif, is_cut_short
-from runtime.frames.source import _known
+from runtime.frames.source import known_formats
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,7 +87,7 @@ def decode_frame(data: bytes, name: str) -> NDArray[np.uint8]:
         raise DiffSegError(f"{name}: cannot be decoded ({error.err or error.msg})") from None
     if pixels is None:
         raise DiffSegError(
-            f"{name}: is not an image that OpenCV can read, or is damaged or cut short; expected {_known()}"
+            f"{name}: is not an image that OpenCV can read, or is damaged or cut short; expected {known_formats()}"
         )
     if is_animated(data):
         _warn(name, "is an animation, and only its first frame is read; convert it to a video for all frames")

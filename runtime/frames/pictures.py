@@ -10,23 +10,27 @@ from threading import Event
 from typing import TYPE_CHECKING
 
 from runtime.errors import DiffSegError
-from runtime.frames.clip import Clip, Picture
+from runtime.files import is_own_output
+from runtime.frames.clip import DEFAULT_RATE, Clip, Picture
+from runtime.frames.decode import read_frame
 
 if TYPE_CHECKING:
-    pass
+    from runtime.frames.source import OpenOptions, Source
 
 
 class PictureClip(Clip):
     """Numbered pictures, `frames/%06d.png`: all that exist, in the order of their numbers."""
 
-    def __init__(self, pattern: Path, rate: Fraction) -> None:
-        super().__init__(str(pattern))
-        from runtime.files import is_own_output
+    gaps = True  # for a picture that cannot be read
 
-        parts = split_pattern(pattern.name)
-        assert parts is not None
-        before, digits, after = parts
-        shape = re.compile(rf"{re.escape(before)}(\d{{{digits or 1},}}){re.escape(after)}")
+    def __init__(self, pattern: Path, rate: Fraction) -> None:
+        """Find the pictures. `pattern`: has `%d` or `%04d` in its last part. `rate`: frames per second.
+
+        Raises DiffSegError when there are none, or the folder cannot be read.
+        """
+        super().__init__(str(pattern))
+        before, digits, after = re.split(r"%(?:0?(\d+))?d", pattern.name)
+        shape = re.compile(rf"{re.escape(before)}(\d{{{int(digits or 1)},}}){re.escape(after)}")
         try:
             numbered = [(shape.fullmatch(path.name), path) for path in pattern.parent.iterdir()]
         except OSError as error:
@@ -40,8 +44,7 @@ class PictureClip(Clip):
         self.seconds = float(len(self._paths) / rate)
 
     def read(self, stop: Event) -> Iterator[Picture]:
-        """One frame for each picture; one that cannot be read is left out, and its time passes."""
-        from runtime.frames.decode import read_frame
+        """One frame for each picture. One that cannot be read is left out; the next keeps its time."""
 
         for number, path in enumerate(self._paths):
             if stop.is_set():
@@ -54,7 +57,6 @@ class PictureClip(Clip):
             yield number * self.tick, image
 
 
-def split_pattern(name: str) -> tuple[str, int, str] | None:
-    """`shot_%04d.png` → ("shot_", 4, ".png"); None where a name has no place for a number."""
-    match = re.fullmatch(r"([^%]*)%(?:0?(\d+))?d([^%]*)", name)
-    return (match[1], int(match[2] or 0), match[3]) if match else None
+def open_sequence(source: Source, options: OpenOptions) -> Clip:
+    """Open a source of kind sequence. Raises DiffSegError when there are no pictures of that name."""
+    return PictureClip(source.path, options.rate or DEFAULT_RATE)

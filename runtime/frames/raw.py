@@ -1,49 +1,89 @@
-"""Raw frames on standard input."""
+"""Standard input: raw frames, or one encoded picture."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from runtime.frames.clip import Clip, Picture
+from runtime.errors import DiffSegError, UsageError
+from runtime.frames.clip import DEFAULT_RATE, Clip, Picture
 
 if TYPE_CHECKING:
-    pass
+    from runtime.frames.source import OpenOptions, Source
+
+STDIN = 0  # the descriptor: a thread that waits in sys.stdin would hold its lock when the program ends
+CHUNK = 1 << 20
+LARGEST = 1 << 30  # bytes of an encoded picture
+NEEDS_SIZE = "raw frames on standard input need --size WIDTHxHEIGHT; they are 8-bit BGR"
 
 
 class RawClip(Clip):
-    """Raw BGR frames, 8 bits, one after the other without header, on standard input."""
+    """Raw BGR frames of 8 bits on standard input, one after the other without a header."""
 
     def __init__(self, size: tuple[int, int], rate: Fraction) -> None:
+        """`size`: width and height in pixels. `rate`: frames per second."""
         super().__init__("standard input")
         self._width, self._height = size
         self.rate, self.tick = rate, 1 / rate
 
     def read(self, stop: Event) -> Iterator[Picture]:
-        """Frames until standard input ends; a last one that is cut short is lost."""
+        """Frames until standard input ends. A last frame that is cut short is left out."""
         length = self._width * self._height * 3
         number = 0
         while not stop.is_set():
-            data = bytearray(length)
-            view, filled = memoryview(data), 0
-            while filled < length:
-                # Straight from the descriptor: a thread that waits in sys.stdin would hold its lock at exit.
-                chunk = os.read(0, min(length - filled, 1 << 20))
-                if not chunk:
-                    break
-                view[filled : filled + len(chunk)] = chunk
-                filled += len(chunk)
-            if filled < length:
-                if filled:
+            data = _read(length)
+            if len(data) < length:
+                if data:
                     self.lost.append(
-                        f"the last frame is cut short ({filled} of {length} bytes); is --size {self._width}x"
+                        f"the last frame is cut short ({len(data)} of {length} bytes); is --size {self._width}x"
                         f"{self._height} right?"
                     )
                 return
             yield number * self.tick, np.frombuffer(data, np.uint8).reshape(self._height, self._width, 3)
             number += 1
+
+
+def open_stdin(source: Source, options: OpenOptions) -> Clip:
+    """Open a source of kind stdin. Raises UsageError when the options have no size."""
+    if options.size is None:
+        raise UsageError(f"-: {NEEDS_SIZE}")
+    return RawClip(options.size, options.rate or DEFAULT_RATE)
+
+
+def settle_stdin(source: Source, options: OpenOptions) -> Source:
+    """Without a size, standard input must be one encoded picture: the source of kind image that holds it.
+
+    Raises UsageError when it is something else, and DiffSegError when it cannot be read.
+    """
+    from runtime.frames.formats import HEAD, encoded_picture
+
+    if options.size is not None:
+        return source
+    if os.isatty(STDIN):
+        raise UsageError("-: expected a picture or raw frames from another program, found a terminal; pipe them in")
+    try:
+        head = _read(HEAD)
+        if not encoded_picture(bytes(head)):
+            found = "something else" if head else "nothing"
+            raise UsageError(f"-: {NEEDS_SIZE}; expected that, or an encoded picture, found {found}")
+        data = bytes(head + _read(LARGEST - HEAD))
+    except OSError as error:
+        raise DiffSegError(f"-: standard input cannot be read ({error.strerror})") from None
+    if len(data) == LARGEST:
+        raise DiffSegError(f"-: expected one picture on standard input, found more than {LARGEST >> 20} MB")
+    return replace(source, path=Path("stdin"), kind="image", address="stdin", data=data)
+
+
+def _read(length: int) -> bytearray:
+    """The next bytes of standard input: `length` of them, or fewer at its end."""
+    data = bytearray()
+    while len(data) < length and (chunk := os.read(STDIN, min(length - len(data), CHUNK))):
+        data += chunk
+    return data

@@ -1,13 +1,12 @@
-"""One input: an image, a clip, a camera or a stream."""
+"""One input that was found: an image, a clip, a camera or a stream."""
+
+from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    pass
-
 
 IMAGE_SUFFIXES = frozenset(
     f".{name}"
@@ -16,8 +15,6 @@ IMAGE_SUFFIXES = frozenset(
         *("ppm", "tif", "tiff", "webp"),
     )
 )
-
-
 VIDEO_SUFFIXES = frozenset(
     f".{name}"
     for name in (
@@ -27,24 +24,23 @@ VIDEO_SUFFIXES = frozenset(
 )
 
 
-NAMED_VIDEO_SUFFIXES = VIDEO_SUFFIXES | {".ts"}  # in a folder, .ts is more often a program than a broadcast
-
-
-Kind = Literal["image", "video", "sequence", "stream", "camera", "stdin"]
-
-
 @dataclass(frozen=True, slots=True)
 class Source:
     """One image or clip to segment.
 
-    `path` is read, for a sequence it is the pattern; `target` is its outputs' path below the output folder, no suffix;
-    `address` stands for the path of what is no file: a URL, a camera's index, "-".
+    Attributes:
+        path: the file to read; of a sequence its pattern.
+        target: path of the outputs below the output folder, without suffix.
+        kind: a name in `runtime.frames.registry.KINDS`.
+        address: what to open instead of a file: a URL, a camera's number, "-". Empty for files.
+        data: a whole encoded picture, read from standard input already; None for everything else.
     """
 
     path: Path
     target: Path
-    kind: Kind = "image"
+    kind: str = "image"
     address: str = ""
+    data: bytes | None = field(default=None, repr=False)
 
     @property
     def name(self) -> str:
@@ -52,5 +48,29 @@ class Source:
         return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", self.address) if self.address else str(self.path)
 
 
-def _known() -> str:
+def _ignore(line: str) -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class OpenOptions:
+    """How a source is opened.
+
+    Attributes:
+        start: in seconds; frames before it are not needed, so a file may be entered there.
+        size: width and height of raw frames in pixels; None if the user gave none.
+        rate: frames per second of raw frames and numbered pictures; None if the user gave none.
+        reconnect: open a camera or stream again when it drops.
+        say: takes a line for people when that happens.
+    """
+
+    start: Fraction = Fraction(0)
+    size: tuple[int, int] | None = None
+    rate: Fraction | None = None
+    reconnect: bool = False
+    say: Callable[[str], None] = _ignore
+
+
+def known_formats() -> str:
+    """The image formats by suffix, for messages: "bmp gif jpg"."""
     return " ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))

@@ -1,4 +1,4 @@
-"""Arrays that already lie on a GPU, taken in place: DLPack, the CUDA array interface, values of ONNX Runtime."""
+"""Arrays that are already on a GPU, used in place: DLPack, the CUDA array interface, values of ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from math import prod
 from typing import Any
 
 CUDA_DEVICE = 2  # DLPack's number
-# DLPack's (kind, bits) and the CUDA array interface's codes of the types the core reads.
+# The types that the merge core reads: by DLPack's (kind, bits), and by the names of the other two.
 DLPACK_TYPES = {(2, 32): "float32", (2, 16): "float16", (4, 16): "bfloat16"}
 INTERFACE_TYPES = {"<f4": "float32", "<f2": "float16"}
 ORT_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(bfloat16)": "bfloat16"}
@@ -18,7 +18,15 @@ ORT_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(b
 
 @dataclass(frozen=True, slots=True)
 class DeviceArray:
-    """An array on a GPU. `owner` keeps its memory while this exists; `stream`: it is written there."""
+    """A contiguous array on a GPU.
+
+    Attributes:
+        pointer: device address of the first element.
+        shape, dtype: "float32", "float16" or "bfloat16"; the backends also give "uint8" and "int32".
+        device: number of the GPU; None if the producer does not say.
+        owner: the object that keeps the memory allocated.
+        stream: CUDA stream that writes the array; 0 for the default stream.
+    """
 
     pointer: int
     shape: tuple[int, ...]
@@ -53,10 +61,15 @@ class _Managed(ctypes.Structure):
 
 
 def device_array(array: Any, name: str, stream: int = 0) -> DeviceArray | None:
-    """The array as one on a GPU; None if it lies on the host.
+    """The array, if it is on a GPU; None if it is on the host.
+
+    Args:
+        array: anything with DLPack or the CUDA array interface, an OrtValue, or a `DeviceArray`.
+        name: for messages.
+        stream: CUDA stream that will read it.
 
     Raises:
-        ValueError: if it is on a GPU, but not contiguous or of a type the core does not read.
+        ValueError: if it is on a GPU, but not contiguous or of a type that the merge core does not read.
     """
     if isinstance(array, DeviceArray):
         return array
@@ -68,15 +81,15 @@ def device_array(array: Any, name: str, stream: int = 0) -> DeviceArray | None:
     where: Callable[[], tuple[int, int]] | None = getattr(array, "__dlpack_device__", None)
     if where is None or int(where()[0]) != CUDA_DEVICE:
         return None
-    # Stream 1 is DLPack's word for the default stream: the producer makes its work visible there.
+    # In DLPack 1 is the default stream. The producer makes that stream wait for its own work.
     return from_capsule(array.__dlpack__(stream=stream or 1), name)
 
 
 def from_capsule(capsule: Any, name: str) -> DeviceArray:
-    """An array from a DLPack capsule, which keeps it alive and is released with it."""
+    """The array in a DLPack capsule, which keeps it allocated. `name`: for messages. Raises as `device_array`."""
     get = ctypes.pythonapi.PyCapsule_GetPointer
     get.argtypes, get.restype = [ctypes.py_object, c_char_p], c_void_p
-    # Not renamed to "used_dltensor": so the capsule frees the tensor with its last reference, which we hold.
+    # The capsule keeps its name, "dltensor": so it frees the tensor when our reference, the last one, goes.
     tensor = ctypes.cast(get(capsule, b"dltensor"), POINTER(_Managed)).contents.tensor
     shape = tuple(tensor.shape[: tensor.ndim])
     if tensor.strides and tuple(tensor.strides[: tensor.ndim]) != _row_major(shape):
@@ -95,12 +108,12 @@ def _from_interface(array: Any, interface: dict[str, Any], name: str) -> DeviceA
     strides, size = interface.get("strides"), 4 if dtype == "float32" else 2
     if strides is not None and tuple(strides) != tuple(size * step for step in _row_major(shape)):
         raise _not_contiguous(name)
-    # The interface's numbers of streams are CUDA's own; none: the array is there already.
+    # The interface gives CUDA's own stream, or none if the array is complete already.
     return DeviceArray(int(interface["data"][0]), shape, dtype, None, array, int(interface.get("stream") or 0))
 
 
 def _from_ort(value: Any, name: str) -> DeviceArray | None:
-    """An OrtValue, as ONNX Runtime's IOBinding gives; always contiguous."""
+    """An OrtValue of ONNX Runtime's IOBinding, which is always contiguous; None if it is on the host."""
     if value.device_name() != "cuda":
         return None
     dtype = ORT_TYPES.get(value.data_type())

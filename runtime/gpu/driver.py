@@ -1,7 +1,7 @@
-"""CUDA through the driver's own library: streams, events, memory and graphs, as little as running an engine takes.
+"""CUDA through the driver's own library: the streams, events, memory and graphs that running an engine needs.
 
-The driver is there wherever a GPU is. cuda-python would be one more package for the same calls, and the native library,
-which a compiler has to build first, is not needed at all by an engine with the head labels.
+Every machine with a GPU has the driver. cuda-python would be one more package for the same calls, and the native
+library must be compiled first, which an engine that gives labels does not need.
 """
 
 from __future__ import annotations
@@ -73,31 +73,34 @@ def _driver() -> ctypes.CDLL:
 
 
 def _try(name: str, *arguments: Any) -> int:
-    """Call a function of the driver; its status."""
+    """Call a function of the driver and return its status."""
     return int(getattr(_driver(), name)(*arguments))
 
 
 def _call(name: str, *arguments: Any) -> None:
-    """Call a function of the driver. Raises DiffSegError with CUDA's own name of what failed."""
+    """Call a function of the driver. Raises DiffSegError with CUDA's name of the error when it fails."""
     status = _try(name, *arguments)
     if status:
         text = c_char_p()
         _try("cuGetErrorName", status, byref(text))
         error = (text.value or b"unknown error").decode()
-        advice = "; close what else uses the GPU, or take a smaller engine" if error.endswith("OUT_OF_MEMORY") else ""
+        advice = "; close what else uses the GPU, or use a smaller engine" if error.endswith("OUT_OF_MEMORY") else ""
         raise DiffSegError(f"CUDA: {name} failed with {error} ({status}){advice}")
 
 
 @lru_cache(maxsize=64)
 def gpu(number: int) -> Gpu:
-    """The GPU of that number. Raises DiffSegError without a driver, or without that GPU."""
+    """The GPU of that number. Raises DiffSegError without a driver or without that GPU."""
     return Gpu(number)
 
 
 class Gpu:
-    """A GPU and its primary context, which TensorRT and the merge core use too: pointers are good in all three.
+    """A GPU and its primary context. TensorRT and the merge core use the same context, so pointers are valid in all.
 
-    `name`, `capability` ("8.9") and `memory` (bytes) are its own.
+    Attributes:
+        number, name: of the GPU.
+        capability: compute capability, "8.9".
+        memory: in bytes.
     """
 
     def __init__(self, number: int) -> None:
@@ -108,16 +111,16 @@ class Gpu:
         _call("cuDeviceGet", byref(device), number)
         _call("cuDeviceGetName", name, len(name), device)
         _call("cuDeviceTotalMem_v2", byref(memory), device)
-        _call("cuDevicePrimaryCtxRetain", byref(context), device)  # for as long as the process lives
+        _call("cuDevicePrimaryCtxRetain", byref(context), device)  # until the process ends
         self.name, self.memory = name.value.decode(), memory.value
         self._context = context.value
 
     def use(self) -> None:
-        """Make this the calling thread's GPU: the calls of this module act on it."""
+        """Make this the calling thread's GPU, on which the calls of this module act."""
         _call("cuCtxSetCurrent", self._context)
 
     def free(self) -> int:
-        """Bytes of memory that nobody uses."""
+        """Free memory in bytes."""
         self.use()
         free, total = c_size_t(), c_size_t()
         _call("cuMemGetInfo_v2", byref(free), byref(total))
@@ -125,7 +128,7 @@ class Gpu:
 
 
 class _Owned:
-    """Something of the driver's that is given back with its owner, on whatever thread."""
+    """An object of the driver, destroyed with its Python owner, on any thread."""
 
     handle: int
 
@@ -137,13 +140,13 @@ class _Owned:
         self._close = weakref.finalize(self, _destroy, card, destroy, self.handle)
 
     def close(self) -> None:
-        """Give it back now."""
+        """Destroy it now."""
         self._close()
 
 
 def _destroy(card: Gpu, name: str, handle: int) -> None:
-    # The garbage collector comes at any time: the thread keeps the GPU that it works on. A process whose context is
-    # lost cannot give anything back, and has said why already.
+    # The garbage collector may run on any thread, which must keep its current GPU: push and pop. If the context is
+    # lost nothing can be destroyed, and the error has been raised already.
     if not card.driver.cuCtxPushCurrent_v2(card._context):
         getattr(card.driver, name)(handle)
         card.driver.cuCtxPopCurrent_v2(byref(c_void_p()))
@@ -158,14 +161,14 @@ class Buffer(_Owned):
 
 
 class Pinned(_Owned):
-    """Memory on the host that a GPU copies from and to without the processor's help."""
+    """Page-locked memory on the host, which a GPU copies from and to by itself. `size`: in bytes."""
 
     def __init__(self, card: Gpu, size: int) -> None:
         super().__init__(card, "cuMemHostAlloc", max(size, 1), 0, destroy="cuMemFreeHost")
         self.size = size
 
     def array(self, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
-        """This memory from its start as an array, valid while this object is."""
+        """This memory from its start as an array. It is valid as long as this object exists."""
         import numpy as np
 
         kind, count = np.dtype(dtype), math.prod(shape)
@@ -180,25 +183,25 @@ class Event(_Owned):
         super().__init__(card, "cuEventCreate", NO_TIMING, destroy="cuEventDestroy_v2")
 
     def wait(self) -> None:
-        """Let the host wait; returns at once for a mark that was never made."""
+        """Make the host wait for the mark. Returns at once if no stream was marked."""
         _call("cuEventSynchronize", self.handle)
 
 
 class Graph(_Owned):
-    """A captured sequence of work, to be launched again and again."""
+    """A captured sequence of work, which can be launched many times."""
 
     def __init__(self, card: Gpu, graph: int) -> None:
         super().__init__(card, "cuGraphInstantiateWithFlags", graph, 0, destroy="cuGraphExecDestroy")
 
 
 class Stream(_Owned):
-    """A queue of work on a GPU; everything below only queues, but for `wait`."""
+    """A queue of work on a GPU. All methods only queue work, except `wait`."""
 
     def __init__(self, card: Gpu) -> None:
         super().__init__(card, "cuStreamCreate", NON_BLOCKING, destroy="cuStreamDestroy_v2")
 
     def wait(self) -> None:
-        """Let the host wait until all is done. Raises DiffSegError if any of it failed."""
+        """Make the host wait until all work is done. Raises DiffSegError if any of it failed."""
         _call("cuStreamSynchronize", self.handle)
 
     def upload(self, to: Buffer, source: Pinned, size: int) -> None:
@@ -214,11 +217,11 @@ class Stream(_Owned):
         _call("cuMemcpyDtoDAsync_v2", to.handle, source.handle, size, self.handle)
 
     def mark(self, event: Event) -> None:
-        """Let the event stand for all that is queued so far."""
+        """Mark this place in the queue with the event."""
         _call("cuEventRecord", event.handle, self.handle)
 
     def after(self, event: Event) -> None:
-        """Let what follows wait for the event."""
+        """Make the work that is queued from now on wait for the event."""
         _call("cuStreamWaitEvent", self.handle, event.handle, 0)
 
     def launch(self, graph: Graph) -> None:
@@ -226,11 +229,11 @@ class Stream(_Owned):
         _call("cuGraphLaunch", graph.handle, self.handle)
 
     def begin_capture(self) -> None:
-        """From here on, work is noted and not done."""
+        """From now on, record work instead of running it."""
         _call("cuStreamBeginCapture_v2", self.handle, THREAD_LOCAL)
 
     def end_capture(self) -> Graph | None:
-        """What was noted; None if there was something among it that cannot be captured."""
+        """The recorded work; None if part of it cannot be captured."""
         graph = c_void_p()
         if _try("cuStreamEndCapture", self.handle, byref(graph)) or not graph.value:
             return None

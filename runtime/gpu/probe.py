@@ -1,4 +1,4 @@
-"""Whether there is a GPU: asked of the driver alone, since any other CUDA call may crash without one."""
+"""Whether there is a GPU. Only the driver is asked, since any other CUDA call may crash without one."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from runtime.errors import DiffSegError
 
 
 def open_driver() -> ctypes.CDLL:
-    """NVIDIA's driver library. Raises OSError where there is none."""
+    """NVIDIA's driver library. Raises OSError when there is none."""
     return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
 
 
 def check_driver() -> int:
-    """How many GPUs the driver finds. Raises DiffSegError for none, or no driver: other calls may crash without one."""
+    """The number of GPUs that the driver finds. Raises DiffSegError without a GPU or without a driver."""
     advice = "use device='cpu', or install the NVIDIA driver"
     try:
         driver = open_driver()
@@ -25,16 +25,16 @@ def check_driver() -> int:
         ) from None
     count = ctypes.c_int(0)
     if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)) or count.value < 1:
-        raise DiffSegError(f"device 'cuda' needs an NVIDIA GPU: its driver is here, but finds none; {advice}")
+        raise DiffSegError(f"device 'cuda' needs an NVIDIA GPU: its driver is installed, but finds none; {advice}")
     return count.value
 
 
 @lru_cache(maxsize=8)
 def driver_architecture(device: int) -> int:
-    """Compute capability of a device as two or three digits, from the driver alone: 87 for 8.7.
+    """Compute capability of a device as a number of two or three digits: 87 for 8.7.
 
     Raises:
-        DiffSegError: without a driver, or without that device.
+        DiffSegError: without a driver or without that device.
     """
     devices = check_driver()
     if device >= devices:

@@ -1,6 +1,6 @@
-"""The merge core for GPUs: `diffseg.h` and its kernels, found or built, and loaded through ctypes.
+"""The merge core for GPUs: the library of `diffseg.h`, found or built, and loaded through ctypes.
 
-Importing this loads nothing heavy and touches no GPU.
+Importing this module loads nothing heavy and touches no GPU.
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ _loaded: dict[Path, Library] = {}
 
 
 def load(device: int = 0, engine: Path | None = None, path: Path | None = None) -> Library:
-    """The native library for a GPU: beside the engine, in the package, in the cache, or else built into the cache.
+    """The native library for a GPU: beside the engine, in the package, in the cache, or built into the cache.
 
     Args:
-        device: which GPU; the library is built for its architecture where none is found.
-        engine: file beside which a library is looked for first.
-        path: this library and no other; no driver is looked for.
+        device: number of the GPU; if no library is found, one is built for its architecture.
+        engine: an engine file; its folder is searched first.
+        path: load this library, without a search and without a driver.
 
     Raises:
-        DiffSegError: without a driver or a GPU, without a library and a compiler, or if the library does not fit.
+        DiffSegError: if there is no driver or GPU, if there is neither library nor compiler, or if the library is not
+            one of this version.
     """
     from runtime.gpu import probe
     from runtime.native import build
@@ -66,8 +67,10 @@ def segment(
     library: Library | None = None,
     engine: Path | None = None,
 ) -> NDArray[Any]:
-    """As `runtime.merge.segment_attention`, on a GPU. Arrays on the host are uploaded, arrays on the GPU are read
-    where they lie (see `runtime.native.arrays`); only labels come back. `engine`: as for `load`.
+    """`runtime.merge.segment_attention` on a GPU: labels int32 [H, W], or [B, H, W] for maps with a batch dimension.
+
+    Arrays on the host are uploaded. Arrays on the GPU are read in place (`runtime.gpu.arrays`). Only labels are
+    downloaded. `engine`: as for `load`.
 
     Raises:
         ValueError: if an argument is wrong or maps are no probabilities.
@@ -89,9 +92,9 @@ def run(
     proposals: bool = False,
     details: bool = False,
 ) -> Output:
-    """As `segment`; `proposals` come too on request, with `details` the aggregated attention as well.
+    """Run as `segment` does and give all results. `proposals`: with the proposals; `details`: also with the attention.
 
-    Maps without a batch dimension give an output without one.
+    Maps without a batch dimension give an output without one. Raises as `segment` does.
     """
     import numpy as np
 
@@ -115,7 +118,7 @@ def run(
         if len(types) > 1:
             raise ValueError(f"pyramid: expected one type for all levels, found {', '.join(sorted(types))}")
         dtype = types.pop()
-        # Shapes are checked as those of arrays on the host are: stand-ins without memory of their own.
+        # Arrays without memory of their own, so that the same function checks the shapes as on the host.
         stand_ins = [np.broadcast_to(np.float32(0), level.shape) for level in there if level]
         checked, shapes = check_pyramid(stand_ins, grids)
         maps: list[Any] = list(there)
@@ -130,7 +133,7 @@ def run(
     single = checked[0].ndim == 2
     batch = 1 if single else len(checked[0])
     core = _core(library, config, tuple(ratios), tuple(shapes), dtype, batch, number)
-    # Behind what writes the maps: on its stream, and where there are several, when the others have come so far.
+    # On the stream that writes the maps; if there are several, after the others have finished.
     stream, *others = dict.fromkeys(level.stream for level in there if level) or (0,)
     for other in others:
         core.wait(other)
@@ -139,7 +142,7 @@ def run(
 
 
 class _Kept(threading.local):
-    """The core of a thread's last call, for the next one of the same shape: making one costs more than running it."""
+    """The core of a thread's last call, used again for the same shape: making a core costs more than running it."""
 
     key: Any = None
     core: Core | None = None
@@ -153,7 +156,7 @@ def _core(library: Library, config: MergeConfig, ratios: Any, shapes: Any, dtype
 
     key = (library.path, config, ratios, shapes, dtype, batch, device)
     if _kept.core is None or _kept.key != key:
-        release()  # its memory goes before the next one's is taken
+        release()  # frees the memory of the last core before the next one allocates
         _kept.core = Core(library, config, ratios, shapes, dtype=dtype, batch=batch, device=device)
         _kept.key = key
     return _kept.core

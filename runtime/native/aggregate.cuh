@@ -1,7 +1,7 @@
 // Step 1: one attention tensor at the finest resolution (paper, section 3.2, "Attention Aggregation").
 //
-// Each row of the result is written once, from the levels as they lie in memory: neither an upsampled nor a replicated
-// copy ever exists. Rows sum to n = h·w in place of 1, which centres the logarithms that follow (see divergence.cuh).
+// Each row of the result is written once, straight from the levels in memory, without an upsampled or replicated copy.
+// Rows sum to n = h·w instead of 1, which centres the logarithms that follow (see divergence.cuh).
 #pragma once
 
 #include "platform.cuh"
@@ -9,27 +9,27 @@
 namespace diffseg {
 
 constexpr int MAX_LEVELS = 8;
-constexpr int QUERIES = 8;  // neighbouring queries a block aggregates: they share most of their coarse rows
+constexpr int QUERIES = 8;  // neighbouring queries that a block aggregates; they share most of their coarse rows
 
 struct Level {
     const void *maps;            // [batch, h·w, h·w]
-    const float *row_share;      // [h], [w]: what the pixels of a level weigh in the sum of its upsampled map
+    const float *row_share;      // [h], [w]: weight of a level's pixels in the sum of its upsampled map
     const float *column_share;
     int h, w;
-    int first_row;               // of this level among the rows of all coarse levels
-    float total;                 // what its rows sum to in the result: ratio · n
+    int first_row;               // index of this level's first row among the rows of all coarse levels
+    float total;                 // sum of its rows in the result: ratio · n
 };
 
 struct Pyramid {
-    Level level[MAX_LEVELS];     // finest first; without those of weight 0, but for the finest
+    Level level[MAX_LEVELS];     // finest first; those of weight 0 are left out, except the finest
     int levels;
-    int coarse_rows;             // of all levels but the finest
-    int h, w, n, pitch;          // of the finest; distance of the rows of the result
+    int coarse_rows;             // of all levels except the finest
+    int h, w, n, pitch;          // of the finest level; pitch: distance between rows of the result
 };
 
 __device__ __forceinline__ bool is_probability(float value) { return value >= 0.0f && value <= FLT_MAX; }
 
-// For every row of every coarse level the factor that makes its upsampled map sum to its share. One block a row.
+// For every row of every coarse level, the factor with which its upsampled map sums to its share. One block per row.
 template <class Type>
 __global__ void __launch_bounds__(THREADS) coarse_scales(Pyramid pyramid, float *scales, unsigned *flags) {
     __shared__ float sums[THREADS];
@@ -56,13 +56,13 @@ __global__ void __launch_bounds__(THREADS) coarse_scales(Pyramid pyramid, float 
     }
     if (thread == 0) {
         const float scale = level.total / sums[0];
-        good = good && sums[0] <= FLT_MAX && scale <= FLT_MAX;  // no row of zeros, or nearly
+        good = good && sums[0] <= FLT_MAX && scale <= FLT_MAX;  // not a row of zeros, or nearly zeros
         scales[static_cast<size_t>(frame) * pyramid.coarse_rows + row] = scale;
     }
     if (!good) atomicOr(flags + frame, 1u);
 }
 
-// Rows of A, summing to n. One block makes QUERIES neighbouring rows; pixels past n are written as 0.
+// Rows of A, which sum to n. One block makes QUERIES neighbouring rows; pixels past n are written as 0.
 template <class Type>
 __global__ void __launch_bounds__(THREADS)
     aggregate(Pyramid pyramid, const float *scales, float *attention, unsigned *flags) {
@@ -91,7 +91,7 @@ __global__ void __launch_bounds__(THREADS)
         sums[q][thread] = sum;
     }
     for (int item = thread; item < pyramid.levels * QUERIES; item += THREADS) {
-        // Queries are replicated by the nearest coarse one.
+        // A query takes the nearest coarse query's map.
         const int index = item / QUERIES, q = item % QUERIES;
         const Level &level = pyramid.level[index];
         if (index == 0 || q >= queries) continue;
@@ -153,7 +153,7 @@ __global__ void __launch_bounds__(THREADS)
     }
 }
 
-// Copy rows that sum to n into rows that sum to 1; rows past the count, and all of a bad frame, become 0.
+// Copies rows that sum to n into rows that sum to 1. Rows past the count, and all rows of an invalid frame, become 0.
 __global__ void __launch_bounds__(THREADS) copy_rows(const float *from, int rows, int n, int pitch,
                                                      const int32_t *counts, const unsigned *flags, float *to) {
     const int pixel = static_cast<int>(blockIdx.x) * THREADS + static_cast<int>(threadIdx.x);

@@ -1,4 +1,4 @@
-"""Find the native library, or build it: with nvcc for GPUs, with a C++ compiler for the CPU that stands in for one."""
+"""Finds the native library, or builds it: with nvcc for GPUs, with a C++ compiler for tests on a CPU."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ STRICT = ("-Wall", "-Wextra", "-Werror")
 
 
 def sources() -> list[Path]:
-    """Every file the library is made of."""
+    """The source files of the library."""
     return sorted(path for path in HERE.rglob("*") if path.suffix in (".cu", ".cuh", ".h"))
 
 
 def source_hash() -> str:
-    """Twelve digits that change with the sources."""
+    """Twelve hexadecimal digits that change with the sources."""
     digest = hashlib.sha256()
     for path in sources():
         digest.update(path.relative_to(HERE).as_posix().encode() + b"\0" + path.read_bytes())
@@ -39,13 +39,13 @@ def source_hash() -> str:
 
 
 def cached_library(architectures: Sequence[int], cpu: bool = False) -> Path:
-    """Where the cache keeps the library of these sources, for these architectures."""
+    """The path in the user's cache for a library of these sources and architectures."""
     kind = f"cpu-{platform.machine()}" if cpu else "sm" + "-".join(map(str, sorted(architectures)))
     return cache_folder() / f"{source_hash()}-{kind}" / NAME
 
 
 def find_library(engine: Path | None = None, architecture: int | None = None) -> Path | None:
-    """A library that is already there: beside the engine, in the package, in the cache; None if there is none."""
+    """An existing library: beside the engine, in the package, or in the cache; None if there is none."""
     places = [HERE / NAME]
     if engine is not None:
         places.insert(0, Path(engine).resolve().parent / NAME)
@@ -56,7 +56,10 @@ def find_library(engine: Path | None = None, architecture: int | None = None) ->
 
 
 def find_nvcc() -> Path:
-    """Nvcc on PATH, below CUDA_HOME or CUDA_PATH, or of the package nvidia-cuda-nvcc. Raises DiffSegError."""
+    """Path of nvcc: on PATH, below CUDA_HOME or CUDA_PATH, or in the package nvidia-cuda-nvcc.
+
+    Raises DiffSegError when there is none.
+    """
     found = shutil.which("nvcc")
     if found:
         return Path(found)
@@ -76,13 +79,13 @@ def find_nvcc() -> Path:
 
 
 def build_library(target: Path, architectures: Sequence[int] = ARCHITECTURES) -> Path:
-    """Build the library for GPUs into `target`, a file. Raises DiffSegError with the compiler's words."""
+    """Build the library for GPUs into the file `target`. Raises DiffSegError with the compiler's messages."""
     nvcc = find_nvcc()
     code = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures]
-    # GPUs after the newest, and those between it and the one before it, compile for themselves.
+    # Intermediate code of the newest two, which the driver compiles for GPUs that are not in the list.
     code += [f"-gencode=arch=compute_{a},code=compute_{a}" for a in sorted(architectures)[-2:]]
     command = [str(nvcc), "-std=c++17", "-O3", "--shared", "-cudart=static", *code, "-Werror", "all-warnings"]
-    # The wheels keep their libraries where nvcc does not look.
+    # The wheels have their libraries where nvcc does not search.
     libraries = nvcc.parent.parent / "lib"
     if (libraries / "libcudart_static.a").is_file():
         command.append(f"-L{libraries}")
@@ -92,18 +95,21 @@ def build_library(target: Path, architectures: Sequence[int] = ARCHITECTURES) ->
 
 
 def build_cpu_library(target: Path, flags: Sequence[str] = ()) -> Path:
-    """Build the kernels for the CPU, one after the other: for tests, examples and CI, not for speed."""
+    """Build the library for the CPU into the file `target`: for tests, examples and CI, not for speed.
+
+    `flags`: further ones for the compiler. Raises DiffSegError with the compiler's messages.
+    """
     compiler = os.environ.get("CXX") or next(filter(shutil.which, ("g++", "clang++", "c++")), None)
     if not compiler:
         raise DiffSegError("no C++ compiler: neither g++ nor clang++ is on PATH; install one, or name it in CXX")
     command = [compiler, "-x", "c++", "-std=c++17", "-O3", "-fPIC", "-shared", "-fvisibility=hidden", *STRICT]
-    # Built where it runs: on x86 the processor's own vector units are worth a factor of four.
+    # It is built where it runs: on x86 the processor's vector units make it four times as fast.
     native = ["-march=native"] if platform.machine() in ("x86_64", "AMD64") else []
     return _compile([*command, *native, "-pthread", "-DDIFFSEG_CPU", *flags, str(SOURCE)], target)
 
 
 def _compile(command: list[str], target: Path) -> Path:
-    """Run a compiler; the target appears whole or not at all."""
+    """Run a compiler. The target is written whole or not at all."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:

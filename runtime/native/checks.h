@@ -1,4 +1,4 @@
-// What a caller may hand in, and where in the workspace everything lies. Host code alone; touches no device.
+// Checks of a caller's arguments, and the layout of the workspace. Host code only; touches no device.
 #pragma once
 
 #include <cmath>
@@ -20,7 +20,7 @@ inline char *error_text() {
     return text;
 }
 
-// Remember what was found, and return the status.
+// Keeps the message for diffseg_last_error, and returns the status.
 #ifdef __GNUC__
 __attribute__((format(printf, 2, 3)))
 #endif
@@ -75,7 +75,7 @@ inline diffseg_status check_config(const diffseg_config *config) {
     return DIFFSEG_OK;
 }
 
-// The share of every level in the aggregation, summing to 1 (paper, equation 4).
+// The share of every level in the aggregation; they sum to 1 (paper, equation 4).
 inline void level_ratios(const diffseg_config &config, double ratios[DIFFSEG_MAX_LEVELS]) {
     double total = 0.0;
     for (int r = 0; r < config.levels; ++r) total += static_cast<double>(config.weights[r]);
@@ -118,7 +118,7 @@ inline diffseg_status check_frames(const diffseg_config &config, const diffseg_f
 // Sizes that follow from a configuration, and the place of every buffer in the workspace.
 struct Plan {
     int n, pitch, proposals, words, coarse_rows;
-    int first_splits, later_splits;           // parts of the sums over pixels, so that small products fill a GPU too
+    int first_splits, later_splits;           // parts of the sums over pixels, so that small products also fill a GPU
     size_t attention, scales, cross, left_entropy, right_entropy, bits, means[2], kept, counts, flags, bad, shares;
     size_t bytes;
 
@@ -161,7 +161,7 @@ struct Plan {
     int later_pitch() const { return divide_up(proposals, TILE_N) * TILE_N; }
 
   private:
-    // Enough blocks for two on each of a large GPU's multiprocessors, but parts of at least 16 slices.
+    // As many parts as give two blocks to each multiprocessor of a large GPU, but at least 16 slices in a part.
     int splits(int columns) const {
         const int tiles = divide_up(proposals, TILE_M) * divide_up(columns, TILE_N);
         const int wanted = divide_up(256, tiles), possible = pitch / TILE_K / 16;

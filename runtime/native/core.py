@@ -1,4 +1,4 @@
-"""The native merge core from Python: a handle of the library and the device memory around it."""
+"""The native merge core from Python: a handle of the library, and its device memory."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What one call gives.
+    """The results of one call.
 
     Attributes:
-        labels: int32 [B, H, W], indices of proposals; segments: int32 [B], the number of proposals.
-        proposals: on request, float32 [B, P, n], rows past the number are 0; attention: float32 [B, n, n].
+        labels: int32 [B, H, W], indices of proposals.
+        segments: int32 [B], the number of proposals.
+        proposals: float32 [B, P, n], rows past the number are 0; None unless asked for.
+        attention: aggregated attention float32 [B, n, n]; None unless asked for.
     """
 
     labels: NDArray[np.int32]
@@ -32,7 +34,7 @@ class Output:
     attention: NDArray[np.float32] | None = None
 
     def first(self) -> Output:
-        """The first frame's alone, without the batch dimension; segments stays int32 [1]."""
+        """The first frame's results, without the batch dimension; segments stays int32 [1]."""
         proposals = None if self.proposals is None else self.proposals[0]
         attention = None if self.attention is None else self.attention[0]
         return Output(self.labels[0], self.segments[:1], proposals, attention)
@@ -43,13 +45,15 @@ class Core:
 
     Args:
         library: as `runtime.native.load` gives it.
-        config: thresholds and grid; ratios: the share of every level.
+        config: thresholds and grid.
+        ratios: the share of every level.
         shapes: (h, w) of every level, finest first.
         dtype: of the maps: "float32", "float16" or "bfloat16".
-        batch: frames per call at most.
+        batch: most frames per call.
+        device: number of the GPU.
 
     Raises:
-        ValueError: if the library refuses the configuration.
+        ValueError: if the library rejects the configuration.
         DiffSegError: if the device fails or has too little memory.
     """
 
@@ -91,8 +95,8 @@ class Core:
     ) -> Output:
         """Segment a batch of pyramids, [batch, n, n] per level: NumPy arrays or `DeviceArray`s.
 
-        `proposals` gives them too, `details` them and the aggregated attention.
-        Raises ValueError where maps are no probabilities, and DiffSegError where the device fails.
+        `proposals`: with the proposals; `details`: also with the aggregated attention. `stream`: the CUDA stream.
+        Raises ValueError when maps are not probabilities, and DiffSegError when the device fails.
         """
         wanted = ("proposals", "attention") if details else ("proposals",) if proposals else ()
         frames, kind = self._frames(maps, batch, size, wanted, stream)
@@ -108,13 +112,13 @@ class Core:
         return Output(**found)
 
     def wait(self, stream: int) -> None:
-        """Wait for what has been queued on a stream."""
+        """Wait for all work queued on a stream. Raises as a call does."""
         self.library.call("check", self._handle, stream, None)
 
     def profile(
         self, maps: Sequence[Any], batch: int, size: tuple[int, int], repeat: int = 1
     ) -> list[dict[str, float]]:
-        """Milliseconds on the device of every stage, `repeat` times; the maps are uploaded once."""
+        """Milliseconds on the device of every stage, for each of `repeat` runs. The maps are uploaded once."""
         frames, _ = self._frames(maps, batch, size, (), 0)
         runs = []
         for _ in range(repeat):
@@ -146,7 +150,7 @@ class Core:
         return self.grid**2 if name == "proposals" else self.n
 
     def _buffer(self, name: str, size: int) -> Memory:
-        """Device memory that is kept from call to call, and grows where it must."""
+        """Device memory under a name, kept from call to call and replaced when it is too small."""
         memory = self._memory.get(name)
         if memory is None or memory.size < size:
             memory = self._memory[name] = Memory(self.library, self.device, size)
@@ -162,7 +166,7 @@ def native_config(
     batch: int = 1,
     device: int = 0,
 ) -> Config:
-    """`diffseg_config` of a merge. Raises ValueError where its fields cannot hold it."""
+    """The `diffseg_config` of a merge. Raises ValueError when there are more levels or thresholds than it holds."""
     native = Config(
         device=device,
         max_batch=batch,

@@ -1,4 +1,4 @@
-// What the host code needs of a device, on CUDA and on the CPU that stands in for it.
+// The device functions that the host code uses: on CUDA, and on the CPU in its place.
 #pragma once
 
 #include "checks.h"
@@ -73,7 +73,7 @@ inline diffseg_status cuda(cudaError_t error, const char *what) {
     return fail(status, "%s: %s", what, cudaGetErrorString(error));
 }
 
-// Makes a device the calling thread's current one, and gives the former back.
+// Makes a device current in the calling thread, and restores the former one at its end.
 class OnDevice {
   public:
     explicit OnDevice(int device) {

@@ -1,6 +1,6 @@
-// The C interface of diffseg.h: arguments are checked, then handed to the launches of sequence.h.
+// The C interface of diffseg.h: checks arguments, then passes them to the launches of sequence.h.
 #ifdef DIFFSEG_CPU
-#undef _FORTIFY_SOURCE  // its longjmp aborts where fibers change places; some distributions' compilers set it
+#undef _FORTIFY_SOURCE  // with it, longjmp aborts when fibers switch; some distributions' compilers set it
 #endif
 #include <new>
 
@@ -10,7 +10,7 @@ using namespace diffseg;
 
 namespace {
 
-// How much every pixel of a coarse axis weighs in the sum over the fine one.
+// The weight of every pixel of a coarse axis in a sum over the fine axis.
 void axis_shares(int source, int target, float *shares) {
     for (int i = 0; i < source; ++i) shares[i] = 0.0f;
     for (int position = 0; position < target; ++position) {
@@ -29,7 +29,7 @@ Anchors make_anchors(const diffseg_config &config) {
     return anchors;
 }
 
-// Everything about the pyramid that does not change, with the axes' shares in the workspace.
+// Fills in what stays the same in the pyramid from frame to frame, and the axes' shares in the workspace.
 diffseg_status prepare_pyramid(diffseg_handle &handle) {
     const diffseg_config &config = handle.config;
     Pyramid &pyramid = handle.pyramid;

@@ -60,7 +60,7 @@ enum {
 enum { DIFFSEG_FLOAT32 = 0, DIFFSEG_FLOAT16 = 1, DIFFSEG_BFLOAT16 = 2 };
 enum { DIFFSEG_UINT8 = 0, DIFFSEG_UINT16 = 1 };
 
-/* What stays the same from frame to frame. Set the first two fields as the comments say. */
+/* Settings that stay the same from frame to frame. Set the first two fields as their comments say. */
 typedef struct diffseg_config {
     uint32_t struct_size;                       /* sizeof(diffseg_config) */
     uint32_t abi_version;                       /* DIFFSEG_ABI_VERSION */
@@ -75,7 +75,7 @@ typedef struct diffseg_config {
     float weights[DIFFSEG_MAX_LEVELS];          /* of the levels; all 0: proportional to their sides */
 } diffseg_config;
 
-/* One call: a batch of frames. All pointers are to the device, and stay the caller's. */
+/* One call: a batch of frames. All pointers are device pointers and belong to the caller. */
 typedef struct diffseg_frames {
     uint32_t struct_size;                       /* sizeof(diffseg_frames) */
     uint32_t abi_version;                       /* DIFFSEG_ABI_VERSION */
@@ -91,7 +91,7 @@ typedef struct diffseg_frames {
 
 typedef struct diffseg_handle diffseg_handle;
 
-/* The text of a status. Never NULL, whatever the number. */
+/* The text of a status. Never NULL, for any number. */
 DIFFSEG_API const char *diffseg_status_text(diffseg_status status);
 
 /* What the last failing call on this thread found, for a log. Never NULL; valid until the next call on this thread. */
@@ -106,7 +106,7 @@ DIFFSEG_API diffseg_status diffseg_workspace_size(const diffseg_config *config, 
 
 /*
  * Make a handle. workspace: device memory of at least diffseg_workspace_size bytes, aligned to 256, that is the
- * handle's alone until it is destroyed; NULL: the handle allocates its own. May synchronise.
+ * only this handle uses until it is destroyed; NULL: the handle allocates its own. May synchronise.
  */
 DIFFSEG_API diffseg_status diffseg_create(const diffseg_config *config, void *workspace, size_t bytes,
                                           diffseg_handle **handle);
@@ -114,22 +114,22 @@ DIFFSEG_API diffseg_status diffseg_create(const diffseg_config *config, void *wo
 /*
  * Queue the segmentation of a batch on a stream. Neither allocates nor synchronises, and queues the same launches
  * every time, so that it may be captured into a CUDA graph. Arguments are checked before anything is queued.
- * A frame whose maps are no probabilities (NaN, infinite, negative, all 0) gets labels of 0 and no segments;
- * diffseg_check tells.
+ * A frame whose maps are not probabilities (NaN, infinite, negative, all 0) gets labels of 0 and no segments;
+ * diffseg_check reports it.
  */
 DIFFSEG_API diffseg_status diffseg_run(diffseg_handle *handle, const diffseg_frames *frames, void *stream);
 
 /*
- * Wait for the stream. DIFFSEG_BAD_MAPS if a frame since the last check had maps that are no probabilities; then
- * *frame (unless NULL) is its place in the batch.
+ * Wait for the stream. DIFFSEG_BAD_MAPS if a frame since the last check had maps that are not probabilities; then
+ * *frame (unless NULL) is its index in the batch.
  */
 DIFFSEG_API diffseg_status diffseg_check(diffseg_handle *handle, void *stream, int32_t *frame);
 
-/* As diffseg_run, but waits, and gives the milliseconds of every stage. For measurements; not capturable. */
+/* As diffseg_run, but waits, and writes the milliseconds of every stage. For measurements; cannot be captured. */
 DIFFSEG_API diffseg_status diffseg_profile(diffseg_handle *handle, const diffseg_frames *frames, void *stream,
                                            float milliseconds[DIFFSEG_STAGES]);
 
-/* Free a handle, and the workspace if it is the handle's own. Waits for the device. NULL is no error. */
+/* Free a handle, and its workspace if the handle allocated it. Waits for the device. NULL does nothing. */
 DIFFSEG_API void diffseg_destroy(diffseg_handle *handle);
 
 /* Device memory for hosts without a CUDA runtime of their own (Python). Copies wait for the stream. */

@@ -1,8 +1,8 @@
-// Step 2, which maps are near which: the symmetric KL divergence as one matrix product.
+// Step 2, which maps are near each other: the symmetric KL divergence as one matrix product.
 //
 // D(a, b) = ½[h(a) + h(b) − a·log b − log a·b] with h(x) = x·log x. Maps sum to n, so that logarithms are near 0 and
-// the products do not cancel (DESIGN). The entropies h are taken from the same rounded operands as the products:
-// the sum is then that of (a − b)(log a − log b) over rounded values, which is 0 where two maps are equal.
+// the products do not cancel. The entropies h use the same rounded operands as the products: the sum is then that of
+// (a − b)(log a − log b) over rounded values, which is 0 where two maps are equal.
 #pragma once
 
 #include "tile.cuh"
@@ -21,12 +21,12 @@ struct Anchors {
 
 struct Products {
     const float *left, *right;        // rows of `pitch`, padded with 0
-    size_t left_stride, right_stride; // from frame to frame
-    Anchors anchors;                  // the left rows, unless per_axis is 0: then row i is row i
-    const int32_t *counts;            // rows present in every frame, on both sides; NULL: all
+    size_t left_stride, right_stride; // distance between frames
+    Anchors anchors;                  // which rows are on the left; per_axis 0: all, in order
+    const int32_t *counts;            // number of rows in every frame, on both sides; NULL: all
     int left_rows, right_rows, pitch;
-    int splits;                       // parts of the sum that blocks of their own take
-    float smallest;                   // what a logarithm sees in place of 0
+    int splits;                       // parts of the sum, each taken by blocks of its own
+    float smallest;                   // a logarithm's operand instead of 0
     float *cross;                     // [frame, split, left rows to TILE_M, cross_pitch]
     int cross_rows, cross_pitch;
     float *left_entropy, *right_entropy;  // [frame, split, rows]
@@ -48,14 +48,14 @@ __global__ void __launch_bounds__(THREADS, 2) divergence(Products p) {
     const int top = static_cast<int>(blockIdx.y) * TILE_M, side = static_cast<int>(blockIdx.x) * TILE_N;
     if (top >= left_count || side >= right_count) return;  // the whole block
 
-    // Four pixels of three rows are this thread's to load: two on the left, one on the right.
+    // This thread loads four pixels of each of three rows: two on the left, one on the right.
     const int row = thread / 4, k = thread % 4 * 4;
     const float *from[3];
     DIFFSEG_UNROLL
     for (int part = 0; part < 3; ++part) {
         const int count = part < 2 ? left_count : right_count;
         int index = part < 2 ? top + 64 * part + row : side + row;
-        if (index >= count) index = count - 1;  // any row will do: its results are not used
+        if (index >= count) index = count - 1;  // any row, since its results are not used
         if (part < 2 && p.anchors.per_axis) index = p.anchors.query(index);
         const float *base = part < 2 ? p.left + frame * p.left_stride : p.right + frame * p.right_stride;
         from[part] = base + static_cast<size_t>(index) * p.pitch + k;
@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(THREADS, 2) divergence(Products p) {
             }
         }
         DIFFSEG_BARRIER(DIVERGENCE_LOADED);
-        if (slice + 1 < last) {  // on its way while the product is taken
+        if (slice + 1 < last) {  // loaded while the product is taken
             DIFFSEG_UNROLL
             for (int part = 0; part < 3; ++part) next[part] = load4(from[part] + static_cast<size_t>(slice + 1) * TILE_K);
         }
@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(THREADS, 2) divergence(Products p) {
         const int part = thread / 64, line = thread % 64;
         const float *four = entropies[part] + 4 * line;
         const float whole = four[0] + four[1] + four[2] + four[3];
-        // Every block of a row has the same entropy; one of them says it.
+        // Every block of a row has the same entropy; one of them writes it.
         const int index = part < 2 ? top + 64 * part + line : side + line;
         if (part < 2 && blockIdx.x == 0 && index < left_count)
             p.left_entropy[part_index * p.left_rows + index] = whole;

@@ -1,4 +1,4 @@
-"""The C library of `diffseg.h` through ctypes: its structs, its functions, and its statuses as exceptions."""
+"""The C library of `diffseg.h` through ctypes: structs, functions, and statuses as exceptions."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ MAX_LEVELS, MAX_ITERATIONS = 8, 16
 STAGES = ("aggregate", "divergence", "means", "later iterations", "labels")
 INPUT_TYPES = {"float32": 0, "float16": 1, "bfloat16": 2}
 LABEL_TYPES = {"uint8": 0, "uint16": 1}
-# Statuses that a caller's arguments cause, as the merge on the CPU raises ValueError for them.
+# Statuses for invalid arguments: these become ValueError, as from the merge on the CPU.
 ARGUMENT_STATUSES = frozenset((1, 3, 4, 5, 6, 7, 8, 9, 14))
 
 
 class Config(ctypes.Structure):
-    """`diffseg_config`: what stays the same from frame to frame."""
+    """`diffseg_config`: settings that stay the same from frame to frame."""
 
     _fields_ = (
         ("struct_size", c_uint32),
@@ -40,7 +40,7 @@ class Config(ctypes.Structure):
 
 
 class Frames(ctypes.Structure):
-    """`diffseg_frames`: one call's pointers."""
+    """`diffseg_frames`: the pointers and sizes of one call."""
 
     _fields_ = (
         ("struct_size", c_uint32),
@@ -60,7 +60,7 @@ class Frames(ctypes.Structure):
         super().__init__(struct_size=ctypes.sizeof(Frames), abi_version=ABI_VERSION, **fields)
 
 
-# Functions that give a status, and their arguments.
+# Functions that return a status, and the types of their arguments.
 _FUNCTIONS = {
     "diffseg_workspace_size": (POINTER(Config), POINTER(c_size_t)),
     "diffseg_create": (POINTER(Config), c_void_p, c_size_t, POINTER(c_void_p)),
@@ -76,9 +76,10 @@ _FUNCTIONS = {
 
 
 class Library:
-    """A loaded library. `call` runs a function by its name and raises where it gives a status other than ok."""
+    """A loaded library. `backend`: what it runs on, "cuda" or "cpu"."""
 
     def __init__(self, path: Path) -> None:
+        """Load it. Raises DiffSegError when the file is not a library of this version's interface."""
         self.path = path
         try:
             self.c = ctypes.CDLL(str(path))
@@ -87,12 +88,12 @@ class Library:
         except (OSError, AttributeError) as error:
             raise DiffSegError(
                 f"{path} is not a library of this merge core ({error}); "
-                "remove it and build it anew with 'python -m runtime.native build'"
+                "remove it and build it again with 'python -m runtime.native build'"
             ) from None
         if found != ABI_VERSION:
             raise DiffSegError(
                 f"{path}: expected version {ABI_VERSION} of its interface, found {found}; "
-                "build it anew with 'python -m runtime.native build'"
+                "build it again with 'python -m runtime.native build'"
             )
         for name, arguments in _FUNCTIONS.items():
             function = getattr(self.c, name)
@@ -105,14 +106,14 @@ class Library:
         self.backend: str = self.c.diffseg_backend().decode()
 
     def call(self, name: str, *arguments: Any) -> None:
-        """Run `diffseg_<name>`. Raises ValueError for a bad argument, DiffSegError for a device's failure."""
+        """Run `diffseg_<name>`. Raises ValueError for an invalid argument, DiffSegError when the device fails."""
         status = getattr(self.c, f"diffseg_{name}")(*arguments)
         if status:
             text = f"{self.c.diffseg_status_text(status).decode()} ({self.c.diffseg_last_error().decode()})"
             raise ValueError(text) if status in ARGUMENT_STATUSES else DiffSegError(text)
 
     def device_count(self) -> int:
-        """How many devices there are. Raises DiffSegError without a driver."""
+        """The number of devices. Raises DiffSegError without a driver."""
         count = c_int32()
         self.call("device_count", byref(count))
         return count.value
@@ -125,7 +126,7 @@ class Library:
 
 
 class Memory:
-    """A piece of device memory, freed with its owner."""
+    """Device memory of `size` bytes, freed with this object. Raises DiffSegError when there is too little."""
 
     def __init__(self, library: Library, device: int, size: int) -> None:
         self._library, self._device, self.size = library, device, size

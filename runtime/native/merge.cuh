@@ -1,4 +1,4 @@
-// Step 2, the merge: who claims whom, and the means of the members (paper, section 3.3).
+// Step 2, the merge: which proposal claims which, and the means of the members (paper, section 3.3).
 #pragma once
 
 #include "tile.cuh"
@@ -13,7 +13,7 @@ __global__ void __launch_bounds__(THREADS) all_present(int32_t *counts, int batc
     if (frame < batch) counts[frame] = anchors;
 }
 
-// In order, every proposal not yet claimed is kept and claims all that are near it. One block a frame.
+// In order, every proposal that is not yet claimed is kept and claims all that are near it. One block per frame.
 __global__ void __launch_bounds__(THREADS) claim(const unsigned *bits, int bit_rows, int words, const int32_t *counts,
                                                  int32_t *kept, int32_t *kept_counts) {
     __shared__ unsigned claimed[MAX_PROPOSALS / 32];
@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(THREADS) claim(const unsigned *bits, int bit_r
             ++index;
             continue;
         }
-        DIFFSEG_BARRIER(CLAIM_READ);  // all threads have come to the same proposal before anything changes
+        DIFFSEG_BARRIER(CLAIM_READ);  // all threads have reached the same proposal before anything changes
         const unsigned *row = bits + (static_cast<size_t>(frame) * bit_rows + index) * words;
         for (int word = thread; word < used; word += THREADS) claimed[word] |= row[word];
         if (thread == 0) kept[static_cast<size_t>(frame) * bit_rows + keep] = index;
@@ -41,19 +41,19 @@ __global__ void __launch_bounds__(THREADS) claim(const unsigned *bits, int bit_r
 
 struct Means {
     const float *maps;        // rows of `pitch` that are averaged
-    size_t stride;            // from frame to frame
+    size_t stride;            // distance between frames
     const unsigned *bits;     // [frame, bit_rows, words]: the members
     int bit_rows, words;
-    const int32_t *kept;      // [frame, bit_rows]: which rows of bits; NULL: row i is row i
-    const int32_t *kept_counts, *counts;  // how many of them; how many maps there are (NULL: map_rows)
+    const int32_t *kept;      // [frame, bit_rows]: which rows of bits; NULL: all, in order
+    const int32_t *kept_counts, *counts;  // number of kept rows; number of maps (NULL: map_rows)
     int kept_rows, map_rows, pitch;
     float *means;             // [frame, bit_rows, pitch]
 };
 
-// The plain mean of the members of every kept row: bits · maps, a product with exact 0 and 1 on the left. The maps
-// are taken in two parts, so that the mean is as good as one in float32.
+// The plain mean of the members of every kept row: bits · maps, a product with exact 0 and 1 on the left. Each map
+// is split into two TF32 parts, so that the mean is as accurate as in float32.
 __global__ void __launch_bounds__(THREADS, 2) member_means(Means p) {
-    // The operands, and after them the sums: not at one time.
+    // First the operands, later the sums, in the same memory.
     __shared__ __align__(32) float shared[TILE_M * RIGHT_PITCH];
     __shared__ int members[THREADS];
     static_assert(LEFT_TILE + 2 * RIGHT_TILE <= TILE_M * RIGHT_PITCH, "operands must fit where the sums go");
@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(THREADS, 2) member_means(Means p) {
     const int top = static_cast<int>(blockIdx.y) * TILE_M, side = static_cast<int>(blockIdx.x) * TILE_N;
     if (top >= kept_count) return;  // the whole block
 
-    // Eight bits of one row, and four pixels of one map, are this thread's to load.
+    // This thread loads eight bits of one row, and four pixels of one map.
     const int row = thread / 2, bit = thread % 2 * 8;
     const int right_row = thread / 16, pixel = thread % 16 * 4;
     const bool present = top + row < kept_count;
@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(THREADS, 2) member_means(Means p) {
         count += __popc(own);
         DIFFSEG_UNROLL
         for (int e = 0; e < 8; ++e) left[row * LEFT_PITCH + bit + e] = own >> e & 1u ? 1.0f : 0.0f;
-        // Past the last map there are no members: any finite number will do.
+        // Past the last map there are no members, so any finite number is right.
         const int map = start + right_row < map_count ? start + right_row : map_count - 1;
         const float4 four = *reinterpret_cast<const float4 *>(maps + static_cast<size_t>(map) * p.pitch);
         const float values[4] = {four.x, four.y, four.z, four.w};

@@ -1,4 +1,4 @@
-// What the kernels need from their platform: CUDA, or the stand-in that runs them on a CPU.
+// What the kernels need from their platform: CUDA, or the emulation that runs them on a CPU.
 #pragma once
 
 #include <cfloat>
@@ -13,7 +13,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 #define DIFFSEG_UNROLL _Pragma("unroll")
-// The number names the barrier: the CPU build can leave one out, to prove that its race would be found.
+// The number names the barrier: the CPU build can leave one out, so that a test sees its race reported.
 #define DIFFSEG_BARRIER(number) __syncthreads()
 #define DIFFSEG_LAUNCH(kernel, grid, threads, stream, ...) kernel<<<(grid), (threads), 0, (stream)>>>(__VA_ARGS__)
 #endif
@@ -22,7 +22,7 @@ namespace diffseg {
 
 constexpr int THREADS = 256;  // of every block of every kernel
 
-// The barriers, by kernel. At every one all threads of the block meet.
+// The barriers, by kernel. At each, all threads of the block wait for each other.
 enum Barrier {
     SCALES_SUM = 0,
     SCALES_TREE = 1,
@@ -58,7 +58,7 @@ struct Tap {
     }
 };
 
-// How the elements of a map are stored.
+// The types in which a map may be stored.
 struct Float32 {
     using Stored = float;
     static __device__ float load(const Stored *at) { return *at; }

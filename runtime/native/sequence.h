@@ -1,7 +1,7 @@
 // The sequence of launches that makes labels.
 //
-// It is the same for every frame: how many proposals there are stays on the device, where the kernels read it. So a
-// call neither waits for the device nor allocates, and can be captured into a CUDA graph.
+// It is the same for every frame: the number of proposals stays on the device, where the kernels read it. So a call
+// does not wait for the device, does not allocate, and can be captured into a CUDA graph.
 #pragma once
 
 #include "device.h"
@@ -10,8 +10,8 @@
 struct diffseg_handle {
     diffseg_config config;
     diffseg::Plan plan;
-    diffseg::Pyramid pyramid;          // but for the maps' addresses
-    int level[diffseg::MAX_LEVELS];    // which of the configuration's levels each of the pyramid's is
+    diffseg::Pyramid pyramid;          // without the maps' addresses
+    int level[diffseg::MAX_LEVELS];    // index in the configuration of each level of the pyramid
     diffseg::Anchors anchors;
     char *workspace;
     bool owns_workspace;
@@ -80,7 +80,7 @@ inline void launch_suppress(const diffseg_handle &handle, const diffseg_frames &
                    frames.height, frames.width, static_cast<Label *>(frames.labels), frames.segments);
 }
 
-// Everything from maps to labels. timer: marks the stages, or NULL.
+// All launches from maps to labels. timer: marks the stages; may be NULL.
 inline diffseg_status run(const diffseg_handle &handle, const diffseg_frames &frames, Stream stream, Timer *timer) {
     const Plan &plan = handle.plan;
     const diffseg_config &config = handle.config;

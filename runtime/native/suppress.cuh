@@ -5,8 +5,8 @@
 
 namespace diffseg {
 
-// The proposal that is largest at a pixel of the labels, interpolated there; the first on a tie. One thread a pixel.
-// A frame whose maps are no probabilities gets 0 everywhere and no segments.
+// The proposal whose interpolated value is largest at a pixel of the labels; the first on a tie. One thread per pixel.
+// A frame whose maps are not probabilities gets labels of 0 and no segments.
 template <class Label>
 __global__ void __launch_bounds__(THREADS)
     suppress(const float *proposals, int rows, int pitch, int h, int w, const int32_t *counts, const unsigned *flags,

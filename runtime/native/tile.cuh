@@ -1,7 +1,7 @@
-// The product of two tiles in shared memory: on tensor cores, or plainly where there are none.
+// The product of two tiles in shared memory: on tensor cores, or in plain code where there are none.
 //
 // Both bodies take operands that have been rounded to TF32, so that every product of two elements is exact in float32,
-// and sum in float32: they differ in the order of the sum alone. All that surrounds them is the same code.
+// and sum in float32: they differ only in the order of the sum. The code around them is the same.
 #pragma once
 
 #include "platform.cuh"
@@ -19,7 +19,7 @@
 namespace diffseg {
 
 constexpr int TILE_M = 128, TILE_N = 64, TILE_K = 16;
-// Distances of rows in shared memory: a multiple of 4, as tensor cores want them, and few bank conflicts.
+// Distances between rows in shared memory: multiples of 4, as tensor cores need, with few bank conflicts.
 constexpr int LEFT_PITCH = TILE_K + 4, RIGHT_PITCH = TILE_N + 4;
 constexpr int LEFT_TILE = TILE_M * LEFT_PITCH, RIGHT_TILE = TILE_K * RIGHT_PITCH;
 
@@ -28,7 +28,7 @@ __device__ __forceinline__ float round_tf32(float value) {
     return __uint_as_float((__float_as_uint(value) + 0x1000u) & 0xffffe000u);
 }
 
-// The sum of products left [TILE_M, TILE_K] · right [TILE_K, TILE_N], spread over the threads of a block.
+// The sum of products left [TILE_M, TILE_K] · right [TILE_K, TILE_N], distributed over the threads of a block.
 class Accumulator {
 #if DIFFSEG_TENSOR_CORES
     using Sum = nvcuda::wmma::fragment<nvcuda::wmma::accumulator, 16, 16, 8, float>;
@@ -64,7 +64,7 @@ class Accumulator {
         }
     }
 
-    // Tensor cores truncate where they add. Folding short sums into a rounded total keeps that from adding up.
+    // Tensor cores truncate their sums. Folding short sums into a rounded total keeps that error small.
     __device__ __forceinline__ void fold() {
         DIFFSEG_UNROLL
         for (int i = 0; i < 2; ++i)

@@ -15,14 +15,17 @@ from runtime.gpu.arrays import DeviceArray, device_array
 
 
 class OnnxRuntimeEngine(Engine):
-    """An ONNX engine in an ONNX Runtime session. Sessions may be run from several threads at once."""
+    """An ONNX engine in an ONNX Runtime session, which clones share: it may be run from several threads at once."""
 
     def __init__(self, path: Path, device: str, *, threads: int | None = None) -> None:
-        """`threads`: of the CPU, None for all. Raises DiffSegError if the file is no engine, or the device absent."""
-        # Fatal only: what goes wrong reaches the user as an exception, not as a library's log line.
+        """Load an engine. `threads`: of the CPU; None for all.
+
+        Raises DiffSegError when the file is not an engine, or when the device is missing.
+        """
+        # Fatal errors only: all others reach the user as exceptions, and must not be logged as well.
         ort.set_default_logger_severity(4)
         providers, self.device = _providers(device)
-        # cuDNN and cuBLAS may lie in pip packages, where no loader looks; what this prints is for nobody.
+        # cuDNN and cuBLAS may be in pip packages, where no loader looks. What this call prints helps nobody.
         if self.device != "cpu" and hasattr(ort, "preload_dlls"):
             with contextlib.redirect_stdout(io.StringIO()):
                 ort.preload_dlls()
@@ -37,7 +40,7 @@ class OnnxRuntimeEngine(Engine):
         except Exception as error:
             if "NOT_IMPLEMENTED" in str(error):
                 raise DiffSegError(
-                    f"ONNX Runtime {ort.__version__} has no {device} kernels for {path.name}, as for all bf16 engines; "
+                    f"ONNX Runtime {ort.__version__} has no {device} kernels for {path.name}, nor for any bf16 engine; "
                     "use --backend openvino (pip install 'diffseg[openvino]')"
                 ) from None
             raise DiffSegError(
@@ -45,7 +48,7 @@ class OnnxRuntimeEngine(Engine):
                 f"({str(error).strip().splitlines()[0][:200]}); export the engine again with 'python -m export'"
             ) from None
         wanted = providers[0] if isinstance(providers[0], str) else providers[0][0]
-        # Asked for a provider it cannot start, ONNX Runtime silently falls back to the CPU.
+        # When ONNX Runtime cannot start a provider it silently falls back to the CPU.
         if wanted not in self.session.get_providers() and device == "auto":
             self.device = "cpu"
         elif wanted not in self.session.get_providers():
@@ -58,7 +61,7 @@ class OnnxRuntimeEngine(Engine):
         try:
             text = self.session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
         except UnicodeDecodeError as error:
-            raise DiffSegError(f"{path} is damaged: its metadata is no text ({error}); export it again") from None
+            raise DiffSegError(f"{path} is damaged: its metadata is not text ({error}); export it again") from None
         self._outputs = [output.name for output in self.session.get_outputs()]
         self.spec = read_spec(path, text, self._outputs)
 
@@ -69,7 +72,7 @@ class OnnxRuntimeEngine(Engine):
             raise DiffSegError(f"ONNX Runtime failed: {str(error).strip().splitlines()[0][:300]}") from None
 
     def _infer_on_device(self, inputs: dict[str, np.ndarray]) -> list[DeviceArray]:
-        """Outputs stay where ONNX Runtime allocates them; when the run returns, they are written."""
+        """Outputs stay on the GPU, where ONNX Runtime allocates them. They are complete when this returns."""
         number = int(self.device.partition(":")[2])
         binding = self.session.io_binding()
         for name, array in inputs.items():
@@ -93,7 +96,7 @@ class OnnxRuntimeEngine(Engine):
 
 
 def _providers(device: str) -> tuple[list[Any], str]:
-    """ONNX Runtime's providers for a device, and the device's name once 'auto' is resolved."""
+    """ONNX Runtime's providers for a device, and the device's name, with 'auto' resolved."""
     available = ort.get_available_providers()
     gpu = "CUDAExecutionProvider" in available
     if device == "cpu" or (device == "auto" and not gpu):

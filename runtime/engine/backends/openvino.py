@@ -1,4 +1,4 @@
-"""ONNX engines through OpenVINO, on the CPU: in bfloat16 where it has units for that, and also bfloat16 graphs."""
+"""ONNX engines through OpenVINO, on the CPU: also bfloat16 engines, and float32 engines in bfloat16 arithmetic."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from runtime.errors import DiffSegError
 from runtime.files import cache_folder
 
 HINTS = {"fp32": "f32", "bf16": "bf16"}
-CACHED_DAYS = 30  # a compiled model that long without use goes
-# Bytes of the largest engine that is cached. A compiled model keeps the weights as they were: at full size that is
-# 3.4 GB of disk and 2 GB more memory at its peak, to load no faster than it compiles.
+CACHED_DAYS = 30  # a compiled model that has not been used for so long is deleted
+# Bytes of the largest engine that is cached. A compiled model contains the weights: for Stable Diffusion that takes
+# 3.4 GB of disk and 2 GB more memory, and loads no faster than compiling.
 LARGEST_CACHED = 1e9
 
 
 class OpenVinoEngine(Engine):
-    """An ONNX engine compiled by OpenVINO. Clones share the weights and have an inference request each."""
+    """An ONNX engine compiled by OpenVINO. Clones share the weights; each has its own inference request."""
 
     def __init__(
         self,
@@ -39,13 +39,13 @@ class OpenVinoEngine(Engine):
         precision: str | None = None,
         cache: str | Path | None = None,
     ) -> None:
-        """Compile an engine, or take it from the cache.
+        """Compile an engine, or load it from the cache.
 
-        `threads`: of the CPU, None for all. `streams`: how many clones run at the same time, each with its share of
-        the threads. `precision`: fp32 keeps a float32 graph exact, bf16 multiplies matrices in bfloat16; None = bf16
-        where the CPU has units for it. `cache`: folder of compiled models up to 1 GB, None for the one in the user's
-        cache, "" for none. Weights are mapped from the file, not read.
-        Raises DiffSegError where the file is no engine, the CPU lacks the precision, or OpenVINO cannot compile it.
+        `threads`: of the CPU; None for all. `streams`: how many clones run at the same time, each with its share of
+        the threads. `precision`: fp32 keeps a float32 graph exact, bf16 multiplies matrices in bfloat16; None takes
+        bf16 if the CPU has units for it. `cache`: folder for compiled models up to 1 GB; None for the one in the
+        user's cache, "" for no cache. Weights are mapped from the file, not read.
+        Raises DiffSegError when the file is not an engine, the CPU lacks the precision, or OpenVINO cannot compile it.
         """
         if device not in ("auto", "cpu"):
             raise DiffSegError(f"the openvino backend runs on the CPU, found device {device!r}; use --device cpu")
@@ -53,7 +53,9 @@ class OpenVinoEngine(Engine):
         core.set_property({"ENABLE_MMAP": True})
         options = _options(threads, streams, precision)
         if not isinstance(cache, str | Path | None):
-            raise DiffSegError(f'cache: expected a folder, or "" for none, found {cache!r}; leave it out for the best')
+            raise DiffSegError(
+                f'cache: expected a folder, or "" for no cache, found {cache!r}; leave it out for the user\'s cache'
+            )
         try:
             model = core.read_model(path)
         except Exception as error:
@@ -76,7 +78,7 @@ class OpenVinoEngine(Engine):
 
     @property
     def precision(self) -> str:
-        """What matrices are multiplied in: fp32 or bf16."""
+        """The precision of matrix products: fp32 or bf16."""
         hint = self.compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         return next((name for name, value in HINTS.items() if value == hint), hint)
 
@@ -94,12 +96,12 @@ class OpenVinoEngine(Engine):
 
 
 def has_bfloat16() -> bool:
-    """Whether the CPU has units that multiply bfloat16: there OpenVINO runs a float32 engine the fastest."""
+    """Whether the CPU has units that multiply bfloat16. OpenVINO uses them for float32 engines, too."""
     return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def compiled_folder() -> Path:
-    """Where compiled models are kept."""
+    """The folder of compiled models in the user's cache."""
     return cache_folder() / "openvino"
 
 
@@ -125,11 +127,12 @@ def _options(threads: int | None, streams: int, precision: str | None) -> dict[s
 
 
 def _keep_maps_in_bfloat16(model: ov.Model, spec: EngineSpec) -> None:
-    """Let attention's softmax and the means of its maps take and give bfloat16, whatever they compute in.
+    """Let attention's softmax and the means of its maps read and write bfloat16; their arithmetic stays as it is.
 
-    OpenVINO keeps what follows the last matrix product in float32. Here that would be every softmax, for its map is an
-    output, and the conversions around it take a quarter of a 64×64 layer's time. The search for what follows also ends
-    at an interpolation: one from a map's own size to the same changes nothing, and costs a copy of the mean map.
+    OpenVINO keeps everything after the last matrix product in float32. In an engine that is every softmax, since its
+    map is an output, and the conversions around it take a quarter of a 64×64 layer's time. OpenVINO's search for the
+    last matrix product also ends at an interpolation. So one is added behind each map, from its size to the same
+    size: it changes no value and costs a copy of the mean map.
     """
     names = {level.output for level in spec.levels}
     for op in model.get_ordered_ops():
@@ -152,12 +155,12 @@ def _weights(model: ov.Model) -> int:
 
 
 def _usable(folder: Path, size: int) -> bool:
-    """Make the cache's folder and forget what has long not been used; whether it can take `size` bytes."""
+    """Whether the cache can take `size` bytes. Makes its folder and deletes what has not been used for long."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         oldest = time.time() - CACHED_DAYS * 86400
         for blob in folder.glob("*.blob"):
-            with contextlib.suppress(OSError):  # another process may have been quicker
+            with contextlib.suppress(OSError):  # another process may have deleted it first
                 if max(blob.stat().st_atime, blob.stat().st_mtime) < oldest:
                     blob.unlink()
     except OSError:
@@ -166,7 +169,7 @@ def _usable(folder: Path, size: int) -> bool:
 
 
 def _metadata(model: ov.Model) -> str | None:
-    """The entry that `python -m export` left in the ONNX file's metadata."""
+    """The entry of `python -m export` in the ONNX file's metadata; None without one."""
     path = ["framework", METADATA_KEY]
     return model.get_rt_info(path).astype(str) if model.has_rt_info(path) else None
 

@@ -1,4 +1,4 @@
-"""What building and running a plan share: TensorRT's module, its logger, and the tensors that a plan must have."""
+"""Shared by building and running a plan: TensorRT's module, its logger, and the tensors that a plan must have."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import platform
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from runtime.engine.heads import HEADS, Shape
 from runtime.errors import DiffSegError
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def import_flavour(flavour: str) -> Any:
-    """The module tensorrt or tensorrt_rtx. Raises DiffSegError where it is installed, but its libraries are not."""
+    """The module tensorrt or tensorrt_rtx. Raises DiffSegError when it is installed without its libraries."""
     try:
         return importlib.import_module(flavour)
     except (ImportError, OSError) as error:
@@ -25,16 +26,16 @@ def import_flavour(flavour: str) -> Any:
 
 
 def start(kind: Any, logger: Any, words: Sequence[str]) -> Any:
-    """A builder or a runtime. Raises DiffSegError where TensorRT makes none, as with a driver that is too old."""
+    """A builder or a runtime. Raises DiffSegError when TensorRT gives none, as with a driver that is too old."""
     try:
         return kind(logger)
-    except TypeError:  # what its bindings make of nothing
+    except TypeError:  # its bindings turn a null pointer into this
         said = f" ({' '.join(words[-1].split())[:300]})" if words else ""
         raise DiffSegError(f"TensorRT does not start{said}; check the NVIDIA driver") from None
 
 
 def make_logger(trt: Any, words: list[str]) -> Any:
-    """A logger that keeps errors for our own messages, and prints nothing."""
+    """A logger that appends errors to `words`, for our own messages, and prints nothing."""
 
     class Logger(trt.ILogger):
         def __init__(self) -> None:
@@ -48,16 +49,14 @@ def make_logger(trt: Any, words: list[str]) -> Any:
 
 
 def tensor_shapes(spec: EngineSpec) -> dict[str, tuple[int, ...]]:
-    """Shapes of inputs and outputs by name; -1 for a dynamic batch."""
-    batch = -1 if spec.batch is None else spec.batch
-    shapes: dict[str, tuple[int, ...]] = {"frame": (batch, spec.height, spec.width, 3)}
-    if spec.head == "labels":
-        frame = {"labels": (batch, spec.height, spec.width), "segments": (batch,)}
-        return shapes | {"thresholds": (len(spec.thresholds),)} | frame
-    sizes = {level.output: level.height * level.width for level in spec.levels}
-    return shapes | {name: (batch, size, size) for name, size in sizes.items()}
+    """Shapes of inputs and outputs by name, as TensorRT gives them; -1 for a dynamic batch."""
+    head = HEADS[spec.head]
+    shapes: dict[str, Shape] = {"frame": (spec.batch, spec.height, spec.width, 3)}
+    shapes |= {each.name: (len(each.default(spec)),) for each in head.inputs}
+    shapes |= head.outputs(spec)
+    return {name: tuple(-1 if side is None else side for side in shape) for name, shape in shapes.items()}
 
 
 def build_platform() -> str:
-    """System and processor, as plans are bound to them: "linux x86_64"."""
+    """System and processor of this machine, "linux x86_64". A plan of TensorRT runs only on those it was built on."""
     return f"{platform.system()} {platform.machine()}".lower()

@@ -1,7 +1,7 @@
 // CUDA's keywords on a CPU, so that the kernels' own source can be run and tested without a GPU.
 //
-// The threads of a block are fibers of one thread that change places at a barrier. With DIFFSEG_CPU_THREADS they are
-// real threads, so that ThreadSanitizer sees what a missing barrier would let happen. Blocks run one after the other.
+// The threads of a block are fibers of one thread, which switch at a barrier. With DIFFSEG_CPU_THREADS they are real
+// threads, so that ThreadSanitizer reports the race that a missing barrier allows. Blocks run one after the other.
 #pragma once
 
 #include <csetjmp>
@@ -49,7 +49,7 @@ inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline unsigned atomicOr(unsigned *at, unsigned bits) { return __atomic_fetch_or(at, bits, __ATOMIC_RELAXED); }
 inline float __logf(float value) { return logf(value); }
 
-// A barrier that is left out, or -1: for the test that its race is found.
+// The barrier that is left out, for the test that its race is found; -1: none.
 extern "C" __attribute__((visibility("default"))) int diffseg_cpu_dropped_barrier;
 int diffseg_cpu_dropped_barrier = -1;
 
@@ -78,8 +78,8 @@ static thread_local dim3 thread_index(0, 0, 0), block_index(0, 0, 0);
 
 static thread_local unsigned met = 0;
 
-// In two rooms by turns. Who wakes late would else pass through the lock that those who are early for the next meeting
-// have left, and ThreadSanitizer would take what they did in between for ordered, in place of a race.
+// Two locks in turns. With one, a thread that wakes late would take the lock after threads that are already at the next
+// barrier released it, and ThreadSanitizer would see that as an order where there is a race.
 class Meeting {
   public:
     explicit Meeting(unsigned members) : members_(members) {}
@@ -126,7 +126,7 @@ void launch(dim3 grid, unsigned threads, const Body &body) {
                     for (unsigned x = 0; x < grid.x; ++x) {
                         block_index = dim3(x, y, z);
                         body();
-                        everyone.wait();  // shared memory is the next block's
+                        everyone.wait();  // now the next block may use the shared memory
                     }
         });
     }
@@ -135,8 +135,8 @@ void launch(dim3 grid, unsigned threads, const Body &body) {
 
 #else
 
-// One fiber per thread of a block, made once and used for every block of every launch. They are started as ucontexts;
-// after that setjmp and longjmp change between them, which unlike swapcontext cost no system call.
+// One fiber per thread of a block, made once and used for every block of every launch. They start as ucontexts; after
+// that setjmp and longjmp switch between them, which unlike swapcontext make no system call.
 struct Fibers {
     static constexpr size_t STACK = 64 * 1024;
     jmp_buf scheduler, fiber[MOST_THREADS];
@@ -167,7 +167,7 @@ __attribute__((noinline)) inline void resume() {
     fibers.started[fibers.current] = true;
     ucontext_t &context = fibers.start[fibers.current];
     getcontext(&context);
-    context.uc_stack.ss_sp = std::malloc(Fibers::STACK);  // lives as long as the process
+    context.uc_stack.ss_sp = std::malloc(Fibers::STACK);  // kept until the process ends
     context.uc_stack.ss_size = Fibers::STACK;
     context.uc_link = &fibers.home;
     makecontext(&context, fiber_main, 0);

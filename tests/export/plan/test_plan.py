@@ -79,7 +79,7 @@ def test_real_library_is_held_to_the_version(tiny_plan, tmp_path):
     data = json.loads(sidecar.read_text())
     data["plan"]["version"] = "1.4.0.76"
     sidecar.write_text(json.dumps(data))
-    with pytest.raises(DiffSegError, match=r"was built with TensorRT-RTX 1.4.0.76 and runs with that version alone"):
+    with pytest.raises(DiffSegError, match=r"was built with TensorRT-RTX 1.4.0.76 and runs only with that version"):
         open_engine(tmp_path / "tiny.plan")
 
 

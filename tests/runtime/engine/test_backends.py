@@ -9,7 +9,7 @@ import skimage.data
 
 from export.check.agreement import matched_agreement, says_something
 from runtime import DiffSegError, Segmenter
-from runtime import engine as engines
+from runtime.engine import registry
 from runtime.engine.registry import EMBEDDED, open_engine
 
 openvino = pytest.importorskip("runtime.engine.backends.openvino")
@@ -89,20 +89,20 @@ def test_a_cache_that_cannot_be_used_or_is_damaged_does_no_harm(tmp_path, monkey
 def test_auto_takes_openvino_where_it_is_faster(monkeypatch):
     for able in (True, False):
         monkeypatch.setattr(openvino, "has_bfloat16", lambda able=able: able)
-        assert engines._choose(EMBEDDED, None, "auto").name == ("openvino" if able else "onnxruntime")
-        assert engines._choose(EMBEDDED, None, "cpu").name == "onnxruntime"
-        assert engines._choose(EMBEDDED, "onnxruntime", "auto").name == "onnxruntime"
+        assert registry._choose(EMBEDDED, None, "auto").name == ("openvino" if able else "onnxruntime")
+        assert registry._choose(EMBEDDED, None, "cpu").name == "onnxruntime"
+        assert registry._choose(EMBEDDED, "onnxruntime", "auto").name == "onnxruntime"
     found = importlib.util.find_spec
     for package in ("onnxruntime", "openvino"):  # the one that is there is taken
         other = ({"onnxruntime", "openvino"} - {package}).pop()
         monkeypatch.setattr(
             importlib.util, "find_spec", lambda name, gone=package: None if name == gone else found(name)
         )
-        assert engines._choose(EMBEDDED, None, "cpu").name == other
+        assert registry._choose(EMBEDDED, None, "cpu").name == other
 
 
 def test_options_choose_or_are_refused(tmp_path):
-    assert engines._choose(EMBEDDED, None, "cpu", {"precision": "fp32"}).name == "openvino"
+    assert registry._choose(EMBEDDED, None, "cpu", {"precision": "fp32"}).name == "openvino"
     refusals = {
         "streams: onnxruntime: no such option; onnxruntime takes threads; openvino takes threads, streams": {
             "backend": "onnxruntime",
@@ -130,3 +130,41 @@ def test_clones_run_in_streams_of_their_own(tmp_path):
         )
     for theirs, ours in zip(expected, found, strict=True):
         np.testing.assert_array_equal(theirs, ours)
+
+
+BLACK = '''
+import json
+import numpy as np
+from runtime.engine.base import Engine
+from runtime.engine.spec import EngineSpec, sidecar_path
+
+class BlackEngine(Engine):
+    """Gives uniform maps, whatever it sees."""
+
+    def __init__(self, path, device, *, depth=1):
+        self.spec = EngineSpec.from_json(sidecar_path(path).read_text(), str(path))
+        self.device, self.depth = "cpu", depth
+
+    def _infer(self, inputs):
+        sizes = [level.height * level.width for level in self.spec.levels]
+        return [np.full((len(inputs["frame"]), n, n), 1 / n, np.float32) for n in sizes]
+
+    def clone(self):
+        return self
+'''
+
+
+def test_a_backend_is_added_by_an_entry(tmp_path, monkeypatch):
+    (tmp_path / "black_backend.py").write_text(BLACK)
+    (tmp_path / "e.black").write_bytes(b"x")
+    (tmp_path / "e.black.json").write_text(registry.sidecar_path(EMBEDDED).read_text())
+    monkeypatch.syspath_prepend(tmp_path)
+    entry = registry.Backend("black", ".black", "black_backend", "BlackEngine", "json", ("cpu",), ("depth",))
+    monkeypatch.setattr(registry, "BACKENDS", (*registry.BACKENDS, entry))
+    segmenter = Segmenter.open(tmp_path / "e.black", "cpu", options={"depth": 3})
+    assert segmenter.engine.depth == 3
+    assert segmenter(np.zeros((40, 60, 3), np.uint8)).count == 1
+    with pytest.raises(DiffSegError, match=r"threads: .black engines: no such option; black takes depth"):
+        open_engine(tmp_path / "e.black", threads=2)
+    with pytest.raises(DiffSegError, match=r"expected an engine that ends in .onnx, .plan, .black"):
+        open_engine(tmp_path / "e.white")

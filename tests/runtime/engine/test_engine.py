@@ -54,6 +54,16 @@ def test_missing_and_unknown(tmp_path):
     refuses(tmp_path / "empty.onnx", "is not an ONNX file")
 
 
+def test_the_embedded_engine_goes_by_its_name(tmp_path, monkeypatch):
+    """Outside the checkout there is no engines/tiny.onnx, and none is needed."""
+    monkeypatch.chdir(tmp_path)
+    assert open_engine("tiny", "cpu").path == EMBEDDED
+    for path in ("engines/tiny.onnx", "engines/tiny", tmp_path / "tiny.onnx"):
+        refuses(path, r"no engine .*tiny.*; the engine tiny is embedded .*: leave --engine out, .*: --engine tiny")
+    path = copy_engine(tmp_path, "tiny.onnx")
+    assert open_engine("tiny.onnx", "cpu").path.resolve() == path
+
+
 def test_truncated_engine(tmp_path):
     path = copy_engine(tmp_path)
     path.write_bytes(path.read_bytes()[:100_000])

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from runtime.errors import DiffSegError
+from runtime.errors import DiffSegError, UsageError
 from runtime.frames.capture import CaptureClip
 from runtime.frames.clip import frames_between
 from runtime.frames.find import find_sources
@@ -158,7 +158,7 @@ def test_raw_frames_on_standard_input(monkeypatch):
         os.close(reading)
     assert times == [n / NTSC for n in range(3)] and all(map(np.array_equal, frames, found))
     assert len(lost) == 1 and "cut short (4 of 9216 bytes)" in lost[0]
-    with pytest.raises(DiffSegError, match="need --size"):
+    with pytest.raises(UsageError, match="need --size"):
         open_clip(Source(Path("-"), Path("x"), "stdin", "-"))
 
 

@@ -233,7 +233,7 @@ class Driver:
 def test_driver_without_a_gpu(monkeypatch):
     probe.driver_architecture.cache_clear()
     monkeypatch.setattr(probe, "open_driver", lambda: Driver(0))
-    with pytest.raises(DiffSegError, match="its driver is here, but finds none"):
+    with pytest.raises(DiffSegError, match="its driver is installed, but finds none"):
         segment_attention([np.eye(64, dtype=np.float32)], MergeConfig(grid=4), size=(8, 8), device="cuda")
 
 

@@ -20,8 +20,9 @@ from tests.conftest import ROOT
 pytestmark = pytest.mark.gpu
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="session", autouse=True)
 def gpu():
+    """Of the session, so that a machine without a GPU skips before it exports an engine for these tests."""
     try:
         probe.check_driver()
     except DiffSegError as error:

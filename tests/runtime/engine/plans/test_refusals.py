@@ -41,7 +41,7 @@ REBUILD = COMMAND + " --flavour tensorrt"
 def test_missing_sidecar(tmp_path):
     path = write_plan(tmp_path)
     sidecar_path(path).unlink()
-    refuses(path, rf"unet.plan has no sidecar: expected unet.plan.json beside it.*copy it along, or {COMMAND}'")
+    refuses(path, rf"unet.plan has no sidecar: expected unet.plan.json beside it.*copy it too, or {COMMAND}'")
 
 
 def test_sidecar_of_another_file(tmp_path, tensorrt):
@@ -50,9 +50,9 @@ def test_sidecar_of_another_file(tmp_path, tensorrt):
     refuses(path, rf"unet.plan.json describes an ONNX engine; expected a plan.*{COMMAND}'")
     path = write_plan(tmp_path, content=b"other")
     path.write_bytes(b"thing")  # as long, but another
-    refuses(path, rf"is damaged, or its sidecar is another plan's: expected SHA-256 .*…, found .*…; .*{REBUILD}'")
+    refuses(path, rf"is damaged, or its sidecar belongs to another plan: expected SHA-256 .*…, found .*…; .*{REBUILD}'")
     path.write_bytes(b"longer than it was")
-    refuses(path, rf"has 18 bytes, its sidecar names 5: they are of two builds; copy both again, or {REBUILD}'")
+    refuses(path, rf"has 18 bytes, its sidecar names 5: the two come .* builds; copy both again, or {REBUILD}'")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000, '{"schema": 1}', "\xff", "plan: cut"])
@@ -120,7 +120,7 @@ def test_wrong_flavour(tmp_path):
     for backend in ("tensorrt", "onnxruntime"):
         refuses(
             path,
-            rf"was built with tensorrt_rtx 1.7.1.116, which alone can run it; .*found '{backend}'",
+            rf"was built with tensorrt_rtx 1.7.1.116 and runs only with it; .*found '{backend}'",
             backend=backend,
         )
 
@@ -128,10 +128,10 @@ def test_wrong_flavour(tmp_path):
 def test_wrong_version(tmp_path, tensorrt):
     path = write_plan(tmp_path, version="10.13.3.9")
     refuses(
-        path, rf"built with TensorRT 10.13.3.9 and runs with that version alone; found TensorRT {VERSION}; {REBUILD}"
+        path, rf"built with TensorRT 10.13.3.9 and runs only with that version; found TensorRT {VERSION}; {REBUILD}"
     )
     path = write_plan(tmp_path, version="12.0.0.1", version_compatible=True)
-    refuses(path, r"runs with that version or newer alone; found TensorRT 11.4.0.106; .* --version-compatible'")
+    refuses(path, r"runs only with that version or newer; found TensorRT 11.4.0.106; .* --version-compatible'")
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_older_gpu_than_the_plan_is_for(tmp_path, tensorrt, monkeypatch):
 
 def test_wrong_platform(tmp_path, tensorrt):
     path = write_plan(tmp_path, platform="windows amd64")
-    refuses(path, rf"was built on windows amd64 and runs there alone; found .*; {REBUILD}'")
+    refuses(path, rf"was built on windows amd64 and runs only there; found .*; {REBUILD}'")
 
 
 def test_device_cpu(tmp_path, tensorrt):
@@ -215,7 +215,7 @@ def test_device_cpu(tmp_path, tensorrt):
 
 def test_no_driver(tmp_path, tensorrt, no_driver):
     found = refuses(write_plan(tmp_path), r"unet.plan: device 'cuda' needs an NVIDIA GPU and its driver, found none")
-    assert found.endswith("a plan runs there alone, the .onnx engine on a CPU too")
+    assert found.endswith("a plan runs only on a GPU, the .onnx engine also on a CPU")
 
 
 def test_refused_by_tensorrt_itself(tmp_path, tensorrt):
@@ -249,7 +249,7 @@ def test_library_that_does_not_load_or_start(tmp_path, tensorrt, monkeypatch):
 def test_plan_of_another_network(tmp_path, tensorrt):
     path = tensorrt.prepare(tmp_path)
     tensorrt.shapes = tensorrt.shapes | {"frame": (1, 128, 128, 3)}
-    refuses(path, rf"takes and gives .*128, 128.* its sidecar says .*256, 256.*; {REBUILD}'")
+    refuses(path, rf"has inputs and outputs .*128, 128.* its sidecar says .*256, 256.*; {REBUILD}'")
 
 
 def test_command_line_says_it_in_one_line(tmp_path):

@@ -244,7 +244,7 @@ def test_memory_and_failures_are_named(tensorrt, driver, tmp_path):
     tensorrt.engine.contexts[0].works = False
     tensorrt.logger.log(1, "enqueueV3: out of\nmemory")
     with pytest.raises(
-        DiffSegError, match=r"unet.plan failed: TensorRT refused to run it \(enqueueV3: out of memory\)"
+        DiffSegError, match=r"unet.plan failed: TensorRT did not start the run \(enqueueV3: out of memory\)"
     ):
         engine.infer(FRAMES)
     del engine

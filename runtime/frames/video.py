@@ -1,0 +1,34 @@
+"""A video file, or a stream: through PyAV where it is installed, otherwise through OpenCV."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from runtime.frames.clip import Clip
+    from runtime.frames.source import OpenOptions, Source
+
+
+def open_video(source: Source, options: OpenOptions) -> Clip:
+    """Open a source of kind video. Raises DiffSegError when the file is not a video that can be read."""
+    from runtime.frames.decode import check_file
+
+    check_file(source.path, "a video")
+    return open_container(str(source.path), source.name, options.start)
+
+
+def open_container(address: str, name: str, start: Fraction) -> Clip:
+    """Open a file or URL. `name`: for messages. `start`: in seconds, where PyAV may enter a file.
+
+    Raises DiffSegError when it cannot be opened.
+    """
+    try:
+        import av  # noqa: F401
+    except ImportError:
+        from runtime.frames.capture import CaptureClip
+
+        return CaptureClip(address, name)
+    from runtime.frames.container import ContainerClip
+
+    return ContainerClip(address, name, start)
