@@ -317,4 +317,4 @@ def report(checks: Sequence[OutputCheck | LabelsCheck]) -> None:
 
 
 if __name__ == "__main__":
-    run(app, "python -m export")
+    run(app, "python -m export", "export")

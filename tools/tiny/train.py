@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
+from runtime.terminal import run, single_command
 from tools.tiny import data as tiny_data
 from tools.tiny import losses as tiny_losses
 from tools.tiny import model as tiny_model
@@ -274,4 +275,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(single_command(main), "python -m tools.tiny.train")
