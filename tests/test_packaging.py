@@ -134,6 +134,21 @@ def test_usage_lines_name_the_command(diffseg, crowded, name):
     assert failed.returncode == 2 and f"diffseg {name}" in failed.stderr
 
 
+@pytest.mark.parametrize("readme", ["README.md", "runtime/README.md"])
+def test_python_code_of_the_readmes_runs(tmp_path, readme):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / readme).read_text(), re.DOTALL)
+    (tmp_path / "engines").symlink_to(ROOT / "engines")
+    (tmp_path / "tools").symlink_to(ROOT / "tools")
+    shutil.copy(SCENE, tmp_path / "photo.jpg")
+    given = "import numpy as np\npyramid = [np.full((256, 256), 1 / 256, np.float32)]\n"
+    used = "for name in ('areas', 'middles'):\n    if name in globals():\n        assert len(list(globals()[name]({})))"
+    ends = [used.format('["photo.jpg"] * 2 if name == "areas" else [frame]')]
+    script = tmp_path / "code.py"
+    script.write_text("\n".join([given, *blocks, *ends]))
+    done = run([sys.executable, str(script)], tmp_path, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_fresh_process_ignores_folders_named_like_its_packages(crowded):
     done = run(fresh_process("export", "plan", "--help"), crowded)
     assert done.returncode == 0 and "Usage: diffseg export plan" in done.stdout, done.stderr
