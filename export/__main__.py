@@ -12,7 +12,7 @@ import typer.core
 from export.plan import command as plan_command
 from runtime.engine.plan import build_options
 from runtime.errors import DiffSegError
-from runtime.terminal import USAGE_ERROR, check_extra, one_line_errors, run
+from runtime.terminal import USAGE_ERROR, one_line_errors, run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -129,7 +129,6 @@ def export_model(
         if plan:
             plan_command.plan_request(**plan_options)
     path = output if output.suffix == ".onnx" else output.with_name(output.name + ".onnx")
-    check_extra("export")
     with one_line_errors():
         from export.engine import CheckFailed, ExportRequest, export_engine
 
@@ -181,7 +180,6 @@ def check(
     ] = None,
 ) -> None:
     """Hold an engine to PyTorch on a random frame. Exit status: 0 within bounds, 1 out of bounds, 2 bad usage."""
-    check_extra("export")
     with one_line_errors():
         from export.check.maps import check_engine
 
@@ -228,7 +226,6 @@ def list_model(
     """Show what exporting a model would produce, from its configuration alone; nothing is written."""
     with one_line_errors(USAGE_ERROR):
         sides, blocks = _size(size), _blocks(attention)
-    check_extra("export")
     with one_line_errors():
         from export.describe import describe
 
@@ -320,4 +317,4 @@ def report(checks: Sequence[OutputCheck | LabelsCheck]) -> None:
 
 
 if __name__ == "__main__":
-    run(app, "python -m export", "export")
+    run(app, "python -m export")

@@ -94,6 +94,19 @@ def check_extra(extra: str) -> None:
 
 
 @contextmanager
+def errors_end_the_process(extra: str | None = None) -> Iterator[None]:
+    """End the process with one line on stderr and an exit status on the errors of the two functions above.
+
+    `extra`: as in `missing_packages_named`.
+    """
+    try:
+        with missing_packages_named(extra), one_line_errors():
+            yield
+    except typer.Exit as end:
+        sys.exit(end.exit_code)
+
+
+@contextmanager
 def interruptions_held(stop: Callable[[], None] | None = None) -> Iterator[None]:
     """Let the body finish; Ctrl-C and SIGTERM that arrive meanwhile raise KeyboardInterrupt after it.
 
@@ -122,26 +135,16 @@ def interruptions_held(stop: Callable[[], None] | None = None) -> Iterator[None]
             raise KeyboardInterrupt
 
 
-def single_command(function: Callable[..., None]) -> typer.Typer:
-    """A command line that is one function, without subcommands."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(function)
-    return app
-
-
 def run(app: typer.Typer, name: str, extra: str | None = None) -> None:
-    """Run a command line, and end the process. Errors are one line, as `one_line_errors` says.
+    """Run a command line, and end the process.
 
     `name`: the program's, for its usage line. `extra`: as in `missing_packages_named`. SIGTERM stops the program as
     Ctrl-C does, so that temporary files are removed.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     started_as = sys.argv[0]
-    try:
-        with missing_packages_named(extra), one_line_errors():
-            app(prog_name=started_as if started_as.startswith(f"{PROGRAM} ") else name)
-    except typer.Exit as end:
-        sys.exit(end.exit_code)
+    with errors_end_the_process(extra):
+        app(prog_name=started_as if started_as.startswith(f"{PROGRAM} ") else name)
 
 
 def version_line() -> str:

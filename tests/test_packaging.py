@@ -176,8 +176,8 @@ NEEDS = {
     "tools.benchmark plan --family sd15": "torch tensorrt_rtx",
     "tools.benchmark export --family sd15": "torch diffusers",
     "tools.gpu_check": "torch tensorrt_rtx",
-    "tools.tiny.train --photos photos --output new --size test": "torch diffusers",
-    "tools.tiny.tune ./pipeline --photos photos --output new": "torch",
+    "tools.tiny train --photos photos --output new --size test": "torch diffusers",
+    "tools.tiny tune ./pipeline --photos photos --output new": "torch",
 }
 
 
@@ -233,13 +233,13 @@ def test_every_command_names_the_extra_of_a_missing_package(workplace):
 
 def test_a_missing_module_of_our_own_keeps_its_traceback(tmp_path):
     code = (
-        "import sys, typer\nfrom runtime.terminal import run, single_command\n"
-        "def main():\n    __import__(sys.argv.pop())\n"
-        "run(single_command(main), 'program')"
+        "import typer\nfrom runtime.terminal import run\napp = typer.Typer(pretty_exceptions_enable=False)\n"
+        "@app.command()\ndef main():\n    __import__('NAME')\n"
+        "run(app, 'program')"
     )
     for name in ("runtime.no_such_module", "no_such_package", "numpy.no_such_module"):
         script = tmp_path / "program.py"
-        script.write_text(code.replace("sys.argv.pop()", repr(name)))
+        script.write_text(code.replace("NAME", name))
         done = run([sys.executable, str(script)], tmp_path, PYTHONPATH=str(ROOT))
         assert done.returncode == 1 and f"ModuleNotFoundError: No module named '{name}'" in done.stderr
 

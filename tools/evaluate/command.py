@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import sys
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from runtime.errors import DiffSegError
-from runtime.terminal import FAILED, check_extra, complain, one_line_errors
+from runtime.terminal import FAILED, complain, one_line_errors
 
 if TYPE_CHECKING:
     from tools.evaluate.masks import Protocol
@@ -110,7 +111,9 @@ def evaluate(
     with one_line_errors():
         from rich.console import Console
 
-        check_extra("evaluate")
+        for package in ("scipy", "skimage", "PIL"):
+            if importlib.util.find_spec(package) is None:
+                raise DiffSegError(f'evaluation needs {package}: pip install "diffseg[evaluate]"')
         from runtime.engine.registry import EMBEDDED
         from tools.evaluate import report, runner
         from tools.evaluate.datasets import open_dataset

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
-from runtime.terminal import run, single_command
 from tools.tiny import data as tiny_data
 from tools.tiny import losses as tiny_losses
 from tools.tiny import model as tiny_model
@@ -275,4 +274,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run(single_command(main), "python -m tools.tiny.train")
+    typer.run(main)

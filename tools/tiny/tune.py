@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
-from runtime.terminal import run, single_command
 from tools.tiny import attention as tiny_attention
 from tools.tiny import data as tiny_data
 from tools.tiny import losses as tiny_losses
@@ -219,4 +218,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run(single_command(main), "python -m tools.tiny.tune")
+    typer.run(main)
