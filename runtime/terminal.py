@@ -86,7 +86,7 @@ def check_extra(extra: str) -> None:
     """Raise ModuleNotFoundError unless every package of an extra is installed; imports none of them.
 
     For commands that use most of an extra: they end at once, not after minutes, and not with the words that one package
-    has for the absence of another. `run` turns the error into one line.
+    has for the absence of another. `errors_end_the_process` turns the error into one line.
     """
     for package, extras in EXTRAS.items():
         if extra in extras and importlib.util.find_spec(package) is None:
@@ -95,9 +95,9 @@ def check_extra(extra: str) -> None:
 
 @contextmanager
 def errors_end_the_process(extra: str | None = None) -> Iterator[None]:
-    """End the process with one line on stderr and an exit status on the errors of the two functions above.
+    """End the process, with one line on stderr, on errors as in `one_line_errors` and `missing_packages_named`.
 
-    `extra`: as in `missing_packages_named`.
+    `extra`: as in the latter.
     """
     try:
         with missing_packages_named(extra), one_line_errors():

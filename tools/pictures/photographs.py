@@ -1,7 +1,7 @@
 """`python -m tools.pictures.photographs`: photographs and their segments, in one picture.
 
-The photographs come with scikit-image and are in the public domain: the astronaut (NASA), the cup of coffee (CC0, Rachel
-Michetti), the cat (CC0, Stefan van der Walt) and the rocket (SpaceX).
+The photographs come with scikit-image and are free of rights: the astronaut (NASA, public domain), the cup of coffee
+(CC0, Rachel Michetti), the cat (CC0, Stefan van der Walt) and the rocket (SpaceX, public domain).
 """
 
 from __future__ import annotations
