@@ -82,15 +82,20 @@ def missing_packages_named(extra: str | None = None) -> Iterator[None]:
         sys.exit(USAGE_ERROR)
 
 
-def check_extra(extra: str) -> None:
-    """Raise ModuleNotFoundError unless every package of an extra is installed; imports none of them.
+def check_packages(*packages: str) -> None:
+    """Raise ModuleNotFoundError unless all of these packages are installed; imports none of them.
 
-    For commands that use most of an extra: they end at once, not after minutes, and not with the words that one package
-    has for the absence of another. `errors_end_the_process` turns the error into one line.
+    For commands that would otherwise work for long before they fail. `errors_end_the_process` turns the error into one
+    line.
     """
-    for package, extras in EXTRAS.items():
-        if extra in extras and importlib.util.find_spec(package) is None:
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
             raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+
+
+def check_extra(extra: str) -> None:
+    """`check_packages` for all packages of an extra."""
+    check_packages(*(package for package, extras in EXTRAS.items() if extra in extras))
 
 
 @contextmanager

@@ -171,10 +171,10 @@ NEEDS = {
     "tools.evaluate agreement small.onnx small.onnx photos": "scipy",
     "tools.benchmark video --scenes 1 --frames 12": "scipy",
     "tools.benchmark pipeline --frames 10": "scipy av",
-    "tools.benchmark frame --family small": "torch diffusers",
-    "tools.benchmark scaling --family small": "torch diffusers",
-    "tools.benchmark plan --family sd15": "torch tensorrt_rtx",
-    "tools.benchmark export --family sd15": "torch diffusers",
+    "tools.benchmark frame --plot plot.png": "torch openvino matplotlib",
+    "tools.benchmark scaling --plot plot.png": "torch diffusers matplotlib",
+    "tools.benchmark plan": "torch tensorrt_rtx",
+    "tools.benchmark export": "torch onnxscript",
     "tools.gpu_check": "torch tensorrt_rtx",
     "tools.tiny train --photos photos --output new --size test": "torch diffusers",
     "tools.tiny tune ./pipeline --photos photos --output new": "torch",
@@ -209,7 +209,7 @@ def test_every_command_names_the_extra_of_a_missing_package(workplace):
         for words in [command.split()]
         for package in packages.split()
     ]
-    assert {case["hidden"] for case in cases} | {"matplotlib"} == set(EXTRAS)
+    assert {case["hidden"] for case in cases} == set(EXTRAS)
     done = subprocess.run(
         [sys.executable, str(ROOT / "tests" / "hiding" / "run_without.py")],
         input=json.dumps(cases),
@@ -228,7 +228,7 @@ def test_every_command_names_the_extra_of_a_missing_package(workplace):
         if "Traceback" in result["stderr"]:
             wrong.append(f"{case} shows a traceback: {result['stderr']}")
     assert not wrong, "\n\n".join(wrong)
-    assert named == set(EXTRAS) - {"matplotlib", "tensorrt"}  # a plan is built by either of two packages
+    assert named == set(EXTRAS) - {"tensorrt"}  # a plan is built by either of two packages
 
 
 def test_a_missing_module_of_our_own_keeps_its_traceback(tmp_path):
