@@ -1,34 +1,59 @@
-"""What the command lines share: errors in one line, and signals that let files finish."""
+"""What the command lines share: errors in one line, missing packages, the version, signals that let files finish."""
 
 import errno
+import importlib.util
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from runtime.errors import DiffSegError
 
 FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
+PROGRAM = "diffseg"
+
+# Package, by the name it is imported by → the project's extras that install it.
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "PIL": ("evaluate",),
+    "av": ("video",),
+    "diffusers": ("export",),
+    "huggingface_hub": ("export",),
+    "matplotlib": ("dev",),
+    "onnx": ("export",),
+    "onnx_ir": ("export",),
+    "onnxruntime": ("cpu", "gpu", "export"),
+    "onnxscript": ("export",),
+    "openvino": ("openvino",),
+    "safetensors": ("export",),
+    "scipy": ("video", "evaluate", "export"),
+    "skimage": ("evaluate",),
+    "tensorrt": ("tensorrt",),
+    "tensorrt_rtx": ("rtx",),
+    "torch": ("export",),
+    "transformers": ("export",),
+}
 
 
 def complain(message: str) -> None:
-    """One line on stderr."""
+    """Print one line on stderr."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
 
 
 @contextmanager
 def one_line_errors(status: int = FAILED) -> Iterator[None]:
-    """Turn a DiffSegError, or an interruption, into one line on stderr and an exit status."""
+    """Turn a DiffSegError, an OSError or Ctrl-C into one line on stderr and an exit status."""
     try:
         yield
     except DiffSegError as error:
         complain(str(error))
         raise typer.Exit(status) from None
     except OSError as error:
-        if error.errno == errno.EPIPE:  # the reader of our output has gone, which is no fault
+        if error.errno == errno.EPIPE:  # the program that reads our output has ended, which is not an error
             raise
         complain(f"cannot read or write {error.filename or 'standard output'}: {error.strerror or error}")
         raise typer.Exit(FAILED) from None
@@ -38,10 +63,59 @@ def one_line_errors(status: int = FAILED) -> Iterator[None]:
 
 
 @contextmanager
-def interruptions_held(stop: Callable[[], None] | None = None) -> Iterator[None]:
-    """Let what is inside come to its end; Ctrl-C and SIGTERM that come meanwhile count afterwards.
+def missing_packages_named(extra: str | None = None) -> Iterator[None]:
+    """Turn the error of importing a package that one of our extras installs into one line, and exit with status 2.
 
-    `stop` is called at the first one, in another thread. The third one does not wait any longer.
+    `extra`: the one to name where several install the package. A missing module of any other kind is a bug, and keeps
+    its traceback.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        # An installed package that lacks a module of that name is a bug of ours.
+        if package not in EXTRAS or importlib.util.find_spec(package) is not None:
+            raise
+        extras = EXTRAS[package]
+        chosen = extra if extra in extras else extras[0]
+        complain(f'this needs the package {package}, which is not installed; pip install "{PROGRAM}[{chosen}]"')
+        sys.exit(USAGE_ERROR)
+
+
+def check_packages(*packages: str) -> None:
+    """Raise ModuleNotFoundError unless all of these packages are installed; imports none of them.
+
+    For commands that would otherwise work for long before they fail. `errors_end_the_process` turns the error into one
+    line.
+    """
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+
+
+def check_extra(extra: str) -> None:
+    """`check_packages` for all packages of an extra."""
+    check_packages(*(package for package, extras in EXTRAS.items() if extra in extras))
+
+
+@contextmanager
+def errors_end_the_process(extra: str | None = None) -> Iterator[None]:
+    """End the process, with one line on stderr, on errors as in `one_line_errors` and `missing_packages_named`.
+
+    `extra`: as in the latter.
+    """
+    try:
+        with missing_packages_named(extra), one_line_errors():
+            yield
+    except typer.Exit as end:
+        sys.exit(end.exit_code)
+
+
+@contextmanager
+def interruptions_held(stop: Callable[[], None] | None = None) -> Iterator[None]:
+    """Let the body finish; Ctrl-C and SIGTERM that arrive meanwhile raise KeyboardInterrupt after it.
+
+    `stop` is called at the first one, in another thread. The third one raises KeyboardInterrupt at once.
     """
     caught = []
 
@@ -55,7 +129,7 @@ def interruptions_held(stop: Callable[[], None] | None = None) -> Iterator[None]
     held = {
         number: signal.signal(number, note)
         for number in (signal.SIGINT, signal.SIGTERM)
-        if threading.current_thread() is threading.main_thread()  # handlers of others cannot be set, nor are needed
+        if threading.current_thread() is threading.main_thread()  # other threads cannot set handlers, nor need them
     }
     try:
         yield
@@ -66,7 +140,42 @@ def interruptions_held(stop: Callable[[], None] | None = None) -> Iterator[None]
             raise KeyboardInterrupt
 
 
-def run(app: typer.Typer, name: str) -> None:
-    """Run a command line. SIGTERM stops it as Ctrl-C does: temporary files are removed."""
+def run(app: typer.Typer, name: str, extra: str | None = None) -> None:
+    """Run a command line, and end the process.
+
+    `name`: the program's, for its usage line. `extra`: as in `missing_packages_named`. SIGTERM stops the program as
+    Ctrl-C does, so that temporary files are removed.
+    """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    app(prog_name=name)
+    started_as = sys.argv[0]
+    with errors_end_the_process(extra):
+        app(prog_name=started_as if started_as.startswith(f"{PROGRAM} ") else name)
+
+
+def version_line() -> str:
+    """The program's name and version."""
+    from runtime import __version__
+
+    return f"{PROGRAM} {__version__}"
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(version_line())
+        raise typer.Exit
+
+
+# The type of a command's parameter `version: Version = False`.
+Version = Annotated[
+    bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+]
+
+
+def fresh_process(*arguments: str) -> list[str]:
+    """The command line that runs `diffseg ARGUMENTS` in a process of its own.
+
+    The process imports these packages, wherever it starts: `python -m` would look in the current folder first.
+    """
+    root = str(Path(__file__).resolve().parents[1])
+    code = f"import sys; sys.path.insert(0, {root!r}); from runtime.cli import main; main()"
+    return [sys.executable, "-c", code, *arguments]

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 
 def modules_after(code):
     out = subprocess.run(
@@ -24,6 +26,18 @@ def test_segmenting_needs_no_torch(tmp_path):
     )
     assert loaded & {"onnxruntime", "openvino"}
     assert not loaded & {"torch", "diffusers", "transformers", "export", "scipy", "skimage"}
+
+
+@pytest.mark.parametrize("arguments", ["--help", "--version", "segment --help", "export --help", "export plan --help"])
+def test_diffseg_answers_without_heavy_packages(arguments):
+    code = (
+        f"import sys; sys.argv = ['diffseg', *{arguments.split()!r}]\n"
+        "import contextlib, io\nfrom runtime.cli import main\n"
+        "with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):\n"
+        "    main()\n"
+        "pass"
+    )
+    assert not modules_after(code) & {"torch", "onnxruntime", "openvino", "cv2", "numpy"}
 
 
 def test_help_is_light():
