@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from runtime.errors import DiffSegError
-from runtime.terminal import FAILED, USAGE_ERROR, complain, one_line_errors, run
+from runtime.terminal import FAILED, USAGE_ERROR, Version, complain, one_line_errors, run, warnings_said
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -20,7 +20,7 @@ def main(
         typer.Argument(
             metavar="INPUT...",
             help="Images, videos, folders or globs; a camera's number, a stream's URL, numbered pictures "
-            "(shot_%04d.png), or - for raw BGR frames on standard input.",
+            "(shot_%04d.png), or - for standard input: a picture, or with --size raw BGR frames.",
         ),
     ],
     engine: Annotated[Path | None, typer.Option(help="Engine file; the embedded default if left out.")] = None,
@@ -95,6 +95,7 @@ def main(
     rate: Annotated[
         str | None, typer.Option(metavar="FPS", help="Of raw frames and numbered pictures: 30, 30000/1001; default 25.")
     ] = None,
+    version: Version = False,
 ) -> None:
     """Segment images and clips with DiffSeg: no labels, no prompt, no training.
 
@@ -103,8 +104,9 @@ def main(
     Exit status: 0 all done, 1 some inputs failed, 2 bad usage.
     """
     from runtime.frames.find import find_sources
+    from runtime.frames.opening import settle_sources
 
-    with one_line_errors(USAGE_ERROR):
+    with warnings_said(), one_line_errors(USAGE_ERROR):
         from runtime.outputs.registry import parse_kinds
         from runtime.stream.options import parse_options
 
@@ -141,13 +143,13 @@ def main(
     from runtime.stream.run import Run
 
     with one_line_errors():
+        run_all = Run(segmenter.stages, output, kinds, options, levels=levels, as_json=as_json)
         sources, failures = find_sources(inputs)
         for failure in failures:
             complain(failure)
         if not sources and not failures:
             raise DiffSegError("nothing to do: every input is a picture that this program wrote")
-        run_all = Run(segmenter.stages, output, kinds, options, levels=levels, as_json=as_json)
-        failed = len(failures) + run_all(sources)
+        failed = len(failures) + run_all(settle_sources(sources, size=options.size, rate=options.rate))
     raise typer.Exit(FAILED if failed else 0)
 
 

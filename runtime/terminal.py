@@ -2,6 +2,7 @@
 
 import errno
 import importlib.util
+import logging
 import signal
 import sys
 import threading
@@ -12,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from runtime.errors import DiffSegError
+from runtime.errors import DiffSegError, UsageError
 
 FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
 PROGRAM = "diffseg"
@@ -51,7 +52,7 @@ def one_line_errors(status: int = FAILED) -> Iterator[None]:
         yield
     except DiffSegError as error:
         complain(str(error))
-        raise typer.Exit(status) from None
+        raise typer.Exit(USAGE_ERROR if isinstance(error, UsageError) else status) from None
     except OSError as error:
         if error.errno == errno.EPIPE:  # the program that reads our output has ended, which is not an error
             raise
@@ -109,6 +110,24 @@ def errors_end_the_process(extra: str | None = None) -> Iterator[None]:
             yield
     except typer.Exit as end:
         sys.exit(end.exit_code)
+
+
+@contextmanager
+def warnings_said(say: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Give what the program's logger warns of to `say`, or print it on stderr, as lines that begin with "warning: "."""
+
+    class Said(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            line = f"warning: {record.getMessage()}"
+            print(" ".join(line.split()), file=sys.stderr) if say is None else say(line)
+
+    handler, logger = Said(logging.WARNING), logging.getLogger(PROGRAM)
+    outer = list(logger.handlers)
+    logger.handlers = [handler]
+    try:
+        yield
+    finally:
+        logger.handlers = outer
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from runtime.engine.heads import HEADS
 from runtime.errors import DiffSegError
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RouteEntry:
-    """A route: what an engine of a head gives, whether that stays on the GPU, and the class that takes it."""
+    """A route: the family that a head names, whether what it takes stays on the GPU, and the class."""
 
     gives: str
     on_device: bool
@@ -39,7 +40,7 @@ def open_route(engine: Engine, config: MergeConfig, auto: bool = False) -> Route
     Raises DiffSegError where the config does not fit the engine, or where a GPU was asked for by name and cannot merge.
     With the device "auto" such an engine's maps are merged on the host, with a warning.
     """
-    gives = "labels" if engine.spec.head == "labels" else "maps"
+    gives = HEADS[engine.spec.head].route
     entries = [entry for entry in ROUTES if entry.gives == gives and (engine.on_device or not entry.on_device)]
     for entry in entries:
         cls: type[Route] = getattr(import_module(entry.module), entry.cls)
@@ -49,4 +50,4 @@ def open_route(engine: Engine, config: MergeConfig, auto: bool = False) -> Route
             if entry is entries[-1] or engine.asked != "auto":
                 raise
             logging.getLogger("diffseg").warning("merging on the CPU: %s", error)
-    raise DiffSegError(f"head {engine.spec.head}: expected one that gives maps or labels, found {gives}")
+    raise DiffSegError(f"head {engine.spec.head}: no route takes what it gives ({gives}); expected maps or labels")

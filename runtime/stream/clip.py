@@ -94,8 +94,8 @@ def run_clip(
 
     def jobs() -> Iterator[Job]:
         try:
-            for number, frame in enumerate(frames_between(clip, options.start, options.end, pipeline.stopping)):
-                yield Job(source, frame=frame.image, number=number, time=frame.time, places=places)
+            for frame in frames_between(clip, options.start, options.end, pipeline.stopping):
+                yield Job(source, frame=frame.image, number=frame.number, time=frame.time, places=places)
         finally:  # here, for a clip must not be closed while another thread waits in it
             clip.close()
 

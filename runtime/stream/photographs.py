@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from runtime.errors import DiffSegError
 from runtime.frames.decode import read_frame
+from runtime.frames.still import read_still
 from runtime.outputs.registry import picture_sinks
 from runtime.outputs.sinks import Sink, refuse_foreign
 from runtime.stream.job import Job, Place, Stream
@@ -44,7 +45,7 @@ def run_photographs(
     def jobs() -> Iterator[Job]:
         for source in sources:
             stem = folder / source.target
-            job = Job(source, partial(read_frame, source.path), levels=levels)
+            job = Job(source, partial(read_still, source), levels=levels)
             for level in (None, *range(len(levels or ()))):
                 name = stem.name if level is None else f"{stem.name}_level{level}"
                 sinks = picture_sinks(kinds, stem.with_name(name))

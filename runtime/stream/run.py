@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import DiffSegError
+from runtime.frames.registry import KINDS
 from runtime.stream.clip import run_clip
 from runtime.stream.job import Job, json_line
 from runtime.stream.photographs import run_photographs
+from runtime.terminal import warnings_said
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -55,7 +57,7 @@ class Run:
         self._quiet |= single and _is_photograph(sources[0])
         self._say_what_does_nothing(sources)
         failed = 0
-        with self._progress() as progress:
+        with warnings_said(self._say), self._progress() as progress:
             whole = None if single else progress.add_task("Segmenting", total=len(sources), detail="")
             for photographs, group in itertools.groupby(sources, _is_photograph):
                 if photographs:
@@ -163,7 +165,7 @@ class Run:
 
 
 def _is_photograph(source: Source) -> bool:
-    return source.kind == "image"
+    return KINDS[source.kind].still
 
 
 def _named(job: Job) -> str:

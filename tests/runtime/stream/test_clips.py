@@ -171,11 +171,11 @@ def test_what_is_wrong_with_one_does_not_stop_the_others(folder, stand_in):
     whole = write_clip(folder / "a.mkv", 100, size=(144, 192)).read_bytes()
     (folder / "b.mkv").write_bytes(whole[: len(whole) // 2])
     (folder / "c.mp4").write_bytes(b"")
-    result = run("b.mkv", "c.mp4", "gone.mp4", "shot_%03d.png", "-", "a.mkv", "--save", "overlay")
+    result = run("b.mkv", "c.mp4", "gone.mp4", "shot_%03d.png", "a.mkv", "--save", "overlay")
     lines = [line for line in result.stderr.splitlines() if line.startswith(("error: ", "warning: "))]
-    assert result.exit_code == 1 and len(lines) == 5, result.stderr
+    assert result.exit_code == 1 and len(lines) == 4, result.stderr
     assert "gone.mp4: no such file" in lines[0] and "b.mkv: the file is cut short" in lines[1]
-    assert "c.mp4: is empty" in lines[2] and "shot_%03d.png: no picture" in lines[3] and "need --size" in lines[4]
+    assert "c.mp4: is empty" in lines[2] and "shot_%03d.png: no picture" in lines[3]
     assert written(folder / "segmented") == ["a_overlay.mp4", "b_overlay.mp4"]
     assert 20 < len(read_clip(folder / "segmented" / "b_overlay.mp4")[0]) < 80
     assert len(read_clip(folder / "segmented" / "a_overlay.mp4")[0]) == 100
@@ -348,3 +348,24 @@ def test_standard_input_that_closes_early(folder):
     process = program(0, "-", "--size", "64x48", "--save", "labels", stdin=subprocess.PIPE)
     _, said = process.communicate(b"", timeout=60)
     assert process.returncode == 1 and b"error: -: no frames" in said
+
+
+def test_standard_input_without_a_size(folder, stand_in):
+    """An encoded picture is a photograph; anything else is bad usage, before other inputs are touched."""
+    write_clip(folder / "a.mp4", 3)
+    with stdin(cv2.imencode(".jpg", draw(0))[1].tobytes()):
+        result = run("-", "--json")
+    line = json.loads(result.stdout)
+    assert line["size"] == [48, 64] and line["segments"] == 2
+    assert written(folder / "segmented") == ["stdin_labels.png", "stdin_overlay.png"]
+    with stdin(draw(0).tobytes()):
+        result = run("a.mp4", "-", "--output", "other")
+    assert result.exit_code == 2 and not (folder / "other").exists()
+    errors(result, "need --size")
+
+
+def test_labels_are_numbered_by_the_clips_frames(folder, stand_in):
+    write_clip(folder / "clip.mp4", 50)
+    result = run("clip.mp4", "--start", "1.2", "--end", "1.3", "--json", "--save", "labels")
+    assert [json.loads(line)["frame"] for line in result.stdout.splitlines()] == [30, 31, 32]
+    assert written(folder / "segmented") == [f"clip_labels/{number:06d}.png" for number in (30, 31, 32)]
