@@ -59,7 +59,7 @@ def pipeline(
     from runtime.errors import DiffSegError
     from runtime.segmenter import Segmenter
     from runtime.stream.clip import ClipOptions
-    from tools.benchmark.core import machine
+    from tools.benchmark.common import machine
 
     try:
         segmenter = Segmenter.open(engine, backend=backend)
