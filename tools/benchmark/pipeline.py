@@ -1,4 +1,4 @@
-"""Do the stages of video overlap, and how fast is a clip from file to file: ``python -m tools.benchmark pipeline``."""
+"""Do the stages of video overlap, and how fast is a clip from file to file: `python -m tools.benchmark pipeline`."""
 
 from __future__ import annotations
 
