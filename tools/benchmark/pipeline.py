@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from tools.benchmark.common import child, machine, resident
 
 from runtime.engine.base import Engine
+from tools.benchmark.common import child, machine, resident
 
 if TYPE_CHECKING:
     import numpy as np
