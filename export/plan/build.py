@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from export.plan.engine_file import read_engine
 from export.plan.progress import BuildMonitor
-from export.plan.source import read_engine
 from export.plan.types import check_network, inspect_plan
 from export.progress import Stages
 from runtime.engine.backends.tensorrt_library import build_platform, import_flavour, make_logger, start

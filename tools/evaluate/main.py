@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
-from export.check.agreement import agreement
 from tools.evaluate import metrics
+from tools.evaluate.agreement import agreement
 from tools.evaluate.classical import Method, felzenszwalb, kmeans_lab, one_segment
 from tools.evaluate.command import add_commands
 from tools.scenes.draw import Split, draw_scene

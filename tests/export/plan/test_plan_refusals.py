@@ -13,7 +13,7 @@ import pytest
 from onnx import helper
 
 from export.plan.build import PlanRequest, check_request
-from export.plan.source import onnx_metadata
+from export.plan.engine_file import onnx_metadata
 from export.plan.types import check_network
 from runtime import DiffSegError
 from runtime.engine.backends.tensorrt_library import tensor_shapes

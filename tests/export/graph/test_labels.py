@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 from export.__main__ import app
 from export.check.labels import LabelsCheck, differing_when_matched
 from export.check.maps import random_frame
-from export.graph.head import LabelsHead, first_come
+from export.graph.labels import LabelsHead
+from export.graph.labels_merge import first_come
 from runtime import DiffSegError, Segmenter
 from runtime.engine.registry import open_engine
 from runtime.engine.spec import EngineSpec, Level, sidecar_path
