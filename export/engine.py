@@ -29,7 +29,7 @@ class ExportRequest:
 
     `model`: diffusers folder, hub id or checkpoint file; `revision`: of the hub's repository.
     `size`: (height, width) of the frame in pixels, the model's own if None. `batch`: frames per call, None for a
-    dynamic batch. `precision`: fp32, fp16 or bf16, of the arithmetic. `compact`: float32 arithmetic, weights stored as float16.
+    dynamic batch. `precision`: fp32, fp16 or bf16, of the arithmetic. `compact`: float32 arithmetic, float16 weights.
     `blocks`: of down, mid and up, those whose maps are averaged. `timestep`, `prompt`: of the one U-Net pass.
     `noise_seed`: of the noise added to the latent, None for no noise. `vae`: folder or hub id of another VAE. `config`:
     of a checkpoint file, the folder or hub id with its configuration. `head`: a name in `export.heads.registry`.
