@@ -65,7 +65,7 @@ def test_a_head_is_an_entry_and_a_module(dummy_head, small_pipeline, small_engin
     assert [check.output for check in report.checks] == list(report.spec.outputs) and report.spec.head == "sharpened"
     frames = np.random.default_rng(0).integers(0, 256, (1, 128, 192, 3), np.uint8)
     for squared, maps in zip(
-        open_engine(path, "cpu").infer(frames), open_engine(small_engine).infer(frames), strict=True
+        open_engine(path, "cpu").infer(frames), open_engine(small_engine, "cpu").infer(frames), strict=True
     ):
         np.testing.assert_allclose(squared, maps**2, atol=1e-6)
     assert all(check.passed for check in check_engine(path, str(small_pipeline)))
