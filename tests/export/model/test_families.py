@@ -93,9 +93,9 @@ def test_a_folder_without_a_text_encoder(model):
 
 def test_files_that_are_no_checkpoint(tmp_path):
     (tmp_path / "a.safetensors").write_text("hello")
-    refuses(tmp_path / "a.safetensors", "is no .safetensors file")
+    refuses(tmp_path / "a.safetensors", "is not a .safetensors file")
     save_file({"x": np.zeros(3, np.float32)}, tmp_path / "b.safetensors")
-    refuses(tmp_path / "b.safetensors", "no Stable Diffusion checkpoint", "supported")
+    refuses(tmp_path / "b.safetensors", "not a Stable Diffusion checkpoint", "supported")
     save_file({"lora_unet_down.lora_up.weight": np.zeros(3, np.float32)}, tmp_path / "c.safetensors")
     refuses(tmp_path / "c.safetensors", "is a LoRA")
 
