@@ -1,1 +1,1 @@
-"""Export stage: a Stable Diffusion pipeline's VAE encoder and U-Net, traced into an engine file."""
+"""The export: traces the VAE encoder and U-Net of a Stable Diffusion model into an engine file."""

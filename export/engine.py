@@ -1,35 +1,42 @@
-"""The export itself: load, rewrite, trace, write, check, move into place."""
+"""The export: load, rewrite, trace, write, check, move into place."""
 
 import shutil
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from export.check.labels import LabelsCheck
-from export.check.maps import OutputCheck, check_engine
-from export.graph.attention import BLOCKS
-from export.graph.count import Cost, network_cost
+from export.check.maps import Check, OutputCheck
+from export.graph.count import Cost, graph_cost, network_cost
+from export.heads.registry import find_head, load_head, refuse_options
+from export.model.families import BLOCKS
+from export.parity import check_engine, check_installed_for
 from export.progress import Stages
-from runtime.engine.spec import EngineSpec, sidecar_path
+from runtime.engine.spec import EngineSpec, Level, sidecar_path
 from runtime.errors import DiffSegError
+from runtime.pyramid.anchors import anchor_queries
+from runtime.pyramid.weights import resolution_ratios
 
 if TYPE_CHECKING:
-    from torch import nn
+    from export.graph.network import FrameToPyramid
+    from export.model.load import LoadedModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportRequest:
-    """What to export and how. `model`: diffusers folder, hub id or checkpoint file.
+    """What to export and how.
 
-    `size`: (height, width) of the frame, the model's own if None. `batch`: None for dynamic. `blocks`: of down, mid
-    and up, those whose maps are wanted. `precision`: of the arithmetic; `compact` keeps float32 arithmetic but
-    stores the weights as float16. `thresholds`: the engine's default for the merge, the
-    family's if None. `noise_seed`: of the noise added to the latent, None for none. `vae`: folder or hub id of another
-    VAE. `config`: of a checkpoint file, the folder or hub id with its configuration. `head`: attention or labels.
-    `grid` (None: 16, or less where the finest attention is smaller) and `weights`, as of `runtime.merge.MergeConfig`:
-    the merge's defaults, and with the head labels, like the number of thresholds, part of the graph. `target`: gpu or
-    cpu, what the graph's attention is written for; any host runs either.
+    `model`: diffusers folder, hub id or checkpoint file; `revision`: of the hub's repository.
+    `size`: (height, width) of the frame in pixels, the model's own if None. `batch`: frames per call, None for a
+    dynamic batch. `precision`: fp32, fp16 or bf16, of the arithmetic. `compact`: float32 arithmetic, float16 weights.
+    `blocks`: of down, mid and up, those whose maps are averaged. `timestep`, `prompt`: of the one U-Net pass.
+    `noise_seed`: of the noise added to the latent, None for no noise. `vae`: folder or hub id of another VAE. `config`:
+    of a checkpoint file, the folder or hub id with its configuration. `head`: a name in `export.heads.registry`.
+    `thresholds` (None: the family's), `grid` (None: 16, or less if the finest maps are smaller) and `weights`: the
+    engine's defaults for the merge, as in `runtime.merge.MergeConfig`; with the head labels, `grid`, `weights` and the
+    number of thresholds are part of the graph. `target`: gpu or cpu, for which the attention is written; every host
+    runs both.
     """
 
     model: str
@@ -58,43 +65,41 @@ class ExportRequest:
 
 @dataclass(frozen=True, slots=True)
 class ExportReport:
-    """What an export did: the engine's description, the comparison with PyTorch, the stages' time, and the
-    network's cost before (U-Net and VAE encoder) and after."""
+    """What an export did.
+
+    `spec`: the engine's description. `checks`: the comparison with PyTorch. `stages`: their times. `before`, `after`:
+    cost of the model's U-Net and VAE encoder, and of the engine.
+    """
 
     spec: EngineSpec
-    checks: list[OutputCheck | LabelsCheck]
+    checks: Sequence[Check]
     stages: Stages
     before: Cost
     after: Cost
 
 
 class CheckFailed(DiffSegError):
-    """An engine that does not reproduce PyTorch. `checks`: the comparison, output by output."""
+    """An engine does not reproduce PyTorch. `checks`: the whole comparison."""
 
-    def __init__(self, checks: list[OutputCheck | LabelsCheck]) -> None:
+    def __init__(self, checks: Sequence[Check]) -> None:
         self.checks = checks
         failed = [check for check in checks if not check.passed]
         maps = [check for check in failed if isinstance(check, OutputCheck)]
-        found = str(failed[0])
-        if maps:
-            worst = max(maps, key=lambda check: check.divergence)
-            found = (
-                f"{worst.output} has mean row KL {worst.divergence:.1e} (bound {worst.bound:.1e}), row sum error "
-                f"{worst.row_sum:.1e}, finite: {worst.finite}"
-            )
+        found = max(maps, key=lambda check: check.divergence) if maps else failed[0]
         super().__init__(
             f"the engine does not reproduce PyTorch: {found}; no engine was left; report this with the model's name"
         )
 
 
 def export_engine(request: ExportRequest, path: Path, *, check: bool = True) -> ExportReport:
-    """Export `request` to the engine `path` and check it against PyTorch.
+    """Export `request` to the engine `path`, and compare it with PyTorch unless `check` is False.
 
-    Nothing is left at `path` unless the check passes; an engine that was there before stays until then.
+    A new engine takes its place only after the check has passed; until then an older engine stays.
 
-    Raises DiffSegError when the model cannot be loaded, the size does not fit, the disk is full, or the engine
-    does not reproduce PyTorch.
+    Raises DiffSegError when the request or the model cannot be exported or the disk is full, CheckFailed when the
+    engine does not reproduce PyTorch.
     """
+    check_request(request, check=check)
     stages = Stages()
     for target in (path, sidecar_path(path)):
         if target.is_dir():
@@ -110,7 +115,7 @@ def export_engine(request: ExportRequest, path: Path, *, check: bool = True) -> 
             spec, before, after = _write(request, part, stages)
         except OSError as error:
             raise DiffSegError(f"cannot write {path}: {error.strerror or error}; free some space") from None
-        checks: list[OutputCheck | LabelsCheck] = []
+        checks: list[Check] = []
         if check:
             with stages("check"):
                 checks = check_engine(part, request.model, vae=request.vae, config=request.config)
@@ -119,25 +124,36 @@ def export_engine(request: ExportRequest, path: Path, *, check: bool = True) -> 
         data = path.with_name(f"{path.name}.data")
         if not part.with_name(data.name).exists():
             data.unlink(missing_ok=True)  # of an older, larger engine of this name
-        # The engine last: where it is, what belongs to it is there too.
+        # The engine is moved last: when it is there, the files that belong to it are there, too.
         for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name):
             file.replace(path.parent / file.name)
     return ExportReport(spec, checks, stages, before, after)
 
 
+def check_request(request: ExportRequest, *, check: bool = True) -> None:
+    """Refuse, before anything heavy is imported, what cannot be exported, or not be compared with PyTorch here.
+
+    Raises DiffSegError when there is no such head, it does not take one of the options, or `check` is True and the
+    package that checks the precision is not installed.
+    """
+    given = [f.name for f in fields(request) if f.name != "model" and getattr(request, f.name) != f.default]
+    refuse_options(find_head(request.head), given)
+    if check:
+        check_installed_for(request.precision)
+
+
 def _write(request: ExportRequest, path: Path, stages: Stages) -> tuple[EngineSpec, Cost, Cost]:
-    """Load, rewrite, trace and write; the pipeline is freed on return."""
+    """Load, rewrite, trace and write; the model is freed on return."""
     with stages("load"):
-        import diffusers
-        import torch
+        import onnxscript  # noqa: F401 - the tracer needs it; if it is missing, that is found before the weights load
 
-        import runtime
-        from export.describe import check_levels
         from export.graph.network import FrameToPyramid, pyramid_levels
-        from export.graph.trace import write_onnx
-        from export.model.load import load_pipeline
+        from export.graph.onnx_file import write_engine
+        from export.graph.trace import trace
+        from export.model.describe import check_levels
+        from export.model.load import load_model
 
-        pipeline = load_pipeline(
+        model = load_model(
             request.model,
             request.prompt,
             request.precision,
@@ -147,18 +163,12 @@ def _write(request: ExportRequest, path: Path, stages: Stages) -> tuple[EngineSp
             vae=request.vae,
             config=request.config,
         )
-    height, width = request.size or (pipeline.native_size, pipeline.native_size)
-    parameters = sum(p.numel() for module in (pipeline.unet, pipeline.vae) for p in module.parameters())
-    needed = parameters * {"fp32": 4, "fp16": 2, "bf16": 2}[request.storage]
-    free = shutil.disk_usage(path.parent).free
-    if free < needed:
-        raise DiffSegError(
-            f"the disk of {path.parent.parent} has {free / 1e6:.0f} MB left, the engine needs {needed / 1e6:.0f} MB; "
-            "free some space or choose another --output"
-        )
+    height, width = request.size or (model.native_size, model.native_size)
+    parameters = sum(p.numel() for module in (model.unet, model.vae) for p in module.parameters())
+    _check_disk(path, parameters * {"fp32": 4, "fp16": 2, "bf16": 2}[request.storage])
     with stages("fold"):
         network = FrameToPyramid(
-            pipeline,
+            model,
             request.timestep,
             request.blocks,
             size=(height, width),
@@ -167,9 +177,33 @@ def _write(request: ExportRequest, path: Path, stages: Stages) -> tuple[EngineSp
         ).eval()
         levels = pyramid_levels(network, height, width)
     check_levels(levels, request.blocks)
-    side = min(levels[0].height, levels[0].width)
-    spec = EngineSpec(
-        source=pipeline.source,
+    spec = _describe(request, model, network, levels, height, width)
+    _check_merge_defaults(spec)
+    before = Cost(parameters, network_cost(network, height, width).flops)
+    head = load_head(spec.head)
+    with stages("trace"):
+        graph = trace(head.assemble(network, spec), spec, head.extra_inputs(spec))
+    with stages("write"):
+        write_engine(graph, spec, path)
+    return spec, before, graph_cost(graph, spec.batch or 1)
+
+
+def _describe(
+    request: ExportRequest,
+    model: "LoadedModel",
+    network: "FrameToPyramid",
+    levels: tuple[Level, ...],
+    height: int,
+    width: int,
+) -> EngineSpec:
+    """What the engine says about itself."""
+    import diffusers
+    import torch
+
+    import runtime
+
+    return EngineSpec(
+        source=model.source,
         revision=request.revision,
         head=request.head,
         height=height,
@@ -182,11 +216,11 @@ def _write(request: ExportRequest, path: Path, stages: Stages) -> tuple[EngineSp
         storage=request.storage,
         latent_scaling=network.latent_scaling,
         blocks=request.blocks,
-        thresholds=request.thresholds or pipeline.family.thresholds,
-        grid=request.grid or min(16, side),
+        thresholds=request.thresholds or model.family.thresholds,
+        grid=request.grid or min(16, levels[0].height, levels[0].width),
         weights=request.weights,
         noise_seed=request.noise_seed,
-        vae=pipeline.vae_source,
+        vae=model.vae_source,
         target=request.target,
         producer={
             "diffseg": runtime.__version__,
@@ -194,17 +228,23 @@ def _write(request: ExportRequest, path: Path, stages: Stages) -> tuple[EngineSp
             "diffusers": diffusers.__version__,
         },
     )
-    before = Cost(parameters, network_cost(network, height, width).flops)
-    return spec, before, write_onnx(_with_head(network, spec), spec, path, stages)
 
 
-def _with_head(network: "nn.Module", spec: EngineSpec) -> "nn.Module":
-    """The whole graph. Raises DiffSegError when grid or weights do not fit the pyramid."""
-    from export.graph.head import FrameToLabels, LabelsHead
-
+def _check_merge_defaults(spec: EngineSpec) -> None:
+    """Raise DiffSegError when grid or weights do not fit the pyramid, whether or not they are part of the graph."""
+    grids = [(level.height, level.width) for level in spec.levels]
     try:
-        # Built for either head: the merge's defaults must fit the pyramid where they are not part of the graph, too.
-        head = LabelsHead(spec.levels, (spec.height, spec.width), spec.grid, spec.weights)
+        anchor_queries(grids[0], spec.grid)
+        resolution_ratios(spec.weights, grids, [level.layers for level in spec.levels])
     except ValueError as error:
         raise DiffSegError(str(error)) from None
-    return FrameToLabels(network, head) if spec.head == "labels" else network
+
+
+def _check_disk(path: Path, needed: int) -> None:
+    """Raise DiffSegError when the disk has less than `needed` bytes left."""
+    free = shutil.disk_usage(path.parent).free
+    if free < needed:
+        raise DiffSegError(
+            f"the disk of {path.parent.parent} has {free / 1e6:.0f} MB left, the engine needs {needed / 1e6:.0f} MB; "
+            "free some space or choose another --output"
+        )

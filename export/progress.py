@@ -1,4 +1,4 @@
-"""Stages of a long job: shown while they run, on a terminal's stderr alone, and kept for the report."""
+"""Stages of a long job: shown while they run if stderr is a terminal, and kept for the report."""
 
 import contextlib
 import sys
@@ -43,8 +43,8 @@ class Stages:
 
 
 def peak_memory() -> int:
-    """Peak resident memory of this program in bytes; 0 where the system does not tell."""
-    # Of this program alone: getrusage's, on Linux, begins with the peak of the process that started it.
+    """Peak resident memory of this program in bytes; 0 if the system does not tell."""
+    # On Linux, getrusage starts with the peak of the parent process; this file does not.
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/self/status").read_text().splitlines()
         return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024

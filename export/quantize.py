@@ -1,7 +1,7 @@
-"""Int8: an engine's convolutions and linear layers quantised after training, with photographs to calibrate by.
+"""Int8: an engine's convolutions and linear layers are quantised after training, calibrated on photographs.
 
-Attention's own products, softmax, normalisation and all that joins them stay float32. A quantised engine is kept only
-if its labels agree with the original's on photographs that the calibration has not seen.
+The products of attention, softmax, normalisation and everything between them stay float32. A quantised engine is kept
+only if its labels agree with the original's on photographs that were not used for calibration.
 """
 
 import logging
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from export.heads.registry import load_head
 from runtime.engine.spec import METADATA_KEY, EngineSpec, sidecar_path
 from runtime.errors import DiffSegError
 from runtime.files import write_atomically
@@ -23,13 +24,13 @@ if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
 
-LEAST = 0.95  # share of pixels whose segment stays the same
-HELD_OUT = 3  # every third photograph judges the engine, the others calibrate it
-MOST_CALIBRATION = 48  # more change the ranges little
+LEAST = 0.95  # share of pixels that must keep their segment
+HELD_OUT = 3  # one photograph in so many judges the engine, the others calibrate it
+MOST_CALIBRATION = 48  # more photographs change the ranges little
 LAYERS = ["Conv", "MatMul", "Gemm"]  # operators of convolutions and linear layers
-TIMED = 7  # runs of either engine, taking turns
-# Shares of the layers, in order of execution, that are tried in turn until the labels agree. An error costs the most in
-# the last ones, which make the maps, and in the first ones, which see the picture.
+TIMED = 7  # runs of each engine, in turns
+# Ranges of the layers, in order of execution, as shares; they are tried in turn until the labels agree. Errors cost
+# most in the last layers, which make the maps, and then in the first ones, which read the picture.
 SPANS = ((0.0, 1.0), (0.0, 0.75), (0.25, 0.75))
 
 
@@ -37,8 +38,9 @@ SPANS = ((0.0, 1.0), (0.0, 0.75), (0.25, 0.75))
 class Quantized:
     """What a quantisation did.
 
-    `layers`: convolutions and linear layers quantised; `photographs`: that judged it and had segments enough to say
-    something; `agreement`: mean share of pixels on them; `gain`: how many times faster, `backend`: measured with.
+    `layers`: how many convolutions and linear layers are quantised. `photographs`: how many judged it and had enough
+    segments. `agreement`: mean share of their pixels that keep the segment. `gain`: how many times faster the engine is
+    with `backend`.
     """
 
     layers: int
@@ -49,12 +51,15 @@ class Quantized:
 
 
 def quantize_engine(engine: Path, images: Sequence[str], output: Path, *, threshold: float | None = None) -> Quantized:
-    """Quantise `engine` to `output`, calibrated and judged by the photographs in `images` (files, folders, globs).
+    """Quantise `engine` to `output`, calibrated and judged on the photographs in `images` (files, folders, globs).
 
     `threshold`: KL threshold at which the labels are compared, None for the engine's own.
-    Raises DiffSegError when the engine is not float32, the photographs are too few or say nothing, or fewer than 95 %
-    of the pixels keep their segment: then nothing is left at `output`.
+    Raises DiffSegError when the engine is not float32, there are too few photographs, none has enough segments, or
+    fewer than 95 % of the pixels keep their segment; nothing is left at `output` then.
     """
+    import onnx  # noqa: F401 - a missing package is found now and not after minutes
+    import scipy.optimize  # noqa: F401
+
     from runtime.engine.registry import open_engine
     from runtime.frames.decode import read_frame
     from runtime.frames.find import find_sources
@@ -102,22 +107,22 @@ def write_quantized(
     path: Path,
     span: tuple[float, float] = SPANS[0],
 ) -> int:
-    """The quantised engine and its sidecar at `path`; how many layers it has in int8.
+    """Write the quantised engine and its sidecar to `path`; returns how many layers are int8.
 
-    `span`: from which share of the layers to which, in order of execution; the others stay float.
+    `frames`: uint8 [H, W, 3] BGR of the engine's size, which calibrate it. `span`: the range of layers to quantise, as
+    shares in order of execution; the others stay float.
     """
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    extra = load_head(spec.head).extra_inputs(spec)
 
     class Reader(CalibrationDataReader):  # type: ignore[misc, unused-ignore]
         def get_next(self) -> dict[str, Any] | None:
             frame = next(frames, None)
             if frame is None:
                 return None
-            inputs: dict[str, Any] = {"frame": np.repeat(frame[None], spec.batch or 1, axis=0)}
-            if spec.head == "labels":
-                inputs["thresholds"] = np.array(spec.thresholds, np.float32)
-            return inputs
+            return {"frame": np.repeat(frame[None], spec.batch or 1, axis=0)} | extra
 
     model = onnx.load(engine)
     _unpack_weights(model)
@@ -127,7 +132,7 @@ def write_quantized(
     plain = path.with_name("float.onnx")
     onnx.save(model, plain, save_as_external_data=large, location="float.data" if large else None)
     del model
-    # It warns that a preparation of the graph is missing, which the export has done.
+    # It warns that the graph was not prepared; the export has done that.
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -140,13 +145,13 @@ def write_quantized(
             activation_type=QuantType.QUInt8,  # the multipliers of x86 take unsigned by signed
             weight_type=QuantType.QInt8,
             nodes_to_quantize=layers,
-            op_types_to_quantize=LAYERS,  # no other ranges are measured: each costs memory
+            op_types_to_quantize=LAYERS,  # every range that is measured costs memory
             use_external_data_format=large,
             extra_options={
-                # Between layers there is arithmetic in float32: int8 goes into each, and comes out of none.
+                # The arithmetic between layers is float32: each layer takes int8 and gives float32.
                 "QDQKeepRemovableActivations": True,
                 "OpTypesToExcludeOutputQuantization": LAYERS,
-                "CalibMovingAverage": True,  # the widest range of one photograph would coarsen all others
+                "CalibMovingAverage": True,  # one photograph of wide range would coarsen all others
             },
         )
     finally:
@@ -162,7 +167,7 @@ def write_quantized(
 
 
 def _unpack_weights(model: "onnx.ModelProto") -> None:
-    """Make float32 initialisers of weights that a compact engine stores as float16: only those can be quantised."""
+    """Turn the float16 weights of a compact engine into float32 initialisers: only those can be quantised."""
     from onnx import numpy_helper
 
     graph = model.graph
@@ -174,10 +179,10 @@ def _unpack_weights(model: "onnx.ModelProto") -> None:
 
 
 def _layers(model: "onnx.ModelProto") -> list[str]:
-    """Names of the convolutions and linear layers: products with a constant matrix, which attention's are not.
+    """Names of the convolutions and linear layers that may be quantised; a linear layer has a constant matrix.
 
-    The encoder's first convolution stays float32, for its input is the picture, and so do the layers that give
-    attention its queries, keys and values: an error there is an error of the map itself.
+    The encoder's first convolution stays float32, because its input is the picture. The layers that give attention its
+    queries, keys and values stay float32, because their error is an error of the map.
     """
     constants = {tensor.name: len(tensor.dims) for tensor in model.graph.initializer}
     producers = {name: node for node in model.graph.node for name in node.output}
@@ -203,7 +208,7 @@ def _layers(model: "onnx.ModelProto") -> list[str]:
 def _judge(
     original: Any, path: Path, photographs: Iterator["NDArray[np.uint8]"], threshold: float | None
 ) -> tuple[int, float]:
-    """How many photographs have segments enough, and the mean share of pixels that keep theirs."""
+    """How many photographs have enough segments, and the mean share of their pixels that keep the segment."""
     from export.check.agreement import matched_agreement, says_something
     from runtime.segmenter import Segmenter
 
@@ -216,16 +221,16 @@ def _judge(
             shares.append(matched_agreement(quantised(frame).labels, expected))
     if not shares:
         raise DiffSegError(
-            "none of the photographs that were held out has four segments of at least 1 %, so nothing can be said of "
-            "the int8 engine; pass more --images, or a lower --threshold"
+            "the int8 engine cannot be judged: expected photographs with four segments of at least 1 % among those not "
+            "used for calibration, found none; pass more --images, or a lower --threshold"
         )
     return len(shares), float(np.mean(shares))
 
 
 def _gain(before: Path, after: Path) -> tuple[str, float]:
-    """The backend that this machine would choose, and how many times faster it runs the second engine.
+    """The backend that this machine chooses, and how many times faster it runs the second engine.
 
-    On a CPU in processor time of one thread, which other work on the machine disturbs least.
+    A CPU is measured in processor time of one thread, which other programs disturb least.
     """
     from runtime.engine.registry import open_engine
 

@@ -1,14 +1,19 @@
 """The house rules: style and types, a README that tells the truth, nothing where it does not belong."""
 
+import os
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text()
+FILES = subprocess.run(["git", "ls-files", "*README.md"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+READMES = {name: (ROOT / name).read_text() for name in FILES.split()}
+README = READMES["README.md"]
+PROGRAMS = {"runtime": "runtime.segment", "export": "export"}  # what the pages of a folder are about
 
 
 @pytest.mark.parametrize(
@@ -25,31 +30,62 @@ def test_ci_runs_the_readmes_test_command():
     assert 'pip install -q -e ".[dev]" && python -m pytest' in (ROOT / ".ci" / "run").read_text()
 
 
-def test_pictures_and_pages_of_the_readme_exist():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        if not target.startswith("http"):
-            assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("readme", READMES)
+def test_pictures_and_pages_that_a_readme_links_to_exist(readme):
+    headings = re.findall(r"^#+ (.*)", READMES[readme], re.MULTILINE)
+    anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    for target, anchor in re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", READMES[readme]):
+        if not target:
+            assert anchor in anchors, f"{readme}: no heading for #{anchor}"
+        elif not target.startswith("http"):
+            assert (ROOT / readme).parent.joinpath(target).exists(), f"{readme}: {target}"
 
 
-def test_options_the_readme_names_exist():
-    """Every --option in a command of the README is one that its program knows."""
-    texts = {}
-    for line in re.findall(r"python -m (?:runtime|export|tools)[^\n`]*", README.replace("\\\n", " ")):
-        words = line.split("#")[0].split()
-        program = words[2]
-        commands = {"export": ("check", "list", "plan", "quantize"), "tools.benchmark": None, "tools.evaluate": None}
-        known = commands.get(program, ())
-        sub = [words[3]] if len(words) > 3 and (known is None or words[3] in known) else []
-        key = (program, *sub)
-        if key not in texts:
-            done = subprocess.run(
-                [sys.executable, "-m", *key, "--help"], cwd=ROOT, capture_output=True, text=True, env=None
-            )
-            assert done.returncode == 0, (key, done.stderr)
-            texts[key] = done.stdout
-        for option in re.findall(r"(?<= )--[a-z-]+", line):
-            assert option in texts[key], (line, option)
-    assert ("runtime.segment",) in texts and ("export",) in texts
+@cache
+def help_of(module, *command):
+    """What a program, or one of its commands, prints for --help."""
+    words = [sys.executable, "-m", module, *command, "--help"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"COLUMNS": "200"})
+    assert done.returncode == 0, (words, done.stderr)
+    usage = next(line for line in done.stdout.splitlines() if "usage:" in line.lower())
+    assert all(f" {word} " in f"{usage} " for word in command), f"python -m {module} has no command {command}: {usage}"
+    return done.stdout
+
+
+def commands_in(text):
+    """(module, command or none, the whole text) of every call of this project's programs: in code, prose and tables."""
+    joined = text.replace("\\\n", " ")
+    module = r"python -m ((?:runtime|export|tools)(?:\.\w+)*)"
+    for call in re.finditer(rf"(?:{module}|(?<=\n    )diffseg(?= )|(?<=`)diffseg(?= ))([^\n`]*)", joined):
+        words = call[2].split("#")[0].split()
+        named = words[:1] if words and re.fullmatch(r"[a-z][a-z0-9-]+", words[0]) else []
+        yield call[1] or "runtime.cli", named, call[0].split("#")[0]
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_commands_and_options_that_a_readme_names_exist(readme):
+    """Options in a command are that command's; those in prose and tables are of a command of the page or its folder."""
+    known = help_of(PROGRAMS[folder]) if (folder := Path(readme).parts[0]) in PROGRAMS else ""
+    for module, named, call in commands_in(READMES[readme]):
+        found = help_of(module, *named)
+        for option in re.findall(r"(?<=[ \[])--[a-z][a-z0-9-]*", call):
+            assert re.search(rf"{option}\b(?!-)", found), f"{readme}: {option} in '{call}'"
+        known += found
+    for span in re.findall(r"`(--[a-z][^`]*)`", READMES[readme]):
+        for option in re.findall(r"--[a-z][a-z0-9-]*", span):
+            assert re.search(rf"{option}\b(?!-)", known), f"{readme}: no command of the page has {option}"
+
+
+def test_readmes_name_what_people_start():
+    called = {module for text in READMES.values() for module, _, _ in commands_in(text)}
+    assert {"runtime.segment", "export", "tools.benchmark", "tools.evaluate"} <= called
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_extras_that_a_readme_names_exist(readme):
+    extras = set(re.findall(r"^([a-z]+) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE))
+    for names in re.findall(r"(?:\"\.|diffseg)\[([a-z,]+)\]", READMES[readme]):
+        assert set(names.split(",")) <= extras, f"{readme}: {names}"
 
 
 def test_runtime_never_imports_the_export_stage():

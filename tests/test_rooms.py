@@ -35,12 +35,11 @@ RUNTIME = (
 EXPORT = (
     ("__main__",),
     ("commands",),
-    ("quantize",),
-    ("engine",),
-    ("plan",),
+    ("engine", "quantize", "plan"),
+    ("parity",),
+    ("heads",),
     ("check",),
     ("graph",),
-    ("describe",),
     ("model",),
     ("progress",),
 )

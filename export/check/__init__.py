@@ -1,1 +1,1 @@
-"""An engine against PyTorch, and engines against each other."""
+"""Comparisons with PyTorch: attention maps, labels, and how far two label maps agree."""

@@ -1,23 +1,20 @@
-"""`python -m tools.evaluate agreement A B PHOTOS`: how far two engines agree on photographs."""
+"""How far two label maps agree when their segments are matched one to one."""
 
 from __future__ import annotations
 
-import json
-import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import typer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-LARGE, ENOUGH = 0.01, 4  # an image counts that has at least four segments of at least 1 % (DESIGN)
+# An image counts if it has at least four segments of at least 1 %: agreement on an unsegmented image says nothing.
+LARGE, ENOUGH = 0.01, 4
 
 
 def matched_agreement(found: NDArray[np.int32], expected: NDArray[np.int32]) -> float:
-    """Share of pixels of labels [H, W] in segments that an optimal one-to-one assignment pairs, 0…1.
+    """Share, 0 to 1, of the pixels of labels [H, W] in segments that are matched one to one, in the best way.
 
     Raises ValueError when the shapes differ.
     """
@@ -32,60 +29,10 @@ def matched_agreement(found: NDArray[np.int32], expected: NDArray[np.int32]) -> 
 
 
 def says_something(labels: NDArray[np.int32]) -> bool:
-    """Whether an image has segments enough for an agreement to mean something."""
-    return int((np.bincount(labels.ravel()) >= LARGE * labels.size).sum()) >= ENOUGH
+    """Whether labels [H, W] have enough segments, so that an agreement means something."""
+    return large_segments(labels) >= ENOUGH
 
 
-def agreement(
-    engine: Annotated[Path, typer.Argument(help="Engine to judge.")],
-    reference: Annotated[Path, typer.Argument(help="Engine to compare with, such as its fp32 twin.")],
-    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Photographs, folders or globs.")],
-    backend: Annotated[str | None, typer.Option(help="Of the first engine: onnxruntime or openvino.")] = None,
-    threshold: Annotated[float | None, typer.Option(help="KL threshold; default: the engines' own.")] = None,
-    at_least: Annotated[float | None, typer.Option(help="Exit 1 below this mean agreement, such as 0.99.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of text.")] = False,
-) -> None:
-    """Mean share of pixels on which two engines agree, segments matched one to one.
-
-    Photographs with fewer than four segments of at least 1 % (by the second engine) do not count.
-    """
-    from runtime.errors import DiffSegError
-    from runtime.frames.decode import read_frame
-    from runtime.frames.find import find_sources
-    from runtime.segmenter import Segmenter
-
-    try:
-        segmenter = Segmenter.open(engine, "cpu", backend=backend, thresholds=threshold)
-        other = Segmenter.open(reference, "cpu", thresholds=threshold)
-        sources, failures = find_sources(inputs)
-        if failures:
-            raise DiffSegError(failures[0])
-        shares: dict[str, float] = {}
-        for source in sources:
-            frame = read_frame(source.path)
-            expected = other(frame).labels
-            if says_something(expected):
-                shares[str(source.path)] = matched_agreement(segmenter(frame).labels, expected)
-        if not shares:
-            raise DiffSegError(
-                f"none of {len(sources)} photographs has {ENOUGH} segments of at least {LARGE:.0%}; lower --threshold"
-            )
-    except DiffSegError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(1) from None
-    values = list(shares.values())
-    report: dict[str, Any] = {
-        "photographs": len(sources),
-        "counted": len(values),
-        "mean": float(np.mean(values)),
-        "median": float(np.median(values)),
-        "worst": min(shares.items(), key=lambda item: item[1]),
-    }
-    if as_json:
-        print(json.dumps(report))
-    else:
-        print(
-            f"{report['mean']:.2%} of pixels agree (median {report['median']:.2%}, worst {report['worst'][1]:.2%} on "
-            f"{report['worst'][0]}), {report['counted']} of {report['photographs']} photographs counted"
-        )
-    raise typer.Exit(1 if at_least is not None and report["mean"] < at_least else 0)
+def large_segments(labels: NDArray[np.int32]) -> int:
+    """How many segments of labels [H, W] have at least 1 % of the pixels."""
+    return int((np.bincount(labels.ravel()) >= LARGE * labels.size).sum())

@@ -1,4 +1,4 @@
-"""The pyramid as PyTorch computes it on an untouched diffusers pipeline: the yardstick for every engine."""
+"""The pyramid that PyTorch computes with an unchanged diffusers model: the reference for every engine."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -6,19 +6,20 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from export.graph.attention import BLOCKS, MapCollector
+from export.graph.attention import MapCollector
 from export.graph.conditioning import added_conditions, fixed_noise, noise_scheduler
+from export.model.families import BLOCKS
 
 if TYPE_CHECKING:
     import numpy as np
     from diffusers.models.attention_processor import Attention
     from numpy.typing import NDArray
 
-    from export.model.load import Pipeline
+    from export.model.load import LoadedModel
 
 
 class _RecordingProcessor:
-    """diffusers' own attention arithmetic (`get_attention_scores`), with the probabilities kept."""
+    """diffusers' own attention arithmetic (`get_attention_scores`), which also records the probabilities."""
 
     def __init__(self, collector: MapCollector) -> None:
         self.collector = collector
@@ -41,61 +42,63 @@ class _RecordingProcessor:
 
 
 def eager_pyramid(
-    pipeline: "Pipeline",
+    model: "LoadedModel",
     frame: "NDArray[np.uint8]",
     timestep: int,
     blocks: Sequence[str] = BLOCKS,
     *,
     noise_seed: int | None = None,
 ) -> list["NDArray[np.float32]"]:
-    """Attention maps of frames uint8 [B, H, W, 3] BGR by diffusers itself, finest first: float32 [B, n, n] each.
+    """Attention maps of frames uint8 [B, H, W, 3] BGR, computed by diffusers, finest first: float32 [B, n, n] each.
 
     Arguments are those of `eager_maps`.
     """
-    maps = eager_maps(pipeline, frame, timestep, blocks, noise_seed=noise_seed)
+    maps = eager_maps(model, frame, timestep, blocks, noise_seed=noise_seed)
     return [level.cpu().numpy() for level in maps]
 
 
 def eager_maps(
-    pipeline: "Pipeline",
+    model: "LoadedModel",
     frame: "NDArray[np.uint8]",
     timestep: int,
     blocks: Sequence[str] = BLOCKS,
     *,
     noise_seed: int | None = None,
 ) -> list[Tensor]:
-    """As `eager_pyramid`, as tensors on the device that the pipeline's modules lie on.
+    """Like `eager_pyramid`, but tensors on the device of the model's modules.
 
-    Only the self-attention processors are set (they record); timestep and prompt go the ordinary way. The pipeline
-    must not have been rewritten by `export.network.FrameToPyramid`.
+    `timestep`: of the one U-Net pass. `blocks`: of down, mid and up, those whose maps are averaged. `noise_seed`: of
+    the noise added to the latent, None for no noise.
+    Only the self-attention processors are replaced (they record); all else runs as in diffusers. The model must not
+    have been rewritten by `export.graph.network.FrameToPyramid`.
     """
     collector = MapCollector(blocks)
-    processors = pipeline.unet.attn_processors
-    pipeline.unet.set_attn_processor(
+    processors = model.unet.attn_processors
+    model.unet.set_attn_processor(
         {
             name: _RecordingProcessor(collector) if ".attn1." in name and collector.wants(name) else processor
             for name, processor in processors.items()
         }
     )
-    # The tensor is made from a copy with positive strides, which torch asks for.
+    # torch needs positive strides, so the reversed view is copied.
     rgb = torch.from_numpy(frame[..., ::-1].copy()).permute(0, 3, 1, 2)
-    device = pipeline.vae.device
-    image = rgb.to(device, pipeline.vae.dtype) / 127.5 - 1
+    device = model.vae.device
+    image = rgb.to(device, model.vae.dtype) / 127.5 - 1
     with torch.no_grad():
-        encoded = pipeline.vae.encode(image)
+        encoded = model.vae.encode(image)
         latent = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
-        latent = latent * pipeline.vae.config.scaling_factor
+        latent = latent * model.vae.config.scaling_factor
         if noise_seed is not None:
             noise = fixed_noise(noise_seed, *latent.shape[1:]).to(latent)
-            latent = noise_scheduler(pipeline).add_noise(latent, noise, torch.tensor([timestep]))
-        dtype = pipeline.unet.dtype
-        conditions = added_conditions(pipeline, *frame.shape[1:3]) or {}
-        pipeline.unet(
+            latent = noise_scheduler(model).add_noise(latent, noise, torch.tensor([timestep]))
+        dtype = model.unet.dtype
+        conditions = added_conditions(model, *frame.shape[1:3]) or {}
+        model.unet(
             latent.to(dtype),
             timestep,
-            encoder_hidden_states=pipeline.prompt_embedding.to(device, dtype).expand(len(frame), -1, -1),
+            encoder_hidden_states=model.prompt_embedding.to(device, dtype).expand(len(frame), -1, -1),
             added_cond_kwargs={name: value.to(device).expand(len(frame), -1) for name, value in conditions.items()},
         )
-    pipeline.unet.set_attn_processor(processors)
+    model.unet.set_attn_processor(processors)
     maps = collector.take()
     return [torch.stack(maps[n]).mean(dim=0) for n in sorted(maps, reverse=True)]

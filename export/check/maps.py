@@ -1,35 +1,62 @@
-"""Holding an engine to PyTorch: the same frame through both, every output compared."""
+"""An engine's attention maps compared with PyTorch's on the same frames."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from export.check.labels import LabelsCheck, compare_labels
-from runtime.engine.spec import EngineSpec, sidecar_path
+from runtime.engine.spec import EngineSpec
 from runtime.errors import DiffSegError
-from runtime.files import read_text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-# Mean KL divergence (nats) between an engine's rows and PyTorch's in float32. What is measured lies ten to a hundred
-# times lower; a wrong timestep, prompt, scale or block exceeds the bound by far more.
+# Mean KL divergence (nats) between an engine's rows and PyTorch's in float32. Measured values are ten to a hundred
+# times lower; a wrong timestep, prompt, scale or block gives values more than a hundred times higher.
 BOUND = 1e-6
-# Half precision is held to what PyTorch's own bfloat16 costs the same model on the same frame, for some models suffer
-# a thousand times more than others: a bfloat16 engine may err four times as much (as
-# an error twice as large makes it); float16 rounds 8 times finer, which makes
-# a KL 64 times smaller, and has to show a quarter of that.
+# Models differ a thousandfold in what half precision costs them. The measure is therefore the KL of PyTorch's own
+# bfloat16 on the same frame. A bfloat16 engine may have four times that KL, which is an error twice as large. float16
+# rounds 8 times finer, so its KL should be 64 times smaller; 16 times smaller is demanded.
 HALF_PRECISION = {"fp16": 1 / 16, "bf16": 4.0}
 HALF_BOUND = 1e-4
 ROW_SUM_BOUND = 1e-3
 
 
+class Check(Protocol):
+    """The result of a comparison with PyTorch; its text is one line for people."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the engine may be kept."""
+        ...
+
+    @property
+    def verdict(self) -> str:
+        """A word or two for the report."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What an engine is compared with.
+
+    `frames`: uint8 [B, H, W, 3] BGR, of the engine's size. `maps`: PyTorch's attention maps of them in float32, finest
+    first, float32 [B, n, n] each. `half`: PyTorch's maps in bfloat16, for an engine in half precision; else None.
+    """
+
+    frames: "NDArray[np.uint8]"
+    maps: Sequence["NDArray[np.float32]"]
+    half: Sequence["NDArray[np.float32]"] | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class OutputCheck:
-    """One output against PyTorch: worst and mean absolute error, mean KL of rows, worst row sum error."""
+    """The maps of one resolution compared with PyTorch's.
+
+    `worst`, `mean`: absolute error. `divergence`: mean KL of rows, in nats; `bound`: the largest that is accepted.
+    `row_sum`: the largest error of a row's sum. `finite`: whether all values are finite.
+    """
 
     output: str
     worst: float
@@ -44,9 +71,20 @@ class OutputCheck:
         """Whether the output is finite, its rows sum to 1 and its divergence is within the bound."""
         return self.finite and self.row_sum <= ROW_SUM_BOUND and self.divergence <= self.bound
 
+    @property
+    def verdict(self) -> str:
+        """ok or FAILED."""
+        return "ok" if self.passed else "FAILED"
+
+    def __str__(self) -> str:
+        return (
+            f"{self.output} has mean row KL {self.divergence:.1e} (bound {self.bound:.1e}), row sum error "
+            f"{self.row_sum:.1e}, finite: {self.finite}"
+        )
+
 
 def random_frame(height: int, width: int, seed: int = 0) -> "NDArray[np.uint8]":
-    """A frame with structure at every scale, uint8 [height, width, 3]: noise of octaves from 4 pixels to the whole."""
+    """A frame uint8 [height, width, 3] with structure at every scale: six octaves of noise, 2×2 to 64×64."""
     import cv2
 
     rng = np.random.default_rng(seed)
@@ -57,16 +95,9 @@ def random_frame(height: int, width: int, seed: int = 0) -> "NDArray[np.uint8]":
     return np.clip(127 + 70 * frame, 0, 255).astype(np.uint8)
 
 
-def compare(
-    spec: EngineSpec,
-    found: Sequence["NDArray"],
-    expected: Sequence["NDArray"],
-    half: Sequence["NDArray"] | None = None,
-) -> list[OutputCheck]:
-    """Compare pyramids level by level; `half`: PyTorch's own in bfloat16, the measure for an engine in half precision.
-
-    Raises DiffSegError when their shapes differ.
-    """
+def compare_maps(spec: EngineSpec, found: Sequence["NDArray"], reference: Reference) -> list[OutputCheck]:
+    """Compare an engine's pyramid with PyTorch's, level by level. Raises DiffSegError when their shapes differ."""
+    expected, half = reference.maps, reference.half
     shapes = ([m.shape for m in found], [m.shape for m in expected])
     if shapes[0] != shapes[1]:
         raise DiffSegError(f"the engine gives maps of shapes {shapes[0]}, PyTorch {shapes[1]}; export it again")
@@ -81,7 +112,10 @@ def compare(
 
 
 def mean_divergence(found: "NDArray", expected: "NDArray") -> float:
-    """Mean over rows of KL(expected ‖ found) in nats, in double precision: float32 logarithms do not resolve 1e-6."""
+    """Mean over rows of KL(expected ‖ found) in nats, for maps [..., n].
+
+    It is computed in double precision: float32 logarithms do not resolve 1e-6.
+    """
     divergence = 0.0
     for ours, theirs in zip(found.reshape(-1, found.shape[-1]), expected.reshape(-1, found.shape[-1]), strict=True):
         p, q = np.maximum(theirs.astype(np.float64), 1e-12), np.maximum(ours.astype(np.float64), 1e-12)
@@ -101,66 +135,3 @@ def _compare_output(name: str, found: "NDArray", expected: "NDArray", bound: flo
         finite,
         bound,
     )
-
-
-def check_engine(
-    path: Path, model: str, *, vae: str | None = None, config: str | None = None
-) -> list[OutputCheck | LabelsCheck]:
-    """Run a random frame through the engine and through an untouched `model`, and compare every output.
-
-    Timestep, prompt and size are the engine's own; `vae` and `config` are those of the export. PyTorch goes first
-    and is freed before the engine is loaded, so the two never share the memory. A labels engine's labels are compared
-    with those of the merge core on PyTorch's maps. Raises DiffSegError when either cannot be loaded.
-    """
-    from export.check.eager import eager_pyramid
-    from export.model.load import load_pipeline
-    from runtime.engine.registry import open_engine
-
-    sidecar = sidecar_path(path)
-    described = sidecar.exists()
-    spec = EngineSpec.from_json(read_text(sidecar), str(sidecar)) if described else open_engine(path, "cpu").spec
-    if spec.precision == "int8":
-        raise DiffSegError(
-            f"{path} is an int8 engine, which is held to photographs and not to PyTorch; expected fp32, fp16 or bf16: "
-            "'python -m export quantize' judges int8 as it makes it"
-        )
-    # ONNX Runtime has no bfloat16 on the CPU; in float32 it is exact on every CPU. OpenVINO in "fp32" keeps to the
-    # graph's own types: its default would bring the softmax and the maps, too, to bfloat16.
-    bf16 = spec.precision == "bf16"
-    backend, options = ("openvino", {"precision": "fp32", "cache": ""}) if bf16 else ("onnxruntime", {})
-    frames = np.stack([random_frame(spec.height, spec.width, seed) for seed in range(spec.batch or 1)])
-
-    def eager(precision: str) -> list["NDArray[np.float32]"]:
-        try:
-            pipeline = load_pipeline(
-                model,
-                spec.prompt,
-                precision,
-                storage=spec.storage,
-                revision=spec.revision,
-                vae=vae or spec.vae,
-                config=config,
-            )
-        except DiffSegError as error:
-            if spec.vae is None or vae is not None:
-                raise
-            raise DiffSegError(
-                f"this engine has the VAE {spec.vae!r}; pass its folder or id by --vae ({error})"
-            ) from None
-        return eager_pyramid(pipeline, frames, spec.timestep, spec.blocks, noise_seed=spec.noise_seed)
-
-    expected = eager("fp32")
-    half = None if spec.precision == "fp32" else eager("bf16")
-    engine = open_engine(path, "cpu", backend, **options)
-    if spec.head == "labels":
-        from export.graph.trace import attention_part
-
-        # Labels alone would let much pass: the maps they come from are held to PyTorch as well.
-        with attention_part(path, spec) as part:
-            pyramid = open_engine(part, "cpu", backend, **options).infer(frames)
-    else:
-        pyramid = engine.infer(frames)
-    checks = compare(spec, pyramid, expected, half)
-    if not all(check.finite for check in checks):
-        return [*checks]  # maps that are not finite have no labels
-    return [*checks, compare_labels(engine, frames, expected, half, None if spec.head == "labels" else pyramid)]

@@ -1,4 +1,4 @@
-"""Attention layers rewritten for export: self-attention that shows its map, cross-attention on a constant prompt."""
+"""Attention layers rewritten for export: self-attention that exposes its map, cross-attention on a constant prompt."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -6,22 +6,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from export.model.families import BLOCKS
+
 if TYPE_CHECKING:
     from diffusers.models.attention_processor import Attention
 
-
-BLOCKS = ("down", "mid", "up")  # of a U-Net, in order of execution
-LARGE = 2048  # tokens from which a CPU gains by going through the heads one by one: 64×64 does
+LARGE = 2048  # with more tokens, 64×64 for example, a CPU is faster when it computes one head after the other
 
 
 class MapCollector:
-    """Receives the self-attention maps during one forward pass, in order of execution.
+    """Collects the self-attention maps of one forward pass, in order of execution.
 
     A plain object: torch.export refuses a module whose own dict or list attributes change while it is traced.
     """
 
     def __init__(self, blocks: Sequence[str] = BLOCKS) -> None:
-        """`blocks`: the parts of the U-Net whose maps are wanted; what only others need drops out of the graph."""
+        """`blocks`: the parts of the U-Net whose maps are kept."""
         self.blocks = tuple(blocks)
         self._maps: dict[int, list[Tensor]] = {}
         self.layers: dict[int, int] = {}
@@ -35,11 +35,11 @@ class MapCollector:
         self._maps.setdefault(maps.shape[-1], []).append(maps)
 
     def wants(self, layer: str) -> bool:
-        """Whether the maps of a layer, by its name in the U-Net, are to be kept."""
+        """Whether the maps of a layer, given by its name in the U-Net, are kept."""
         return layer.split("_")[0] in self.blocks
 
     def take(self) -> dict[int, list[Tensor]]:
-        """Hand over the maps by token count n and forget them; `layers` keeps how many each n had."""
+        """Return the maps [B, n, n] by their number of tokens n and forget them; `layers` keeps how many each n had."""
         maps, self._maps = self._maps, {}
         self.layers = {n: len(layers) for n, layers in maps.items()}
         return maps
@@ -50,12 +50,12 @@ def _split_heads(x: Tensor, heads: int) -> Tensor:
 
 
 def shift_logits(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-    """Add a channel to query and key [B, heads, n, d] that takes each token's logit with itself off its row.
+    """Add a channel to query and key [B, heads, n, d] that subtracts each token's logit with itself from its row.
 
-    A softmax is the same under any shift of its row, so this is exact, and the rounding of the shift does not matter.
-    But logits leave a product rounded to the layers' type: as whole numbers of some tens they err by 0.1 in bfloat16.
-    A token attends most to itself and its like, so what is left of the logits that count is near 0, where half
-    precision is fine. Zeros fill the channels up to a multiple of 8, as matrix units want them.
+    Adding a constant to a row does not change its softmax, so this is exact, and the rounding of that constant does
+    not matter. The logits of a product are rounded to the layers' type: at values around 50, bfloat16 errs by 0.1.
+    A token attends most to itself and to similar tokens, so the logits that matter are near 0 after the shift, where
+    half precision is accurate. Zeros fill the channels up to a multiple of 8, which matrix units need.
     """
     itself = -(query * key).sum(dim=-1, keepdim=True)
     rest = -(query.shape[-1] + 1) % 8
@@ -66,19 +66,19 @@ def shift_logits(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention on an already scaled query: context [B, heads, n, d] and float32 probabilities [B, heads, n, m].
+    """Attention on a scaled query: context [B, heads, n, d] and float32 probabilities [B, heads, n, m].
 
-    The logits are of the layers' own type (scaling the query first keeps float16 from overflowing); the softmax
-    is always float32 (DESIGN: precision).
+    The logits have the layers' own type (the query is scaled first, so that float16 does not overflow); the softmax
+    is always float32.
     """
     probabilities = (query @ key.transpose(-1, -2)).float().softmax(dim=-1)
     return probabilities.to(value.dtype) @ value, probabilities
 
 
 def attend_by_head(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """As `attend`, one head at a time: context, and the mean map float32 [B, n, n].
+    """Like `attend`, one head at a time: context [B, heads, n, d] and the mean map float32 [B, n, n].
 
-    Each head's probabilities are used for the context and added to the mean while a CPU's cache still has some of them.
+    Each head's probabilities are used for the context and added to the mean while they are still in a CPU's cache.
     """
     found = [attend(query[:, h], key[:, h], value[:, h]) for h in range(query.shape[1])]
     context = torch.stack([context for context, _ in found], dim=1)
@@ -88,7 +88,7 @@ def attend_by_head(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, T
 class ExposedSelfAttention(nn.Module):
     """diffusers' `Attention` (self-attention, no mask, no norms) that hands its map to a collector, if there is one.
 
-    `target`: "cpu" goes through large maps head by head, which pays there; a GPU's compiler likes them whole.
+    `target`: "cpu" computes large maps head by head, which is faster there; a GPU's compiler needs them whole.
     """
 
     def __init__(self, attention: "Attention", collector: MapCollector | None, target: str = "gpu") -> None:
@@ -98,7 +98,7 @@ class ExposedSelfAttention(nn.Module):
         self.to_q, self.to_k, self.to_v = attention.to_q, attention.to_k, attention.to_v
         self.to_out = attention.to_out[0]
         self.collector = collector
-        # The scale lives in the query's weights: one pass over n × d less per layer, and small float16 logits.
+        # Scaling the weights saves one pass over n × d per layer, and keeps float16 logits small.
         scale_linear(self.to_q, attention.scale)
 
     def forward(self, hidden_states: Tensor, **_: Any) -> Tensor:
@@ -118,7 +118,7 @@ class ExposedSelfAttention(nn.Module):
 
 
 class PromptCrossAttention(nn.Module):
-    """Cross-attention of diffusers whose keys and values, of a fixed prompt, are constants of the graph."""
+    """diffusers' cross-attention on a fixed prompt: keys and values are constants of the graph."""
 
     key: Tensor
     value: Tensor
@@ -129,7 +129,7 @@ class PromptCrossAttention(nn.Module):
         self.to_q, self.to_out = attention.to_q, attention.to_out[0]
         with torch.no_grad():
             for name, linear in (("key", attention.to_k), ("value", attention.to_v)):
-                # In float32, rounded once.
+                # Computed in float32 and rounded once.
                 bias = None if linear.bias is None else linear.bias.float()
                 constant = nn.functional.linear(prompt.float(), linear.weight.float(), bias).to(linear.weight.dtype)
                 self.register_buffer(name, _split_heads(constant, self.heads).clone())
@@ -151,7 +151,7 @@ def scale_linear(linear: nn.Linear, scale: float) -> None:
 
 
 def is_plain(attention: "Attention") -> bool:
-    """Whether the rewritten layers compute what this one does: no norms, masks, residual or added keys of its own."""
+    """Whether the rewritten layers compute the same as this one: it has no norms, residual or added keys of its own."""
     return (
         all(
             getattr(attention, name, None) is None

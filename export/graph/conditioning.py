@@ -1,4 +1,4 @@
-"""What a U-Net is told beside the latent (timestep, frame size, noise level), turned into constants of the graph."""
+"""Timestep, frame size and noise, which a U-Net takes in addition to the latent, become constants of the graph."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,35 +9,35 @@ from torch.nn import functional
 from runtime.errors import DiffSegError
 
 if TYPE_CHECKING:
-    from export.model.load import Pipeline
+    from export.model.load import LoadedModel
 
 
 class _NoTimeEmbedding(nn.Module):
-    """Stands where the time embedding was, once its effect lives in the convolutions' biases."""
+    """Replaces the time embedding after the biases of the convolutions contain its effect."""
 
     def forward(self, *_: object) -> None:
         return None
 
 
-def added_conditions(pipeline: "Pipeline", height: int, width: int) -> dict[str, Tensor] | None:
-    """What Stable Diffusion XL is told besides: pooled prompt [1, channels] and time ids [1, 6], float32.
+def added_conditions(model: "LoadedModel", height: int, width: int) -> dict[str, Tensor] | None:
+    """The further conditions of Stable Diffusion XL: pooled prompt [1, channels] and time ids [1, 6], float32.
 
-    The ids are the picture's original size, the corner it was cropped at, and its target size (SDXL paper, section
-    2.2): here a whole frame. None for the families without.
+    The ids are the picture's original size, the corner of its crop and its target size (SDXL paper, section 2.2):
+    here those of a whole frame. None for families without these conditions.
     """
-    if pipeline.pooled_embedding is None:
+    if model.pooled_embedding is None:
         return None
     time_ids = torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32)
-    return {"text_embeds": pipeline.pooled_embedding, "time_ids": time_ids}
+    return {"text_embeds": model.pooled_embedding, "time_ids": time_ids}
 
 
 def fold_timestep(unet: Any, timestep: int, conditions: dict[str, Tensor] | None = None) -> None:
-    """Make the timestep a constant: each residual block's time projection becomes part of a convolution's bias.
+    """Make the timestep a constant: add each residual block's time projection to the bias of a convolution.
 
-    `conditions`: see `added_conditions`; they are part of the time embedding. All of it is computed in float32 and
-    rounded once, to the type of the bias. Raises DiffSegError for blocks that condition on time in another way.
+    `conditions`: see `added_conditions`; they are part of the time embedding. The sum is computed in float32 and
+    rounded once, to the type of the bias. Raises DiffSegError for blocks that use the time in another way.
     """
-    sample = torch.zeros(1, 1)  # float32: only its type and batch are read
+    sample = torch.zeros(1, 1)  # float32: diffusers reads its type and batch only
     unet.time_embedding.float()
     embedding = unet.time_embedding(unet.get_time_embed(sample=sample, timestep=torch.tensor(timestep)))
     if conditions is not None:
@@ -64,27 +64,27 @@ def fold_timestep(unet: Any, timestep: int, conditions: dict[str, Tensor] | None
 
 
 def fixed_noise(seed: int, channels: int, height: int, width: int) -> Tensor:
-    """Noise [1, channels, height, width] of a seed, float32: the same for every frame and on every machine."""
+    """Noise float32 [1, channels, height, width] of a seed: the same for every frame and on every machine."""
     return torch.randn(1, channels, height, width, generator=torch.Generator("cpu").manual_seed(seed))
 
 
-def noise_constants(pipeline: "Pipeline", timestep: int, noise: Tensor) -> tuple[float, Tensor]:
+def noise_constants(model: "LoadedModel", timestep: int, noise: Tensor) -> tuple[float, Tensor]:
     """√ᾱ and √(1−ᾱ)·`noise` of a timestep, ᾱ from the model's own schedule: latent_t = √ᾱ·latent + √(1−ᾱ)·noise."""
-    alpha = noise_scheduler(pipeline).alphas_cumprod[timestep]
+    alpha = noise_scheduler(model).alphas_cumprod[timestep]
     return float(alpha.sqrt()), (1 - alpha).sqrt() * noise
 
 
-def noise_scheduler(pipeline: "Pipeline") -> Any:
-    """A scheduler with the model's noise schedule. Raises DiffSegError where the model has none of that kind.
+def noise_scheduler(model: "LoadedModel") -> Any:
+    """A scheduler with the model's noise schedule. Raises DiffSegError if the model has no schedule of betas.
 
-    A DDIMScheduler, whatever the model samples with: the betas are the same, and its `add_noise` keeps the variance.
+    It is a DDIMScheduler, whatever the model's own is: the betas are the same, and `add_noise` keeps the variance.
     """
     from diffusers import DDIMScheduler
 
-    config = pipeline.schedule
+    config = model.schedule
     if config is None or "beta_schedule" not in config:
         raise DiffSegError(
-            f"{pipeline.source} has no noise schedule (scheduler/scheduler_config.json with a beta_schedule), which "
+            f"{model.source} has no noise schedule (scheduler/scheduler_config.json with a beta_schedule), which "
             "--noise-seed needs; leave that option out"
         )
     return DDIMScheduler.from_config(config)

@@ -1,4 +1,4 @@
-"""What a network costs: parameters and floating-point operations, before export and in the exported graph."""
+"""Parameters and floating-point operations of a network, before the export and in the exported graph."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,8 +10,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """`parameters`: numbers stored. `flops`: operations of convolutions and matrix products for one frame, a
-    multiplication and an addition counted as two."""
+    """What a network costs.
+
+    `parameters`: how many numbers are stored. `flops`: operations of convolutions and matrix products for one frame; a
+    multiplication and an addition count as two.
+    """
 
     parameters: int
     flops: int
@@ -21,7 +24,7 @@ class Cost:
 
 
 def network_cost(network: "nn.Module", height: int, width: int) -> Cost:
-    """Cost of a torch network on one frame uint8 [1, height, width, 3], run on shapes alone."""
+    """Cost of a torch network for one frame uint8 [1, height, width, 3]; it runs on shapes only."""
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode
@@ -32,7 +35,7 @@ def network_cost(network: "nn.Module", height: int, width: int) -> Cost:
 
 
 def graph_cost(model: "onnx_ir.Model", batch: int) -> Cost:
-    """Cost of an ONNX graph with known shapes for `batch` frames (a dynamic one counts as 1), per frame."""
+    """Cost per frame of an ONNX graph with known shapes for `batch` frames (a dynamic batch counts as 1)."""
     parameters = sum(value.const_value.size for value in model.graph.initializers.values() if value.const_value)
     flops = 0
     for node in model.graph:

@@ -7,28 +7,28 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from export.graph.attention import BLOCKS, ExposedSelfAttention, MapCollector, PromptCrossAttention, is_plain
+from export.graph.attention import ExposedSelfAttention, MapCollector, PromptCrossAttention, is_plain
 from export.graph.conditioning import added_conditions, fixed_noise, fold_timestep, noise_constants
-from export.model.families import vae_stride
+from export.model.families import BLOCKS, vae_stride
 from runtime.engine.spec import Level
 from runtime.errors import DiffSegError
 
 if TYPE_CHECKING:
-    from export.model.load import Pipeline
+    from export.model.load import LoadedModel
 
 
 class FrameToPyramid(nn.Module):
     """DiffSeg's network (paper section 3.2): uint8 frames [B, H, W, 3] BGR → attention maps, finest first.
 
     Each map is float32 [B, n, n], mean over heads and over the layers of its resolution; rows sum to 1.
-    Takes the pipeline's modules over and rewrites them in place: do not use the pipeline afterwards.
+    Takes the model's modules and rewrites them in place: do not use the model afterwards.
     """
 
     noise: Tensor | None
 
     def __init__(
         self,
-        pipeline: "Pipeline",
+        model: "LoadedModel",
         timestep: int,
         blocks: Sequence[str] = BLOCKS,
         *,
@@ -36,33 +36,34 @@ class FrameToPyramid(nn.Module):
         noise_seed: int | None = None,
         target: str = "gpu",
     ) -> None:
-        """`blocks`: of down, mid and up, those whose maps are wanted.
+        """`blocks`: of down, mid and up, those whose maps are averaged.
 
-        `size`: (height, width) of the frames, the model's own if None: a constant where the U-Net is told of it
-        (Stable Diffusion XL) or noise is added (`noise_seed`). `target`: gpu or cpu, what the attention is written for.
+        `size`: (height, width) of the frames, the model's own if None; it is a constant of the graph where the U-Net
+        takes it (Stable Diffusion XL) or noise is added. `noise_seed`: of that noise, None for no noise. `target`: gpu
+        or cpu, for which the attention is written. Raises DiffSegError for layers that cannot be rewritten.
         """
         super().__init__()
-        height, width = size or (pipeline.native_size, pipeline.native_size)
+        height, width = size or (model.native_size, model.native_size)
         self.collector = MapCollector(blocks)
-        self.latent_scaling = float(pipeline.vae.config.scaling_factor)
-        # What the encoder's output is multiplied by: the scaling, and the latent's share where noise is added.
+        self.latent_scaling = float(model.vae.config.scaling_factor)
+        # The encoder's output is multiplied by this: the scaling, times the latent's share if noise is added.
         self.latent_factor = self.latent_scaling
-        self.latent_channels = int(pipeline.unet.config.in_channels)
-        self.dtype: torch.dtype = pipeline.unet.dtype
-        self.encoder_dtype: torch.dtype = pipeline.vae.dtype
-        self.encoder: nn.Module = pipeline.vae.encoder
-        self.quant_conv: nn.Module | None = getattr(pipeline.vae, "quant_conv", None)
-        self.unet: nn.Module = pipeline.unet
+        self.latent_channels = int(model.unet.config.in_channels)
+        self.dtype: torch.dtype = model.unet.dtype
+        self.encoder_dtype: torch.dtype = model.vae.dtype
+        self.encoder: nn.Module = model.vae.encoder
+        self.quant_conv: nn.Module | None = getattr(model.vae, "quant_conv", None)
+        self.unet: nn.Module = model.unet
         noise = None
         if noise_seed is not None:
-            stride = vae_stride(pipeline.vae.config)
+            stride = vae_stride(model.vae.config)
             noise = fixed_noise(noise_seed, self.latent_channels, height // stride, width // stride)
-            share, noise = noise_constants(pipeline, timestep, noise)
+            share, noise = noise_constants(model, timestep, noise)
             self.latent_factor *= share
         self.register_buffer("noise", noise)
         with torch.no_grad():
-            fold_timestep(self.unet, timestep, added_conditions(pipeline, height, width))
-        expose_attention(self.unet, pipeline.prompt_embedding, self.collector, target)
+            fold_timestep(self.unet, timestep, added_conditions(model, height, width))
+        expose_attention(self.unet, model.prompt_embedding, self.collector, target)
         if self.encoder_dtype != torch.float32:
             rewrite_encoder_attention(self.encoder)
 
@@ -73,8 +74,7 @@ class FrameToPyramid(nn.Module):
         latent = self.encoder(image.to(self.encoder_dtype))
         if self.quant_conv is not None:
             latent = self.quant_conv(latent)
-        # An AutoencoderKL gives mean and log-variance, of which the mean is the latent (DESIGN); an AutoencoderTiny
-        # gives the latent alone.
+        # An AutoencoderKL gives mean and log-variance; the latent is the mean. An AutoencoderTiny gives the latent.
         latent = latent[:, : self.latent_channels] * self.latent_factor
         if self.noise is not None:
             latent = latent + self.noise.to(latent.dtype)
@@ -85,15 +85,15 @@ class FrameToPyramid(nn.Module):
 
 
 def expose_attention(unet: Any, prompt: Tensor, collector: MapCollector, target: str = "gpu") -> None:
-    """Replace every transformer block's attentions; self-attention maps go to `collector` as the U-Net runs."""
+    """Replace the attention layers of every transformer block; the self-attention maps go to `collector`."""
     for name, block in list(unet.named_modules()):
         if not hasattr(block, "attn1"):
             continue
         for attention in (block.attn1, block.attn2):
             if attention is not None and not is_plain(attention):
                 raise DiffSegError(
-                    f"attention layer in {name} has norms or residuals of its own; supported: the plain attention "
-                    "of Stable Diffusion"
+                    f"the attention layer in {name} has norms or residuals of its own; supported: the plain "
+                    "attention of Stable Diffusion"
                 )
         block.attn1 = ExposedSelfAttention(block.attn1, collector if collector.wants(name) else None, target)
         if block.attn2 is not None:
@@ -101,10 +101,10 @@ def expose_attention(unet: Any, prompt: Tensor, collector: MapCollector, target:
 
 
 class EncoderAttention(nn.Module):
-    """Self-attention over the pixels of a VAE's encoder, with a float32 softmax (DESIGN: precision).
+    """Self-attention over the pixels of a VAE's encoder, with a float32 softmax.
 
-    diffusers says `upcast_softmax` of this layer, and then calls PyTorch's fused attention, which exports as a softmax
-    in the layer's own precision.
+    diffusers' own layer has `upcast_softmax`, but it calls PyTorch's fused attention, which exports as a softmax in the
+    layer's own precision.
     """
 
     def __init__(self, attention: Any) -> None:
@@ -130,9 +130,9 @@ def rewrite_encoder_attention(encoder: nn.Module) -> None:
 
 
 def pyramid_levels(network: FrameToPyramid, height: int, width: int) -> tuple[Level, ...]:
-    """Grids and layer counts, finest first, of the pyramid that `network` gives for a [height, width] frame.
+    """Grids and numbers of layers, finest first, of the pyramid that `network` gives for a [height, width] frame.
 
-    Runs the network on meta tensors, which costs neither time nor memory. A grid has the frame's proportions, so
+    The network runs on fake tensors, which takes little time and no memory. A grid has the frame's proportions, so
     h = √(n · height / width).
     """
     from torch._subclasses.fake_tensor import FakeTensorMode

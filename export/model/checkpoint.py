@@ -1,4 +1,4 @@
-"""Original checkpoint files: what one is, by its header alone."""
+"""Original checkpoint files: their header tells which model they contain."""
 
 import json
 import struct
@@ -13,7 +13,10 @@ AGAIN = "the download may have stopped halfway, download it again"
 
 
 def read_header(path: Path) -> dict[str, list[int]]:
-    """Names and shapes of a safetensors file's tensors. Raises DiffSegError if it is none, or cut off."""
+    """Names and shapes of the tensors in a safetensors file.
+
+    Raises DiffSegError when the file has another format or is cut off.
+    """
     size = path.stat().st_size
     try:
         with path.open("rb") as file:
@@ -30,8 +33,8 @@ def read_header(path: Path) -> dict[str, list[int]]:
         raise DiffSegError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError, struct.error):
         raise DiffSegError(
-            f"{path} is no .safetensors file; expected a diffusers folder, a hub id, or an original Stable Diffusion "
-            "checkpoint in that format"
+            f"{path} is not a .safetensors file; expected a diffusers folder, a hub id, or an original Stable "
+            "Diffusion checkpoint in that format"
         ) from None
     if end > size:
         raise DiffSegError(f"{path} is cut off: {size} of {end} bytes; {AGAIN}")
@@ -40,8 +43,11 @@ def read_header(path: Path) -> dict[str, list[int]]:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A kind of checkpoint file: test on its tensors' names, what it is, and if it can be exported also the hub id
-    of its configuration and the name of its family."""
+    """A kind of checkpoint file.
+
+    `matches`: a test on the names and shapes of its tensors. `name`: for people. A kind that can be exported also has
+    `config`, the hub id of its configuration, and `family`, the name of its family.
+    """
 
     matches: Callable[[dict[str, list[int]]], bool]
     name: str
@@ -65,7 +71,7 @@ LAYOUTS = (
     Layout(_starts("control_model.", "controlnet_"), "a ControlNet"),
     Layout(_starts("conditioner.embedders.0.model."), "a Stable Diffusion XL refiner"),
     Layout(_starts("down_blocks.", "unet.", "encoder.", "decoder."), "one component, not a whole checkpoint"),
-    Layout(lambda names: _UNET not in names, "no Stable Diffusion checkpoint"),
+    Layout(lambda names: _UNET not in names, "not a Stable Diffusion checkpoint"),
     Layout(lambda names: _XL in names, "Stable Diffusion XL", "stabilityai/stable-diffusion-xl-base-1.0", SDXL.name),
     Layout(_starts("cond_stage_model.model."), "Stable Diffusion 2.x", "stabilityai/stable-diffusion-2-1", SD.name),
     Layout(
@@ -78,9 +84,9 @@ LAYOUTS = (
 
 
 def recognise(checkpoint: Path) -> Layout:
-    """What a checkpoint file is, by its header alone: one of those with a configuration.
+    """The layout of a checkpoint file that can be exported, found by its header.
 
-    Raises DiffSegError when the file is no safetensors file or of a kind that cannot be exported.
+    Raises DiffSegError when the file is not a safetensors file or its layout cannot be exported.
     """
     shapes = read_header(checkpoint)
     layout = next((layout for layout in LAYOUTS if layout.matches(shapes)), None)
@@ -91,6 +97,6 @@ def recognise(checkpoint: Path) -> Layout:
     if channels != latent:
         raise DiffSegError(
             f"{checkpoint}: its U-Net takes {channels} channels and its VAE gives {latent}; expected the same number "
-            "(models for inpainting, depth or editing take an image besides the latent)"
+            "(models for inpainting, depth or editing also take an image)"
         )
     return layout

@@ -1,6 +1,6 @@
-"""What can be exported, as data: pipeline classes, text encoders, and what a U-Net or VAE must not have.
+"""Which models can be exported, as data: pipeline classes, text encoders, and settings that are refused.
 
-Everything here reads configuration only: a model is accepted or refused before torch is imported.
+Everything here reads configuration files only: a model is accepted or refused before torch is imported.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,11 +10,15 @@ from typing import Any
 from runtime.errors import DiffSegError
 
 Config = Mapping[str, Any]
+BLOCKS = ("down", "mid", "up")  # the parts of a U-Net, in order of execution
 
 
 @dataclass(frozen=True, slots=True)
 class TextPart:
-    """One text encoder of a pipeline. `hidden`: the layer whose states are the embedding; None: the final, normed."""
+    """One text encoder of a pipeline.
+
+    `hidden`: index of the layer whose states are the embedding; None means the last layer, after its norm.
+    """
 
     tokenizer: str
     encoder: str
@@ -26,9 +30,9 @@ class TextPart:
 class Family:
     """Pipelines that are loaded in the same way.
 
-    `text`: encoders whose states are concatenated over channels; the last one's pooled output is used where the
-    U-Net wants one (`addition`: its `addition_embed_type`). `upcast_vae`: a VAE that says `force_upcast` stays in
-    float32 when the rest is float16. `thresholds`: default KL thresholds of the merge.
+    `text`: encoders whose states are concatenated along the channels. `addition`: the U-Net's `addition_embed_type`;
+    if it is set, the U-Net also takes the pooled output of the last encoder. `upcast_vae`: a VAE whose configuration
+    has `force_upcast` stays in float32 when the rest is float16. `thresholds`: default KL thresholds of the merge.
     """
 
     name: str
@@ -40,7 +44,7 @@ class Family:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Components that a pipeline folder must hold."""
+        """Names of the components that a pipeline folder must contain."""
         return ("unet", "vae", *(part for text in self.text for part in (text.tokenizer, text.encoder)))
 
 
@@ -66,7 +70,7 @@ SUPPORTED = "; ".join(f"{family.name} ({', '.join(family.pipelines)})" for famil
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A setting of a config that cannot be exported: key, test on its value, and why."""
+    """A setting that cannot be exported: its key, a test on its value, and the reason."""
 
     key: str
     refused: Callable[[Any], bool]
@@ -109,7 +113,10 @@ VAE_REFUSALS = (
 
 
 def family_of(model: str, index: Config) -> Family:
-    """The family of a pipeline by its model_index.json. Raises DiffSegError, naming what is supported, if none."""
+    """The family of a pipeline, found by its model_index.json.
+
+    Raises DiffSegError, which names the supported families, when the pipeline belongs to none of them.
+    """
     found = index.get("_class_name")
     family = next((family for family in FAMILIES if found in family.pipelines), None)
     if family is None:
@@ -131,7 +138,7 @@ def family_of(model: str, index: Config) -> Family:
 
 
 def check_unet(model: str, family: Family, unet: Config, vae: Config) -> None:
-    """Refuse a U-Net that the export would get wrong. Raises DiffSegError naming the setting and why."""
+    """Raise DiffSegError, with the setting and the reason, for a U-Net that the export would get wrong."""
     _refuse(model, "U-Net", unet, UNET_REFUSALS)
     addition = unet.get("addition_embed_type")
     if addition != family.addition:
@@ -145,7 +152,7 @@ def check_unet(model: str, family: Family, unet: Config, vae: Config) -> None:
     if takes != gives:
         raise DiffSegError(
             f"{model}: its U-Net takes {takes} channels and the VAE gives {gives}; expected the same number (models "
-            "for inpainting, depth or editing take an image besides the latent; a VAE must be made for its U-Net)"
+            "for inpainting, depth or editing also take an image; a VAE must be made for its U-Net)"
         )
 
 
@@ -153,7 +160,7 @@ UNETS_WITH_ATTENTION = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D")
 
 
 def check_vae(model: str, kind: str, vae: Config) -> None:
-    """Refuse a VAE that the export would get wrong. Raises DiffSegError naming the setting and why."""
+    """Raise DiffSegError, with the setting and the reason, for a VAE that the export would get wrong."""
     if kind not in VAES:
         raise DiffSegError(f"{model}: its VAE is a {kind}; supported: {', '.join(VAES)}")
     _refuse(model, "VAE", vae, VAE_REFUSALS)
@@ -169,7 +176,7 @@ def _refuse(model: str, part: str, config: Config, refusals: tuple[Refusal, ...]
 
 
 def vae_stride(vae: Config) -> int:
-    """Pixels per latent, along each side."""
+    """How many pixels one latent covers, along each side."""
     blocks = vae.get("encoder_block_out_channels") or vae.get("block_out_channels") or [0]
     return 2 ** (len(blocks) - 1)
 
@@ -180,15 +187,15 @@ def frame_stride(unet: Config, vae: Config) -> int:
 
 
 def native_size(unet: Config, vae: Config) -> int:
-    """Side in pixels of the frames that the model was trained on, a multiple of its stride."""
+    """Side in pixels of the frames that the model was trained on, rounded down to a multiple of its stride."""
     sample = unet.get("sample_size") or 64
     side = (max(sample) if isinstance(sample, (list, tuple)) else int(sample)) * vae_stride(vae)
     stride = frame_stride(unet, vae)
     return max(side // stride, 1) * stride
 
 
-def check_size(height: int, width: int, stride: int) -> None:
-    """Raise DiffSegError, with the nearest size that fits, unless both sides are multiples of `stride`."""
+def check_frame_size(height: int, width: int, stride: int) -> None:
+    """Raise DiffSegError, with the nearest valid size, unless both sides of a frame are multiples of `stride`."""
     if height % stride or width % stride or min(height, width) <= 0:
         nearest = (max(round(side / stride), 1) * stride for side in (height, width))
         raise DiffSegError(

@@ -1,4 +1,4 @@
-"""Loading what is exported: U-Net, VAE encoder and the prompt's embedding, in the target precision."""
+"""Loads U-Net, VAE encoder and the prompt's embedding, in the target precision."""
 
 import importlib
 from collections.abc import Callable
@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export.model.checkpoint import AGAIN
-from export.model.families import Config, Family, TextPart, check_size, frame_stride, native_size
-from export.model.source import Source, first_line, open_source, read_config
+from export.model.families import Config, Family, TextPart, check_frame_size, frame_stride, native_size
+from export.model.source import ModelSource, find_model, first_line, read_config
 from runtime.errors import DiffSegError
 
 if TYPE_CHECKING:
@@ -18,12 +18,12 @@ PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 @dataclass(slots=True)
-class Pipeline:
-    """The modules an export needs, in evaluation mode, without the VAE's decoder.
+class LoadedModel:
+    """The modules that an export needs, in evaluation mode, without the VAE's decoder.
 
-    `prompt_embedding`: float32 [1, tokens, channels]; `pooled_embedding`: float32 [1, channels] where the family
-    has one. `schedule`: the scheduler's configuration, if the model has one. `vae_source`: where the VAE came from
-    when it was swapped.
+    `prompt_embedding`: float32 [1, tokens, channels]; `pooled_embedding`: float32 [1, channels], None for a family
+    without one. `schedule`: the scheduler's configuration, None if the model has none. `source`, `revision`: of the
+    model, for the sidecar. `vae_source`: name of the VAE that replaced the model's own, None for its own.
     """
 
     unet: Any
@@ -43,11 +43,11 @@ class Pipeline:
 
     @property
     def native_size(self) -> int:
-        """Side in pixels of the frames the model was trained on."""
+        """Side in pixels of the frames that the model was trained on."""
         return native_size(self.unet.config, self.vae.config)
 
 
-def load_pipeline(
+def load_model(
     model: str,
     prompt: str = "",
     precision: str = "fp32",
@@ -57,19 +57,20 @@ def load_pipeline(
     size: tuple[int, int] | None = None,
     vae: str | None = None,
     config: str | None = None,
-) -> Pipeline:
+) -> LoadedModel:
     """Load `model`, a diffusers folder, hub id or checkpoint file, in the target precision.
 
-    `storage` rounds the weights to what that precision can hold: what a compact engine stores is then exact.
-    `size`: (height, width) of the frames it is loaded for, if any. `vae`: another VAE, folder or hub id. `config`:
-    where a checkpoint file's configuration and tokenizer are.
+    `precision`: fp32, fp16 or bf16, the type of the weights. `storage`: a precision to which they are rounded first,
+    so that a compact engine stores them exactly. `size`: (height, width) of the frames, None for no check of the size.
+    `vae`: another VAE, folder or hub id. `config`: folder or hub id with a checkpoint file's configuration and
+    tokenizer.
 
-    Raises DiffSegError when there is no such model, it is incomplete, its family is not supported or the size does
-    not fit (found out before any weight is loaded).
+    Raises DiffSegError, before any weight is loaded, when there is no such model, it is incomplete, its family is not
+    supported or the size does not fit.
     """
-    source = open_source(model, revision, vae=vae, config=config)
+    source = find_model(model, revision, vae=vae, config=config)
     if size is not None:
-        check_size(*size, frame_stride(source.unet, source.vae))
+        check_frame_size(*size, frame_stride(source.unet, source.vae))
     import torch
 
     dtype = getattr(torch, PRECISIONS[precision])
@@ -82,7 +83,7 @@ def load_pipeline(
         if storage not in (None, precision):
             for parameter in module.parameters():
                 parameter.copy_(parameter.to(getattr(torch, PRECISIONS[str(storage)])))
-    return Pipeline(
+    return LoadedModel(
         unet=unet,
         vae=encoder,
         prompt_embedding=prompt_embedding,
@@ -96,13 +97,13 @@ def load_pipeline(
 
 
 def quiet_libraries() -> None:
-    """Keep the libraries' progress bars and notices off stderr: errors reach people through us."""
+    """Keep the libraries' progress bars and notices off stderr; their errors are reported by this program."""
     import logging
 
     import diffusers
     import transformers
 
-    # Tracing says four times that torchvision is absent, which nothing here needs.
+    # Tracing warns four times that torchvision is absent, which nothing here needs.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)
     logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
@@ -111,7 +112,7 @@ def quiet_libraries() -> None:
         library.utils.logging.disable_progress_bar()
 
 
-def _load_unet(source: Source, dtype: "torch.dtype") -> Any:
+def _load_unet(source: ModelSource, dtype: "torch.dtype") -> Any:
     from diffusers import UNet2DConditionModel
 
     if source.checkpoint is not None:
@@ -119,13 +120,13 @@ def _load_unet(source: Source, dtype: "torch.dtype") -> Any:
     return _from_folder("diffusers", "UNet2DConditionModel", source.location, "unet", source.revision, dtype)
 
 
-def _load_vae(source: Source, dtype: "torch.dtype") -> Any:
+def _load_vae(source: ModelSource, dtype: "torch.dtype") -> Any:
     import diffusers
     import torch
 
     upcast = source.vae.get("force_upcast", source.vae_class == "AutoencoderKL")
     if source.family.upcast_vae and upcast and dtype == torch.float16:
-        dtype = torch.float32  # its activations leave float16's range
+        dtype = torch.float32  # its activations exceed the range of float16
     if source.checkpoint is not None and source.vae_name is None:
         vae = _from_checkpoint(diffusers.AutoencoderKL, source, "vae", dtype)
     else:
@@ -138,7 +139,7 @@ def _load_vae(source: Source, dtype: "torch.dtype") -> Any:
 def _from_folder(
     library: str, name: str, location: str, part: str | None, revision: str | None, dtype: "torch.dtype"
 ) -> Any:
-    """One component of a folder or hub repository. Weights that only exist as float16 files are found too."""
+    """Load one component of a folder or hub repository, also where its weights exist as float16 files only."""
     cls = getattr(importlib.import_module(library), name)
 
     def load(**options: Any) -> Any:
@@ -165,8 +166,8 @@ def _from_folder(
     return model
 
 
-def _from_checkpoint(cls: Any, source: Source, part: str, dtype: "torch.dtype") -> Any:
-    """One component of an original checkpoint file, converted by diffusers."""
+def _from_checkpoint(cls: Any, source: ModelSource, part: str, dtype: "torch.dtype") -> Any:
+    """Load one component of an original checkpoint file, converted by diffusers."""
     path, where = str(source.checkpoint), f"{part} of {source.checkpoint} with the configuration of {source.location}"
     model = _attempt(
         lambda: cls.from_single_file(path, config=source.location, subfolder=part, torch_dtype=dtype), where
@@ -181,20 +182,20 @@ def _from_checkpoint(cls: Any, source: Source, part: str, dtype: "torch.dtype") 
 
 
 def _attempt(load: Callable[[], Any], where: str) -> Any:
-    """`load()`, with whatever the libraries raise turned into one line that says where."""
+    """Call `load` and turn any error of the libraries into one line that says where it happened."""
     try:
         return load()
     except Exception as error:
         raise DiffSegError(
-            f"cannot load {where} ({first_line(error)}); expected its configuration and weights to be whole and to "
-            f"match; {AGAIN}"
+            f"cannot load {where} ({first_line(error)}); expected complete weights that match their configuration; "
+            f"{AGAIN}"
         ) from None
 
 
-def _embed_prompt(source: Source, prompt: str) -> "tuple[torch.Tensor, torch.Tensor | None]":
-    """The prompt's embedding as the family's pipeline computes it, and its pooled one: both float32.
+def _embed_prompt(source: ModelSource, prompt: str) -> "tuple[torch.Tensor, torch.Tensor | None]":
+    """The prompt's embedding, as the family's pipeline computes it, and the pooled embedding: both float32.
 
-    The text encoders are loaded one after the other, and freed on return.
+    The text encoders are loaded one after the other and freed on return.
     """
     import torch
 
@@ -225,17 +226,17 @@ def _embed_prompt(source: Source, prompt: str) -> "tuple[torch.Tensor, torch.Ten
     return embedding, pooled.float() if source.family.addition and pooled is not None else None
 
 
-def _load_tokenizer(source: Source, text: TextPart) -> Any:
+def _load_tokenizer(source: ModelSource, text: TextPart) -> Any:
     from transformers import CLIPTokenizer
 
     where = f"{text.tokenizer} of {source.location}"
     folder = Path(source.location) / text.tokenizer
-    # transformers makes an empty tokenizer where there are no files.
+    # Without files, transformers would make an empty tokenizer.
     if Path(source.location).is_dir() and not any(
         (folder / name).is_file() for name in ("vocab.json", "tokenizer.json")
     ):
         raise DiffSegError(
-            f"{folder} holds no tokenizer (expected vocab.json and merges.txt, or tokenizer.json); {AGAIN}"
+            f"{folder} has no tokenizer (expected vocab.json and merges.txt, or tokenizer.json); {AGAIN}"
         )
     return _attempt(
         lambda: CLIPTokenizer.from_pretrained(source.location, subfolder=text.tokenizer, revision=source.revision),
@@ -243,8 +244,8 @@ def _load_tokenizer(source: Source, text: TextPart) -> Any:
     )
 
 
-def _load_checkpoint_text(source: Source) -> Any:
-    """A pipeline of the text encoders that an original checkpoint file holds, float32, and nothing else."""
+def _load_checkpoint_text(source: ModelSource) -> Any:
+    """A pipeline that contains only the text encoders of an original checkpoint file, in float32."""
     import diffusers
     import torch
 
@@ -256,7 +257,7 @@ def _load_checkpoint_text(source: Source) -> Any:
     )
 
 
-def _read_schedule(source: Source) -> Config | None:
+def _read_schedule(source: ModelSource) -> Config | None:
     if not (source.index.get("scheduler") or [None])[0]:
         return None
     return read_config(source.location, "scheduler/scheduler_config.json", source.revision)

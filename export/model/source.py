@@ -1,6 +1,6 @@
 """Where a model comes from: a diffusers folder, an id on the model hub, or a single checkpoint file.
 
-Reads configuration and file headers only, without torch: what is wrong with a model is found before weights load.
+Reads configuration and file headers only, without torch: a bad model is refused before its weights load.
 """
 
 import json
@@ -18,12 +18,13 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """A model whose configuration has been read and found fit for export.
+class ModelSource:
+    """A model whose configuration has been read and can be exported.
 
-    `location`: what diffusers' from_pretrained takes (folder or hub id); for a single file it gives configuration
-    and tokenizer, and `checkpoint` the weights. `vae_location`: where the VAE comes from, "vae" in `location` unless
-    swapped. `name`: for the sidecar.
+    `location`: folder or hub id, as diffusers' from_pretrained takes it. `checkpoint`: the file with the weights, if
+    there is one; `location` then gives only configuration and tokenizer. `index`: the model_index.json. `unet`, `vae`:
+    the components' configurations. `vae_location`: where the VAE comes from, "vae" in `location` unless it was
+    replaced. `name`: for the sidecar. `vae_name`: of the replacement, None for the model's own VAE.
     """
 
     location: str
@@ -39,20 +40,22 @@ class Source:
     vae_name: str | None
 
 
-def open_source(
+def find_model(
     model: str, revision: str | None = None, *, vae: str | None = None, config: str | None = None
-) -> Source:
+) -> ModelSource:
     """Read the configuration of `model`: a diffusers folder, a hub id, or an original checkpoint `.safetensors`.
 
-    `vae`: folder or hub id of another VAE. `config`: for a checkpoint file, the diffusers folder or hub id that has
-    its configuration and tokenizer; by default the hub id that its family was published as.
+    `revision`: of the hub's repository. `vae`: folder or hub id of another VAE. `config`: for a checkpoint file, the
+    diffusers folder or hub id with its configuration and tokenizer; by default the hub id of its family.
 
     Raises DiffSegError when there is no such model, it is incomplete, or its family is not supported.
     """
     path = Path(model).expanduser()
     checkpoint = path if path.is_file() else None
     if checkpoint is None and config is not None:
-        raise DiffSegError(f"--config goes with a checkpoint file; {model} has its configuration with it")
+        raise DiffSegError(
+            f"--config goes with a checkpoint file; {model} has its own configuration, leave the option out"
+        )
     layout = None
     if checkpoint is None:
         location = _locate(model)
@@ -66,13 +69,13 @@ def open_source(
         if checkpoint is None or config is not None:
             raise
         raise DiffSegError(
-            f"{model} holds no configuration, and {error}; or pass a diffusers folder of the same family as --config"
+            f"{model} contains no configuration, and {error}; or pass a diffusers folder of the same family as --config"
         ) from None
     family = family_of(model, index)
     if layout is not None and layout.family != family.name:
         raise DiffSegError(
-            f"{model} is {layout.name}, and the configuration of {location} is of {family.name}; pass a folder of its "
-            f"own family as --config, such as {layout.config}"
+            f"{model} is {layout.name}, and the configuration of {location} is of {family.name}; pass one of the "
+            f"same family as --config, such as {layout.config}"
         )
     unet = read_config(location, "unet/config.json", revision)
     vae_class, vae_location, vae_config = _find_vae(vae) if vae else _own_vae(location, index, revision)
@@ -82,11 +85,11 @@ def open_source(
     if checkpoint is None and Path(location).is_dir():
         for part in weights:
             if vae is None or part != "vae":
-                check_weights(Path(location) / part)
+                check_weight_files(Path(location) / part)
     if vae is not None and Path(vae_location[0]).is_dir():
-        check_weights(Path(vae_location[0]) / (vae_location[1] or ""))
+        check_weight_files(Path(vae_location[0]) / (vae_location[1] or ""))
     name = checkpoint.name if checkpoint else _name(location)
-    return Source(
+    return ModelSource(
         location, revision, checkpoint, index, family, unet, vae_config, vae_class, vae_location, name,
         None if vae is None else _name(vae),
     )  # fmt: skip
@@ -103,18 +106,18 @@ def _locate(model: str) -> str:
     if folder.is_dir():
         return str(folder)
     if not _HUB_ID.fullmatch(model):
-        raise DiffSegError(f"no folder or file {model}, and it is no hub id either (expected owner/name)")
+        raise DiffSegError(f"no folder or file {model}, and not a hub id either (expected owner/name); check the name")
     return model
 
 
 def _own_vae(location: str, index: Config, revision: str | None) -> tuple[str, VaeLocation, Config]:
-    """Class, place and configuration of a pipeline's VAE."""
+    """Class, place and configuration of a pipeline's own VAE."""
     kind = str((index.get("vae") or [None, None])[1])
     return kind, (location, "vae"), read_config(location, "vae/config.json", revision)
 
 
 def _find_vae(vae: str) -> tuple[str, VaeLocation, Config]:
-    """Class, place and configuration of a VAE: a folder or hub id that is one, or a whole pipeline's."""
+    """Class, place and configuration of a VAE, given by the folder or hub id of a VAE or of a whole pipeline."""
     location = _locate(vae)
     try:
         config = read_config(location, "config.json", None)
@@ -124,34 +127,34 @@ def _find_vae(vae: str) -> tuple[str, VaeLocation, Config]:
 
 
 class _NoSuchFile(DiffSegError):
-    """A file that a model should hold and does not."""
+    """A model lacks a file."""
 
 
 def read_config(location: str, name: str, revision: str | None) -> dict[str, Any]:
-    """A JSON file of a diffusers folder or hub repository. Raises DiffSegError if absent or broken."""
+    """Read a JSON file of a diffusers folder or hub repository. Raises DiffSegError if it is absent or broken."""
     folder = Path(location)
     path = folder / name if folder.is_dir() else _download(location, name, revision)
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise _NoSuchFile(
-            f"{location} holds no {name}; expected a diffusers pipeline folder (model_index.json, unet/, vae/, "
-            f"text_encoder/, tokenizer/); if it is one, {AGAIN}"
+            f"{location} has no {name}; expected a diffusers pipeline folder (model_index.json, unet/, vae/, "
+            f"text_encoder/, tokenizer/); if it was one, {AGAIN}"
         ) from None
     except (OSError, ValueError) as error:
         raise DiffSegError(f"{path} is not JSON ({error}); {AGAIN}") from None
     if not isinstance(found, dict):
-        raise DiffSegError(f"{path} holds a {type(found).__name__}; expected a JSON object; {AGAIN}")
+        raise DiffSegError(f"{path} contains a {type(found).__name__}; expected a JSON object; {AGAIN}")
     return found
 
 
 def _download(model: str, name: str, revision: str | None) -> Path:
-    """One small file of a hub repository, from the local cache where it is there."""
+    """Download a small file of a hub repository, or take it from the local cache."""
     import logging
 
     from huggingface_hub import errors, hf_hub_download
 
-    # Its log lines about retries would stand beside our one line.
+    # Its log lines about retries would surround our one line.
     logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
     try:
         return Path(hf_hub_download(model, name, revision=revision))
@@ -160,7 +163,7 @@ def _download(model: str, name: str, revision: str | None) -> Path:
 
 
 def hub_error(error: Exception, errors: Any, model: str, name: str, revision: str | None) -> DiffSegError:
-    """What a failed download means to the one who asked for it. `errors`: the module huggingface_hub.errors."""
+    """The error that tells the user what a failed download means. `errors`: the module huggingface_hub.errors."""
     local = "or pass a local folder"
     if isinstance(error, errors.GatedRepoError):
         return DiffSegError(
@@ -174,7 +177,7 @@ def hub_error(error: Exception, errors: Any, model: str, name: str, revision: st
     if isinstance(error, errors.RevisionNotFoundError):
         return DiffSegError(f"{model} has no revision {revision!r}; check its branches and tags on the hub")
     if isinstance(error, errors.RemoteEntryNotFoundError):
-        return _NoSuchFile(f"{model} holds no {name}; expected a diffusers pipeline (model_index.json, unet/, vae/)")
+        return _NoSuchFile(f"{model} has no {name}; expected a diffusers pipeline (model_index.json, unet/, vae/)")
     if isinstance(error, (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError)):
         return DiffSegError(
             f"no folder {model} here, and the model hub cannot be reached to get {name} ({first_line(error)}): check "
@@ -185,8 +188,8 @@ def hub_error(error: Exception, errors: Any, model: str, name: str, revision: st
     )
 
 
-def check_weights(folder: Path) -> None:
-    """Whether a component's weights are all there, by names and headers. Raises DiffSegError naming what is not."""
+def check_weight_files(folder: Path) -> None:
+    """Check by names and headers that no weights of a component are missing. Raises DiffSegError if some are."""
     shards = [name for index in folder.glob("*.index*.json") for name in _shards(index)]
     missing = [name for name in dict.fromkeys(shards) if not (folder / name).is_file()]
     if missing:
@@ -195,7 +198,7 @@ def check_weights(folder: Path) -> None:
         )
     files = [file for suffix in ("safetensors", "bin") for file in sorted(folder.glob(f"*.{suffix}"))]
     if not files:
-        raise DiffSegError(f"{folder} holds no weights (expected a .safetensors or .bin file); {AGAIN}")
+        raise DiffSegError(f"{folder} has no weights (expected a .safetensors or .bin file); {AGAIN}")
     for file in files:
         if file.suffix == ".safetensors":
             read_header(file)
@@ -207,6 +210,6 @@ def _shards(index: Path) -> list[str]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its type where it has none."""
+    """The first line of an error's text, or its type if the text is empty."""
     lines = str(error).strip().splitlines()
     return lines[0][:300] if lines else type(error).__name__

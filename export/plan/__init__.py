@@ -1,1 +1,1 @@
-"""TensorRT plans."""
+"""TensorRT plans, built from ONNX engines."""

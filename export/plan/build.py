@@ -1,4 +1,4 @@
-"""ONNX engine → plan, with TensorRT 10 or 11 or with TensorRT-RTX: their builders differ in little.
+"""ONNX engine → plan, with TensorRT 10 or 11 or with TensorRT-RTX, whose builders are nearly the same.
 
 Needs neither PyTorch nor onnx, so that a plan can be built on the device that will run it.
 """
@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from export.plan.engine_file import read_engine
 from export.plan.progress import BuildMonitor
-from export.plan.source import read_engine
 from export.plan.types import check_network, inspect_plan
 from export.progress import Stages
 from runtime.engine.backends.tensorrt_library import build_platform, import_flavour, make_logger, start
@@ -27,17 +27,18 @@ from runtime.files import cache_folder, write_atomically
 from runtime.gpu.probe import check_driver
 
 EXTRAS = {"tensorrt": "tensorrt", "tensorrt_rtx": "rtx"}
-OLDEST = 10  # TensorRT's major version: the first whose plans can be strongly typed from uint8 to bfloat16
+OLDEST = 10  # TensorRT's first major version with strongly typed plans of all types from uint8 to bfloat16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanRequest:
-    """What is asked of the builder.
+    """What the builder must do.
 
-    `flavour`: tensorrt or tensorrt_rtx, None for whichever is installed. `optimization_level`: 0 to 5. `workspace`:
-    bytes that a layer may use beside its inputs and outputs, at most. `profile`: least, best and most frames per call
-    of an engine with dynamic batch. `tf32`: let float32 products round to TF32. `targets`: compute capabilities,
-    "8.6", that TensorRT-RTX builds for; None for its default. `device`: the GPU that builds, where one is needed.
+    `flavour`: tensorrt or tensorrt_rtx, None for the one that is installed. `optimization_level`: 0 to 5. `workspace`:
+    most bytes that a layer may use, without its inputs and outputs. `profile`: least, best and most frames per call of
+    an engine with dynamic batch. `version_compatible`: also run with newer versions of TensorRT. `hardware_compatible`:
+    run on all GPUs since Ampere. `tf32`: let float32 products round to TF32. `targets`: compute capabilities, "8.6",
+    that TensorRT-RTX builds for; None for its default. `device`: number of the GPU that builds, if one is needed.
     """
 
     flavour: str | None = None
@@ -52,10 +53,10 @@ class PlanRequest:
 
 
 def check_request(request: PlanRequest) -> str:
-    """The flavour that will build, from what is installed alone: nothing heavy is imported.
+    """Choose the flavour by what is installed, without any heavy import.
 
-    Raises DiffSegError when no flavour is installed, or not the one asked for, it cannot do what is asked, or there is
-    no GPU for one that needs it.
+    Raises DiffSegError when no flavour is installed, the requested one is not, it does not have the requested options,
+    or it needs a GPU and there is none.
     """
     installed = [name for name in FLAVOURS if importlib.util.find_spec(name) is not None]
     wanted = request.flavour
@@ -93,7 +94,7 @@ def check_request(request: PlanRequest) -> str:
 
 
 def build_plan(engine: Path, output: Path, request: PlanRequest, stages: Stages) -> EngineSpec:
-    """Build the ONNX engine `engine` into the plan `output` with its sidecar; nothing is left there unless it works.
+    """Build the ONNX engine `engine` into the plan `output` with its sidecar; nothing is written unless that succeeds.
 
     Returns what the sidecar says. Raises DiffSegError when the engine cannot be read, the request does not fit it, or
     TensorRT refuses; KeyboardInterrupt, between two steps of the builder, on Ctrl-C.
@@ -116,10 +117,10 @@ def build_plan(engine: Path, output: Path, request: PlanRequest, stages: Stages)
     words: list[str] = []
     logger = make_logger(trt, words)
     builder = start(trt.Builder, logger, words)
-    # TensorRT 11 knows strongly typed networks alone, and may lose the flag that says the same to TensorRT 10.
+    # TensorRT 10 needs a flag for strongly typed networks; TensorRT 11 has no others and may drop the flag.
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if flag is None else 1 << int(flag))
-    parser = trt.OnnxParser(network, logger)  # the network must not be let go of while its parser lives
+    parser = trt.OnnxParser(network, logger)  # the network must live as long as its parser
     with stages("parse"):
         if not parser.parse_from_file(str(engine)):
             errors = [parser.get_error(index).desc() for index in range(parser.num_errors)]
@@ -132,8 +133,8 @@ def build_plan(engine: Path, output: Path, request: PlanRequest, stages: Stages)
     if flavour == "tensorrt" and card is not None:
         named = "".join(letter if letter.isalnum() else "-" for letter in card.name)
         cache = cache_folder() / f"timing-{trt.__version__}-{named}-{card.capability}.cache"
-        timings = _use_timings(config, cache)  # TensorRT does not hold it, and needs it until the plan is there
-        words.clear()  # what it says of a damaged one is no cause of what comes later
+        timings = _use_timings(config, cache)  # TensorRT keeps no reference, and reads it until the plan is built
+        words.clear()  # a damaged cache is not the cause of later errors
     monitor = BuildMonitor(trt)
     config.progress_monitor = monitor.listener
     with stages("build"), monitor:
@@ -144,7 +145,7 @@ def build_plan(engine: Path, output: Path, request: PlanRequest, stages: Stages)
             "a smaller --workspace, --size or --profile"
         )
     if cache is not None and timings is not None:
-        with contextlib.suppress(OSError):  # the next build is slower, no more
+        with contextlib.suppress(OSError):  # without it, the next build is only slower
             write_atomically(cache, bytes(timings.serialize()))
     with stages("write"):
         data = memoryview(content)
@@ -179,7 +180,7 @@ def build_plan(engine: Path, output: Path, request: PlanRequest, stages: Stages)
 
 
 def _check_room(engine: Path, output: Path) -> None:
-    """Raise DiffSegError, before minutes of building, where there is no place for a plan as large as the engine."""
+    """Raise DiffSegError, before minutes of building, if the disk has no room for a plan as large as the engine."""
     files = (engine, engine.with_name(f"{engine.name}.data"))
     needed = sum(file.stat().st_size for file in files if file.is_file())
     try:
@@ -196,7 +197,7 @@ def _check_room(engine: Path, output: Path) -> None:
 
 
 def _profile(spec: EngineSpec, asked: tuple[int, int, int] | None) -> tuple[int, int, int] | None:
-    """Least, best and most frames per call; None for a fixed batch. Raises DiffSegError where it does not fit."""
+    """Least, best and most frames per call; None for a fixed batch. Raises DiffSegError if `asked` does not fit."""
     if spec.batch is not None:
         if asked is not None:
             raise DiffSegError(
@@ -228,7 +229,7 @@ def _configure(
     if request.hardware_compatible:
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
     if flavour == "tensorrt":
-        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # so that the types can be read back
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the inspector needs it to tell the types
     if request.targets:
         known = trt.ComputeCapability.__members__
         names = ["SM" + target.replace(".", "") for target in request.targets]
@@ -252,7 +253,7 @@ def _seen_from(folder: Path, engine: Path) -> str:
 
 
 def _use_timings(config: Any, path: Path) -> Any:
-    """The timing cache of earlier builds, or where there is none that TensorRT takes a new one; None for neither."""
+    """The timing cache of earlier builds, or a new one if TensorRT does not accept it; None if it accepts neither."""
     kept = b""
     with contextlib.suppress(OSError):
         kept = path.read_bytes()
@@ -264,7 +265,7 @@ def _use_timings(config: Any, path: Path) -> Any:
 
 
 def _card(device: int) -> Any:
-    """The GPU, or None where there is no driver: any CUDA call could crash then."""
+    """The GPU that builds, or None without a driver, because any CUDA call could crash then."""
     try:
         check_driver()
     except DiffSegError:

@@ -7,9 +7,9 @@ from typing import Any
 
 
 class BuildMonitor:
-    """Shows the phases of a build, and cancels it when the user interrupts; `listener` is TensorRT's progress monitor.
+    """Shows the phases of a build and cancels it when the user interrupts; `listener` is TensorRT's progress monitor.
 
-    An exception must not cross TensorRT's own frames, so a signal only leaves word, and is raised when they are left.
+    An exception must not cross TensorRT's own stack frames: a signal is noted, and raised after TensorRT has returned.
     """
 
     def __init__(self, trt: Any) -> None:
@@ -45,7 +45,7 @@ class BuildMonitor:
 
 def _make_listener(trt: Any, monitor: BuildMonitor) -> Any:
     class Listener(trt.IProgressMonitor):
-        """Called from TensorRT's threads."""
+        """TensorRT calls it from its own threads."""
 
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)

@@ -1,4 +1,4 @@
-"""Types and precision of a plan, read back from what TensorRT parsed and built."""
+"""Types and precision of a plan, read from what TensorRT parsed and built."""
 
 import json
 from collections import Counter
@@ -17,10 +17,10 @@ KINDS = ("CONVOLUTION", "MATRIX_MULTIPLY", "SOFTMAX")
 def check_network(
     trt: Any, network: Any, spec: EngineSpec, path: Path
 ) -> tuple[dict[str, str], dict[str, dict[str, int]]]:
-    """Types of inputs and outputs, and of the arithmetic, as TensorRT parsed them.
+    """Check what TensorRT parsed; returns the types of inputs and outputs, and how often the arithmetic has each type.
 
-    Raises DiffSegError where shapes or precision are not what the engine says of itself: strongly typed, TensorRT keeps
-    to the graph, and one that has lost its precision would build without a word and run at a fraction of the speed.
+    Raises DiffSegError when shapes or precision differ from the engine's description. TensorRT builds a strongly typed
+    graph as it is: a graph that lost its precision would build without an error and run many times slower.
     """
     tensors = [network.get_input(index) for index in range(network.num_inputs)]
     tensors += [network.get_output(index) for index in range(network.num_outputs)]
@@ -38,7 +38,7 @@ def check_network(
         spec.precision == "fp32" and len(counts["convolution"] + counts["matrix_multiply"]) > 1
     ):
         raise DiffSegError(
-            f"{path} says {spec.precision}, TensorRT reads {_text(counts)}; a plan of it would not have that "
+            f"{path} says {spec.precision}, TensorRT reads {_text(counts)}; its plan would not have that "
             f"precision; export it again with --precision {spec.precision}"
         )
     exposed = sum(level.layers for level in spec.levels)
@@ -54,13 +54,13 @@ def check_network(
 def inspect_plan(
     trt: Any, logger: Any, content: memoryview, spec: EngineSpec, path: Path, version_compatible: bool = False
 ) -> dict[str, int] | None:
-    """How many layers of the built plan give each type, by TensorRT's engine inspector; None where it does not tell.
+    """How many layers of the built plan give each type, by TensorRT's engine inspector; None if it does not tell.
 
-    Raises DiffSegError where none gives the precision that was asked for.
+    Raises DiffSegError when no layer gives the engine's precision.
     """
     runtime = trt.Runtime(logger)  # it must outlive its engine
     if version_compatible:
-        runtime.engine_host_code_allowed = True  # or nothing would be loaded, and nothing checked
+        runtime.engine_host_code_allowed = True  # otherwise the plan does not load and is not checked
     engine = runtime.deserialize_cuda_engine(content)
     if engine is None:
         return None
@@ -74,7 +74,7 @@ def inspect_plan(
 
 
 def layer_types(text: str) -> dict[str, int]:
-    """Count the types of layers' first outputs in the engine inspector's JSON; empty where there is none."""
+    """Count the types of the layers' first outputs in the engine inspector's JSON; empty if it is not valid JSON."""
     words = {"bf16": ("BF16", "BFLOAT16"), "fp16": ("FP16", "HALF"), "fp32": ("FP32", "FLOAT")}
     counts: Counter[str] = Counter()
     try:

@@ -8,8 +8,9 @@ import pytest
 from typer.testing import CliRunner
 
 from export.__main__ import app
-from export.check.maps import OutputCheck, check_engine, random_frame
+from export.check.maps import OutputCheck, random_frame
 from export.engine import ExportRequest, export_engine
+from export.parity import check_engine
 from runtime.engine.registry import open_engine
 from runtime.engine.spec import METADATA_KEY, sidecar_path
 
@@ -127,7 +128,7 @@ def test_bad_models(small_pipeline, tmp_path):
     shutil.copytree(small_pipeline, half)
     (half / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     result = run(half, "--output", tmp_path / "x")
-    assert result.exit_code == 1 and "unet holds no weights" in result.stderr and "download it again" in result.stderr
+    assert result.exit_code == 1 and "unet has no weights" in result.stderr and "download it again" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     assert not list(tmp_path.glob("*.onnx*"))
 

@@ -52,7 +52,7 @@ def test_int8_engine(photographs, tmp_path, monkeypatch):
     ):
         assert makers.get(product.input[0]) != "DequantizeLinear", "attention's products are float"
     again = CliRunner().invoke(app, ["check", str(tmp_path / "small.onnx"), "x"])
-    assert again.exit_code == 1 and "held to photographs" in again.stderr
+    assert again.exit_code == 1 and "compared on photographs" in again.stderr
 
 
 def test_refusals(photographs, tmp_path, monkeypatch):

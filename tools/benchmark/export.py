@@ -68,7 +68,8 @@ def measure_export(model: str, engine: str, options: dict[str, Any]) -> dict[str
 
 def measure_check(model: str, engine: str) -> list[dict[str, Any]]:
     """Compare an engine with PyTorch, output by output."""
-    from export.check.maps import OutputCheck, check_engine
+    from export.check.maps import OutputCheck
+    from export.parity import check_engine
 
     return [
         {"output": found.output, "row_kl": found.divergence, "bound": found.bound, "passed": found.passed}

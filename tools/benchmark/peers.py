@@ -120,10 +120,10 @@ def _eager(model: str, threads: int) -> Callable[[Any], tuple[Any, float, float]
     import torch
 
     from export.check.eager import eager_pyramid
-    from export.model.load import load_pipeline
+    from export.model.load import load_model
 
     torch.set_num_threads(threads)
-    pipeline = load_pipeline(model)
+    pipeline = load_model(model)
 
     def run(picture: Any) -> tuple[Any, float, float]:
         pyramid = [level[0] for level in eager_pyramid(pipeline, picture[None], 300)]

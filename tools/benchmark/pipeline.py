@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from runtime.engine.base import Engine
-from tools.benchmark.common import child, machine, resident
+from tools.benchmark.common import in_fresh_process, machine, resident
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from runtime.stream.clip import Outcome
     from runtime.stream.options import ClipOptions
 
-MODULE = "tools.benchmark.pipeline"  # what its fresh processes import
 PHOTOGRAPH = (321, 481)  # pixels, as in BSDS500
 SHARE = 0.85  # of the rate that the network or the processor allows
 OVERLAP_RATIO = 1.15
@@ -92,7 +91,7 @@ def pipeline(
             report["memory"] = measure_memory(photos, Path(folder), count)
         if Part.clip in wanted:
             source = clip or draw_clip(Path(folder) / "clip.mp4", frames)
-            report["clip"] = [child(MODULE, "run_clip_with", backend, str(source), every) for backend in _backends()]
+            report["clip"] = [in_fresh_process(run_clip_with, backend, str(source), every) for backend in _backends()]
     report["missed"] = _missed(report)
     typer.echo(json.dumps(report)) if as_json else _print(report)
     raise typer.Exit(1 if report["missed"] else 0)
@@ -100,9 +99,9 @@ def pipeline(
 
 def measure_photographs(backend: str, pictures: Path) -> dict[str, Any]:
     """Rate, bound and processor time of one backend."""
-    whole = child(MODULE, "run_photographs_with", backend, str(pictures), 0.0)
-    network = child(MODULE, "run_network", backend)
-    outside = child(MODULE, "run_photographs_with", "maps", str(pictures), 0.0)
+    whole = in_fresh_process(run_photographs_with, backend, str(pictures), 0.0)
+    network = in_fresh_process(run_network, backend)
+    outside = in_fresh_process(run_photographs_with, "maps", str(pictures), 0.0)
     allowed = min(1 / network["seconds"], _cores() / whole["processor"])
     return {
         "backend": backend,
@@ -116,7 +115,7 @@ def measure_photographs(backend: str, pictures: Path) -> dict[str, Any]:
 
 def measure_stand_in(pictures: Path, count: int) -> dict[str, Any]:
     """Time of the whole over the longer of the stand-in's sleep and the other stages' share of the processor."""
-    whole = child(MODULE, "run_photographs_with", "labels", str(pictures), SLEEP)
+    whole = in_fresh_process(run_photographs_with, "labels", str(pictures), SLEEP)
     floor = max(SLEEP, whole["processor"] / _cores())
     return {
         "frames": count,
@@ -131,7 +130,7 @@ def measure_memory(photos: Path | None, folder: Path, count: int) -> dict[str, A
     peaks = []
     for number in (count, 10 * count):
         pictures = copy_photographs(photos, folder / str(number), number)
-        peaks.append(child(MODULE, "run_photographs_with", "labels", str(pictures), 0.0)["peak"])
+        peaks.append(in_fresh_process(run_photographs_with, "labels", str(pictures), 0.0)["peak"])
     few, many = peaks
     return {"photographs": [count, 10 * count], "peak_mb": [round(few), round(many)], "ratio": round(many / few, 3)}
 
@@ -200,7 +199,7 @@ def open_segmenter(engine: str, sleep: float) -> Segmenter:
     scene = draw_scene(0, (opened.engine.spec.height, opened.engine.spec.width))
     if engine == "maps":
         return Segmenter(SleepingEngine(opened.engine, opened.engine.infer(scene.frame[None]), sleep), opened.config)
-    labels = [scene.mask[None].astype(np.uint8), np.array([scene.mask.max() + 1], np.int32)]
+    labels: list[Any] = [scene.mask[None].astype(np.uint8), np.array([scene.mask.max() + 1], np.int32)]
     return Segmenter(SleepingEngine(opened.engine, labels, sleep, "labels"), opened.config)
 
 

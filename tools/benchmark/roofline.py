@@ -115,7 +115,7 @@ def _pipeline(configuration: Configuration) -> Any:
     import torch
 
     from export.model.families import SD, SDXL
-    from export.model.load import Pipeline, quiet_libraries
+    from export.model.load import LoadedModel, quiet_libraries
     from tools.tiny.random_pipelines import FAMILIES, TOKENS, default_dtype
 
     quiet_libraries()
@@ -125,7 +125,7 @@ def _pipeline(configuration: Configuration) -> Any:
         unet = diffusers.UNet2DConditionModel(**{**shape.unet, **dict(configuration.unet)})
         vae = diffusers.AutoencoderTiny() if configuration.tiny_vae else diffusers.AutoencoderKL(**shape.vae)
         vae.decoder = None
-    return Pipeline(
+    return LoadedModel(
         unet=unet,
         vae=vae,
         prompt_embedding=torch.zeros(1, TOKENS, unet.config.cross_attention_dim),

@@ -1,8 +1,8 @@
 """`python -m tools.evaluate`: compares segmentations with ground truth, and engines with each other."""
 
-from export.check.agreement import agreement
 from runtime.terminal import run
 from tools.command import command_group
+from tools.evaluate.agreement import agreement
 from tools.evaluate.evaluate import evaluate
 from tools.evaluate.layouts import ALIASES, KNOWN
 from tools.evaluate.scenes import scenes

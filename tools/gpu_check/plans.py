@@ -82,7 +82,7 @@ def full_size(flavour: str, device: int, repeat: int, family: str = "sd15", prec
     from export.check.eager import eager_maps
     from export.check.maps import mean_divergence, random_frame
     from export.engine import ExportRequest, export_engine
-    from export.model.load import load_pipeline
+    from export.model.load import load_model
     from export.plan.build import PlanRequest, build_plan
     from export.progress import Stages
     from runtime import Segmenter
@@ -102,7 +102,7 @@ def full_size(flavour: str, device: int, repeat: int, family: str = "sd15", prec
         path = Path(folder) / "engine.onnx"
         export_engine(ExportRequest(model=str(model), precision=precision), path, check=False)
         spec = build_plan(path, path.with_suffix(".plan"), PlanRequest(flavour=flavour, device=device), Stages())
-        pipeline = load_pipeline(str(model), "", precision)
+        pipeline = load_model(str(model), "", precision)
         free = card.free()
         engine = open_engine(path.with_suffix(".plan"), f"cuda:{device}")
         memory = {"plan_mb": (free - card.free()) / 1e6}

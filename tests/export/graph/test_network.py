@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from export.check.eager import eager_pyramid
-from export.check.maps import BOUND, compare, mean_divergence, random_frame
-from export.graph.attention import BLOCKS
+from export.check.maps import BOUND, Reference, compare_maps, mean_divergence, random_frame
 from export.graph.network import FrameToPyramid, pyramid_levels
-from export.model.load import load_pipeline
+from export.model.families import BLOCKS
+from export.model.load import load_model
 from runtime import DiffSegError
 from runtime.engine.spec import EngineSpec, Level
 from tools.tiny.random_pipelines import save_random_pipeline
@@ -36,12 +36,12 @@ def model(family, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def expected(model):
-    return eager_pyramid(load_pipeline(model), FRAMES, 300)
+    return eager_pyramid(load_model(model), FRAMES, 300)
 
 
 def network_of(model, timestep=300, prompt="", change=None, **options):
     loading = {name: options.pop(name) for name in ("vae", "precision") if name in options}
-    pipeline = load_pipeline(model, prompt, **loading)
+    pipeline = load_model(model, prompt, **loading)
     if change:
         change(pipeline)
     return FrameToPyramid(pipeline, timestep, size=FRAMES.shape[1:3], **options).eval()
@@ -55,9 +55,9 @@ def rewritten(model, *args, **options):
 def checks(found, expected, **spec):
     levels = tuple(Level(1, maps.shape[-1], 1) for maps in expected)
     described = {"precision": "fp32", "storage": "fp32"} | spec
-    return compare(
+    return compare_maps(
         EngineSpec("x", None, "attention", 128, 192, None, levels, 300, "", **described, latent_scaling=1.0,
-                   blocks=BLOCKS, thresholds=(1.1,)), found, expected
+                   blocks=BLOCKS, thresholds=(1.1,)), found, Reference(FRAMES, expected)
     )  # fmt: skip
 
 
@@ -98,13 +98,13 @@ def test_a_mistake_exceeds_the_bound_a_hundredfold(model, expected, mistake):
 
 
 def test_prompt_is_baked_in(model):
-    expected = eager_pyramid(load_pipeline(model, "a b"), FRAMES, 300)
+    expected = eager_pyramid(load_model(model, "a b"), FRAMES, 300)
     assert all(check.passed for check in checks(rewritten(model, prompt="a b"), expected))
 
 
 @pytest.mark.parametrize("blocks", [("down",), ("mid",), ("up", "down")])
 def test_maps_of_some_blocks(small_pipeline, blocks):
-    expected = eager_pyramid(load_pipeline(str(small_pipeline)), FRAMES, 300, blocks)
+    expected = eager_pyramid(load_model(str(small_pipeline)), FRAMES, 300, blocks)
     found = rewritten(str(small_pipeline), blocks=blocks)
     assert len(found) == len(expected) == {"down": 3, "mid": 1, "up": 3}[blocks[0]]
     assert all(check.passed for check in checks(found, expected))
@@ -112,7 +112,7 @@ def test_maps_of_some_blocks(small_pipeline, blocks):
 
 def test_noise_of_a_seed(small_pipeline):
     model = str(small_pipeline)
-    expected = eager_pyramid(load_pipeline(model), FRAMES, 300, noise_seed=7)
+    expected = eager_pyramid(load_model(model), FRAMES, 300, noise_seed=7)
     assert all(check.passed for check in checks(rewritten(model, noise_seed=7), expected))
     for other in ({}, {"noise_seed": 8}):
         assert max(check.divergence for check in checks(rewritten(model, **other), expected)) > 100 * BOUND
@@ -134,7 +134,7 @@ def save_tiny_autoencoder(folder, channels=4):
 
 def test_a_tiny_autoencoder_in_place_of_the_vae(small_pipeline, tmp_path):
     model, vae = str(small_pipeline), save_tiny_autoencoder(tmp_path / "taesd")
-    pipeline = load_pipeline(model, vae=vae)
+    pipeline = load_model(model, vae=vae)
     assert pipeline.vae_source == "taesd" and pipeline.stride == 64
     expected = eager_pyramid(pipeline, FRAMES, 300)
     assert all(check.passed for check in checks(rewritten(model, vae=vae), expected))
@@ -143,7 +143,7 @@ def test_a_tiny_autoencoder_in_place_of_the_vae(small_pipeline, tmp_path):
 
 def test_a_vae_of_other_channels_is_refused(small_pipeline, tmp_path):
     with pytest.raises(DiffSegError, match="takes 4 channels and the VAE gives 16"):
-        load_pipeline(str(small_pipeline), vae=save_tiny_autoencoder(tmp_path / "wide", 16))
+        load_model(str(small_pipeline), vae=save_tiny_autoencoder(tmp_path / "wide", 16))
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
@@ -165,7 +165,7 @@ def test_half_precision_loads_as_such_and_softmax_stays_exact(small_pipeline, pr
 def test_encoder_attention_equals_diffusers(small_pipeline):
     from export.graph.network import EncoderAttention, rewrite_encoder_attention
 
-    ours, theirs = (load_pipeline(str(small_pipeline)).vae.encoder for _ in range(2))
+    ours, theirs = (load_model(str(small_pipeline)).vae.encoder for _ in range(2))
     rewrite_encoder_attention(ours)
     assert [type(layer) for layer in ours.mid_block.attentions] == [EncoderAttention]
     image = torch.rand(2, 3, 64, 128) * 2 - 1
@@ -187,9 +187,9 @@ def test_attention_by_head_for_a_cpu_equals_diffusers(small_pipeline, monkeypatc
     """Levels below the limit stay whole."""
     import export.graph.attention
 
-    monkeypatch.setattr(export.attention, "LARGE", 96)
+    monkeypatch.setattr(export.graph.attention, "LARGE", 96)
     model = str(small_pipeline)
-    expected = eager_pyramid(load_pipeline(model), FRAMES, 300)
+    expected = eager_pyramid(load_model(model), FRAMES, 300)
     assert all(check.passed for check in checks(rewritten(model, target="cpu"), expected))
     plain = torch.export.export(network_of(model), (torch.from_numpy(FRAMES),))
     by_head = torch.export.export(network_of(model, target="cpu"), (torch.from_numpy(FRAMES),))

@@ -9,8 +9,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from export.check.maps import BOUND, mean_divergence, random_frame
-from export.describe import describe
-from export.model.source import hub_error, open_source
+from export.model.describe import describe
+from export.model.source import find_model, hub_error
 from runtime import DiffSegError
 from tools.tiny.random_pipelines import save_random_pipeline
 
@@ -28,7 +28,7 @@ def edit(path, **changes):
 
 def refuses(model, *words, **options):
     with pytest.raises(DiffSegError) as caught:
-        open_source(str(model), **options)
+        find_model(str(model), **options)
     text = str(caught.value)
     assert "\n" not in text and all(word in text for word in words), text
 
@@ -70,7 +70,7 @@ def test_xl_unet_in_a_plain_pipeline(model):
 
 def test_incomplete_folders(model):
     (model / "unet" / "config.json").rename(model / "unet" / "away.json")
-    refuses(model, "holds no unet/config.json", "download it again")
+    refuses(model, "has no unet/config.json", "download it again")
     (model / "unet" / "config.json").write_text("[]")
     refuses(model, "expected a JSON object")
     (model / "unet" / "away.json").replace(model / "unet" / "config.json")
@@ -79,7 +79,7 @@ def test_incomplete_folders(model):
     weights.write_bytes(whole[: len(whole) // 2])
     refuses(model, "is cut off", "download it again")
     weights.unlink()
-    refuses(model, "vae holds no weights")
+    refuses(model, "vae has no weights")
     index = {"weight_map": {"a": "part-1.safetensors", "b": "part-2.safetensors"}}
     (model / "vae" / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
     (model / "vae" / "part-1.safetensors").write_bytes(whole)
@@ -93,9 +93,9 @@ def test_a_folder_without_a_text_encoder(model):
 
 def test_files_that_are_no_checkpoint(tmp_path):
     (tmp_path / "a.safetensors").write_text("hello")
-    refuses(tmp_path / "a.safetensors", "is no .safetensors file")
+    refuses(tmp_path / "a.safetensors", "is not a .safetensors file")
     save_file({"x": np.zeros(3, np.float32)}, tmp_path / "b.safetensors")
-    refuses(tmp_path / "b.safetensors", "no Stable Diffusion checkpoint", "supported")
+    refuses(tmp_path / "b.safetensors", "not a Stable Diffusion checkpoint", "supported")
     save_file({"lora_unet_down.lora_up.weight": np.zeros(3, np.float32)}, tmp_path / "c.safetensors")
     refuses(tmp_path / "c.safetensors", "is a LoRA")
 
@@ -112,7 +112,7 @@ def test_hub_errors_are_one_line_each():
         errors.RepositoryNotFoundError: "the hub has no model o/n",
         errors.RevisionNotFoundError: "has no revision 'main'",
         errors.LocalEntryNotFoundError: "cannot be reached",
-        errors.RemoteEntryNotFoundError: "o/n holds no model_index.json",
+        errors.RemoteEntryNotFoundError: "o/n has no model_index.json",
     }
     for kind, words in cases.items():
         # They are made from an HTTP response, of a library that changes with the hub client's version.
@@ -125,8 +125,8 @@ def test_nothing_heavy_before_a_refusal(model):
 
     edit(model / "model_index.json", _class_name="FluxPipeline")
     code = (
-        "import sys\nfrom export.source import open_source\n"
-        f"try: open_source({str(model)!r})\nexcept Exception as error: print(error)\nprint(*sys.modules)"
+        "import sys\nfrom export.model.source import find_model\n"
+        f"try: find_model({str(model)!r})\nexcept Exception as error: print(error)\nprint(*sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "is a FluxPipeline" in done.stdout and not {"torch", "diffusers"} & set(done.stdout.split())
@@ -206,13 +206,13 @@ def in_original_layout(folder):
 
 def test_checkpoint_file_gives_the_maps_of_its_folder(small_pipeline, tmp_path):
     from export.check.eager import eager_pyramid
-    from export.model.load import load_pipeline
+    from export.model.load import load_model
 
     path = tmp_path / "model.safetensors"
     save_file(in_original_layout(small_pipeline), path)
     frames = random_frame(128, 128)[None]
-    expected = eager_pyramid(load_pipeline(str(small_pipeline)), frames, 300)
-    loaded = load_pipeline(str(path), config=str(small_pipeline))
+    expected = eager_pyramid(load_model(str(small_pipeline)), frames, 300)
+    loaded = load_model(str(path), config=str(small_pipeline))
     assert loaded.source == "model.safetensors"
     for found, wanted in zip(eager_pyramid(loaded, frames, 300), expected, strict=True):
         assert mean_divergence(found, wanted) < BOUND

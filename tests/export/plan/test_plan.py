@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 from export.check.maps import OutputCheck
 from export.engine import ExportRequest, export_engine
 from export.plan.build import PlanRequest, build_plan
-from export.plan.source import onnx_metadata
+from export.plan.engine_file import onnx_metadata
 from export.plan.types import layer_types
 from export.progress import Stages
 from runtime import DiffSegError

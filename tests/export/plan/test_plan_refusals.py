@@ -13,7 +13,7 @@ import pytest
 from onnx import helper
 
 from export.plan.build import PlanRequest, check_request
-from export.plan.source import onnx_metadata
+from export.plan.engine_file import onnx_metadata
 from export.plan.types import check_network
 from runtime import DiffSegError
 from runtime.engine.backends.tensorrt_library import tensor_shapes
@@ -51,11 +51,11 @@ def test_bad_engines(tmp_path):
     refuses(run("plan", tmp_path / "model.pt"), "expected an ONNX engine, .onnx")
     engine = copy_tiny(tmp_path)
     engine.write_bytes(engine.read_bytes()[:100_000])
-    refuses(run("plan", engine), "is no engine: expected an ONNX file")
+    refuses(run("plan", engine), "is not an engine: expected an ONNX file")
     (tmp_path / "text.onnx").write_text("hello, I am text")
-    refuses(run("plan", tmp_path / "text.onnx"), "is no engine")
+    refuses(run("plan", tmp_path / "text.onnx"), "is not an engine")
     (tmp_path / "empty.onnx").write_text("")
-    refuses(run("plan", tmp_path / "empty.onnx"), "is no engine")
+    refuses(run("plan", tmp_path / "empty.onnx"), "is not an engine")
 
 
 @needs_rtx

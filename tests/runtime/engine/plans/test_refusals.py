@@ -162,7 +162,7 @@ def test_the_command_that_builds_again_has_every_option(tmp_path, monkeypatch, f
     assert words[5:] == ["--flavour", plan.flavour, *options.split()]
     asked = []
     monkeypatch.setattr("export.plan.build.check_request", lambda request: request.flavour)
-    monkeypatch.setattr("export.plan.command.write_plan", lambda engine, output, request: asked.append(request))
+    monkeypatch.setattr("export.commands.plan.write_plan", lambda engine, output, request: asked.append(request))
     assert CliRunner().invoke(export_app, words[3:]).exit_code == 0
     for name in ("flavour", "optimization_level", "workspace", "tf32", "targets", "version_compatible"):
         assert getattr(asked[0], name) == getattr(plan, name)

@@ -1,19 +1,20 @@
-"""The labels head: all of DiffSeg as tensor code, pyramid → labels, so that an engine needs no merge core.
+"""DiffSeg as tensor code, pyramid → labels, so that an engine needs no merge core.
 
 Paper: "Diffuse, Attend, and Segment" (Tian et al., CVPR 2024), sections 3.2 to 3.4. The arithmetic is that of
-`runtime.merge`. Every shape in the graph is fixed at export, and what depends on the frame is how often a loop runs:
-that is what TensorRT's parser takes, and no work is wasted on a CPU.
+`runtime.merge`. Every shape in the graph is fixed at export, as TensorRT's parser needs it; only the number of rounds
+of a loop depends on the frame, so that no work is wasted on a CPU.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._higher_order_ops.while_loop import while_loop
 
-from export.graph.head_tensors import (
+from export.graph.labels_merge import merge_proposals
+from export.graph.labels_tensors import (
     Aggregated,
     active_first,
     block_means,
@@ -32,12 +33,11 @@ from runtime.merge.proposals import SCREENING_MARGIN
 from runtime.pyramid.anchors import anchor_queries
 from runtime.pyramid.weights import resolution_ratios
 
-BLOCK = 64  # proposals per matrix product of the later iterations
 CHUNK = 48  # anchors per matrix product of the first iteration
 
 
 class LabelsHead(nn.Module):
-    """Aggregate, merge, suppress. Maps are kept times n, so that their mean is 1: see `logarithm`."""
+    """Aggregate, merge, suppress. Maps are multiplied by n, so that their mean is 1: see `logarithm`."""
 
     anchors: Tensor
     own: Tensor
@@ -45,9 +45,10 @@ class LabelsHead(nn.Module):
     fresh: Tensor
 
     def __init__(self, levels: Sequence[Level], size: tuple[int, int], grid: int = 16, weights: Any = None) -> None:
-        """Bake in the pyramid's `levels` (finest first), `size` (H, W) of the labels, grid of anchors and weights.
+        """Fix what is part of the graph.
 
-        `weights` as `runtime.pyramid.weights.resolution_ratios` takes them; None = "proportional".
+        `levels`: of the pyramid, finest first. `size`: (H, W) of the labels. `grid`: anchors per axis. `weights`: as
+        `runtime.pyramid.weights.resolution_ratios` takes them; None means "proportional".
         Raises ValueError when the grid does not fit the finest level, or the weights do not fit the levels.
         """
         super().__init__()
@@ -76,9 +77,9 @@ class LabelsHead(nn.Module):
         self.register_buffer("own", own, persistent=False)  # [tiles, anchors]: the anchor is one of the tile's queries
 
     def forward(self, pyramid: Sequence[Tensor], thresholds: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps float32 [B, n, n], finest first, and thresholds float32 [iterations] → labels, segments.
+        """Maps float32 [B, n, n], finest first, and thresholds float32 [iterations] → labels and segments.
 
-        Labels: [B, H, W], uint8 up to 256 anchors and int32 above, numbered as `runtime.merge` numbers proposals.
+        Labels: [B, H, W], uint8 up to 256 anchors and int32 above, numbered like the proposals of `runtime.merge`.
         Segments: int32 [B], the number of proposals.
         """
         batch = pyramid[0].shape[0]
@@ -91,7 +92,7 @@ class LabelsHead(nn.Module):
         return (labels.to(torch.uint8) if self.count <= 256 else labels), segments
 
     def _each_frame(self, batch: Any, pyramid: Sequence[Tensor], thresholds: Tensor) -> tuple[Tensor, Tensor]:
-        # A loop, not a dimension: a batch needs no more memory than a frame, and no frame waits for another's merge.
+        # A loop, not a dimension: a batch needs as much memory as a frame, and no frame waits for another's merge.
         frames = torch.arange(batch)
 
         def more(index: Tensor, *_: Tensor) -> Tensor:
@@ -121,10 +122,10 @@ class LabelsHead(nn.Module):
         return self.suppress(proposals, valid)
 
     def aggregate(self, pyramid: Sequence[Tensor]) -> "Aggregated":
-        """Aggregated attention (paper, section 3.2), as what its rows are sums of.
+        """Aggregated attention (paper, section 3.2), as the terms of which its rows are sums.
 
         Coarse maps have few distinct rows: each is interpolated once, by two small matrix products, and resolutions
-        are summed where they share their rows.
+        are added first where they share rows.
         """
         h, w = self.shapes[0]
         sums: list[tuple[Tensor, tuple[int, int]]] = []
@@ -147,12 +148,12 @@ class LabelsHead(nn.Module):
     def merge_around_anchors(self, maps: "Aggregated", threshold: Tensor) -> Tensor:
         """Iteration 0: every anchor becomes the mean of all maps nearer to it than the threshold, [P, n].
 
-        Tile by tile of neighbouring queries, each with a chunk of those anchors that may be near one of them.
+        It goes through tiles of neighbouring queries, and compares each with chunks of the anchors that may be near.
         """
         order, chunks = self._work(maps, threshold)
         per_tile = order.shape[0] // chunks.shape[0]
-        # One loop over all chunks of all tiles: a loop within the loop would copy the sums at each of its ends, which
-        # costs more than the logarithms of a tile for each of its chunks.
+        # One loop over all chunks of all tiles: an inner loop would copy the sums at its end, which costs more than
+        # computing a tile's logarithms again for each of its chunks.
         ends = chunks.cumsum(0)
         centres = maps.rows(self.anchors)
         centre_logs = logarithm(centres)
@@ -183,16 +184,17 @@ class LabelsHead(nn.Module):
         return sums[: self.count] / counts[: self.count, None]
 
     def _work(self, maps: "Aggregated", threshold: Tensor) -> tuple[Tensor, Tensor]:
-        """Which anchors each tile must be compared with: chunks of them [tiles · chunks, CHUNK], and how many chunks.
+        """The anchors that each tile must be compared with, in chunks [tiles · chunks, CHUNK]; chunks of each tile.
 
-        D never grows when pixels are summed into blocks (the data-processing inequality), and with a sixteenth of
-        the pixels it costs a sixteenth: what is too far there needs no exact divergence. No member is left out.
+        D never grows when pixels are summed into blocks (the data-processing inequality), and a sixteenth of the
+        pixels costs a sixteenth of the time. Anchors too far away there need no exact divergence, and no member of a
+        proposal is lost.
         """
         h, w = self.shapes[0]
         down, across = blocks(h), blocks(w)
         size = down * across
         means = maps.project(lambda rows: block_means(h, down).t() @ (rows.reshape(-1, h, w) @ block_means(w, across)))
-        # The smallest probability is added, where the exact logarithm takes a maximum: so the inequality holds at 0.
+        # The exact logarithm takes a maximum with the smallest probability; adding it keeps the inequality true at 0.
         coarse = means + self.n * SMALLEST_PROBABILITY
         logs = coarse.log()
         entropy = (coarse * logs).sum(-1)
@@ -206,9 +208,9 @@ class LabelsHead(nn.Module):
         return order.reshape(-1, CHUNK), chunks
 
     def suppress(self, proposals: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Label every pixel with its strongest proposal, the first on a tie (paper, section 3.4).
+        """Label every pixel with its strongest proposal, the first one if several are equal (paper, section 3.4).
 
-        A running maximum over the proposals that survived: only one interpolated map exists at a time.
+        The loop keeps a running maximum over the valid proposals: only one interpolated map exists at a time.
         """
         h, w = self.shapes[0]
         order, count = active_first(valid.float()[None])
@@ -227,7 +229,7 @@ class LabelsHead(nn.Module):
 
 
 class FrameToLabels(nn.Module):
-    """Network and head in one: the graph of a labels engine."""
+    """Network and merge in one: the graph of a labels engine."""
 
     def __init__(self, network: nn.Module, head: LabelsHead) -> None:
         super().__init__()
@@ -236,69 +238,8 @@ class FrameToLabels(nn.Module):
     def forward(self, frame: Tensor, thresholds: Tensor) -> tuple[Tensor, ...]:
         """frame uint8 [B, H, W, 3] BGR and thresholds float32 [iterations] → labels [B, H, W], segments int32 [B].
 
-        The pyramid follows them: it gives its values in the graph their names, and is then no output (`export.onnx`).
+        The pyramid follows: being an output while it is traced gives its values names in the graph.
         """
-        # float32 whatever the network's own precision: the divergences of near maps would drown in less.
+        # Always float32: half precision does not resolve the divergences of similar maps.
         pyramid = [level.float() for level in self.network(frame)]
         return *self.head(pyramid, thresholds), *pyramid
-
-
-def merge_proposals(proposals: Tensor, valid: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
-    """Iteration t ≥ 1: in order, each proposal not yet claimed becomes the mean of all that are near it.
-
-    `proposals` [P, n] with mean 1 and `valid` bool [P] → the same; a claimed proposal's place stays, not valid.
-    """
-    count, n = proposals.shape
-
-    def products(ids: Tensor) -> Tensor:
-        return logarithm(take_rows(proposals, ids)) @ proposals.t()
-
-    cross = _for_each(valid, products, torch.zeros(count, count))
-    entropy = cross.diagonal()
-    near = entropy[:, None] + entropy - cross - cross.t() < 2 * n * threshold
-    near = (near | torch.eye(count, dtype=torch.bool)) & valid[:, None] & valid
-    keep = first_come(near, valid)
-    members = near.float()
-
-    def sums(ids: Tensor) -> Tensor:
-        return take_rows(members, ids) @ proposals
-
-    # Divided here and not in the loop: TensorRT cannot build a loop that reads another's result as it is.
-    means = _for_each(keep, sums, torch.zeros_like(proposals)) / members.sum(-1, keepdim=True).clamp(min=1)
-    return means, keep
-
-
-def _for_each(wanted: Tensor, compute: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
-    """`start` [P, …] with compute(ids) in the rows where `wanted` bool [P]; other rows may be computed along.
-
-    Block by block, so that a merge of few proposals costs little.
-    """
-    order, count = active_first(wanted.float()[None])
-    # The last block reaches back, or is all there is.
-    size = min(BLOCK, len(wanted))
-    last = len(wanted) - size
-    blocks = torch.stack([order[0, min(i, last) : min(i, last) + size] for i in range(0, len(wanted), size)])
-    count = count[0]
-
-    def body(index: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        ids = pick(blocks, index)
-        return index + 1, values.index_put((ids,), compute(ids))
-
-    state = (torch.zeros((), dtype=torch.int64), start)
-    return while_loop(lambda index, _: index * size < count, body, state)[1]
-
-
-def first_come(near: Tensor, valid: Tensor) -> Tensor:
-    """Who is not claimed by an earlier one that is itself not claimed: bool [P] of near bool [P, P], valid bool [P].
-
-    keep ← valid ∧ ¬(strictly-lower(near)ᵀ·keep) to its fixed point, of which there is one: the first i are right after
-    i rounds. A few rounds suffice for most frames, a chain of P needs P − 1.
-    """
-    claims = (near & torch.ones_like(near).triu(1)).float()
-
-    def body(keep: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
-        following = torch.where((keep[None] @ claims)[0] > 0, 0.0, valid.float())
-        return following, (following - keep).abs().amax(0) > 0
-
-    keep, _ = while_loop(lambda _, changed: changed.clone(), body, (valid.float(), torch.ones((), dtype=torch.bool)))
-    return keep > 0

@@ -1,4 +1,4 @@
-"""The command line's part in plans: options shared by `python -m export MODEL --plan` and `python -m export plan`."""
+"""`python -m export plan ENGINE.onnx`: builds a TensorRT plan; `python -m export MODEL --plan` has the same options."""
 
 from __future__ import annotations
 
@@ -19,16 +19,19 @@ if TYPE_CHECKING:
     from runtime.engine.spec import EngineSpec
 
 Flavour = Annotated[
-    str | None, typer.Option(metavar="tensorrt|tensorrt_rtx", help="Who builds; whichever is installed if left out.")
+    str | None,
+    typer.Option(metavar="tensorrt|tensorrt_rtx", help="Library that builds; the installed one if left out."),
 ]
 OptimizationLevel = Annotated[int, typer.Option(min=0, max=5, help="How long the builder searches.")]
-Workspace = Annotated[int, typer.Option(min=1, metavar="MB", help="Most memory of a layer beside inputs and outputs.")]
+Workspace = Annotated[
+    int, typer.Option(min=1, metavar="MB", help="Most memory of a layer, without its inputs and outputs.")
+]
 Profile = Annotated[
     str | None,
     typer.Option(metavar="LEAST,BEST,MOST", help="Frames per call, of a dynamic batch.  [default: 1,1,4]"),
 ]
 VersionCompatible = Annotated[
-    bool, typer.Option("--version-compatible", help="Run with newer versions of TensorRT too; may be slower.")
+    bool, typer.Option("--version-compatible", help="Also run with newer versions of TensorRT; may be slower.")
 ]
 HardwareCompatible = Annotated[
     bool, typer.Option("--hardware-compatible", help="Run on all GPUs from Ampere on; may be slower.")
@@ -76,7 +79,7 @@ def plan_request(
     tf32: bool,
     targets: str | None,
 ) -> PlanRequest:
-    """The options as `export.plan` takes them. Raises DiffSegError for the first that cannot be, before any work."""
+    """The options as `export.plan.build` takes them. Raises DiffSegError for the first invalid one, before any work."""
     from export.plan.build import PlanRequest, check_request
 
     batch = None
@@ -101,21 +104,21 @@ def plan_request(
 
 
 def build_afresh(engine: Path, **options: Any) -> None:
-    """Build beside an engine as `python -m export plan` does, in this process's place; `options` as `plan_request`'s.
+    """Replace this process by `python -m export plan` for `engine`; `options` are those of `plan_request`.
 
-    What PyTorch has held is not given back to the system, and a builder in the same process needs as much again.
+    PyTorch does not return its memory to the system, and a builder in the same process would need as much again.
     """
     command = [sys.executable, "-m", "export", "plan", str(engine), *build_options(**options)]
     if os.name == "posix":
         sys.stdout.flush()
         sys.stderr.flush()
         os.execv(command[0], command)
-    # Windows would give the terminal back before the plan is there.
+    # With execv, Windows would return to the terminal before the plan is built.
     raise typer.Exit(subprocess.run(command, check=False).returncode)
 
 
 def write_plan(engine: Path, output: Path, request: PlanRequest) -> EngineSpec:
-    """Build, and say on stderr what was built. Raises what `build_plan` does."""
+    """Build, and report on stderr what was built. Raises what `build_plan` raises."""
     from export.plan.build import build_plan
     from export.progress import Stages
     from runtime.engine.plan import FLAVOURS
@@ -129,7 +132,7 @@ def write_plan(engine: Path, output: Path, request: PlanRequest) -> EngineSpec:
         f"{kind.replace('_', ' ')}: {', '.join(f'{n} {name}' for name, n in count.items())}"
         for kind, count in found.arithmetic.items()
     )
-    where = found.gpu or "no GPU: what only one can tell is left open"
+    where = found.gpu or "no GPU: what needs one was not checked"
     print(
         f"{stages}\n{FLAVOURS[found.flavour]} {found.version} ({where}), {found.size / 1e6:.1f} MB; {counted}\n"
         f"wrote {path} and {path}.json",

@@ -1,24 +1,24 @@
-"""What a model would produce, from its configuration alone: no weight is read, nothing is written."""
+"""What the export of a model would give, from its configuration alone: no weight is read, nothing is written."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from export.graph.attention import BLOCKS
-from export.model.families import Config, check_size, frame_stride, native_size, vae_stride
+from export.model.families import BLOCKS, Config, check_frame_size, frame_stride, native_size, vae_stride
 from export.model.load import quiet_libraries
-from export.model.source import first_line, open_source
+from export.model.source import find_model, first_line
 from runtime.engine.spec import Level
 from runtime.errors import DiffSegError
 
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """An export in numbers. `levels`: the pyramid for frames of `height` × `width`, finest first.
+    """An export in numbers.
 
-    `stride`: what both must be multiples of. `native_size`: the side the model was trained on. `parameters`: of the
-    U-Net and of the VAE's encoder, as the model has them (the export drops what follows the last map).
+    `height`, `width`: of the frame, in pixels. `native_size`: side of the frames that the model was trained on.
+    `stride`: height and width must be multiples of it. `levels`: the pyramid, finest first. `parameters`: how many the
+    model's U-Net and VAE encoder have; the export drops those that follow the last map.
     """
 
     source: str
@@ -42,14 +42,14 @@ def describe(
     vae: str | None = None,
     config: str | None = None,
 ) -> Description:
-    """What exporting `model` would give; the arguments are those of an export.
+    """Describe the export of `model`; the arguments are those of an export.
 
     Raises DiffSegError when the model cannot be exported or the size does not fit.
     """
-    source = open_source(model, revision, vae=vae, config=config)
+    source = find_model(model, revision, vae=vae, config=config)
     side = native_size(source.unet, source.vae)
     height, width = size or (side, side)
-    check_size(height, width, frame_stride(source.unet, source.vae))
+    check_frame_size(height, width, frame_stride(source.unet, source.vae))
     import diffusers
     import torch
 
@@ -60,7 +60,7 @@ def describe(
             encoder = getattr(diffusers, source.vae_class).from_config(dict(source.vae)).encoder
     except Exception as error:
         raise DiffSegError(
-            f"{model}: its configuration makes no model ({first_line(error)}); download it again"
+            f"{model}: no model can be built from its configuration ({first_line(error)}); download it again"
         ) from None
     stride = vae_stride(source.vae)
     levels = _levels(unet, height // stride, width // stride, blocks)
@@ -83,15 +83,16 @@ def describe(
 
 
 def check_levels(levels: Sequence[Level], blocks: Sequence[str]) -> None:
-    """Raise DiffSegError when the wanted blocks have no self-attention."""
+    """Raise DiffSegError when the chosen blocks of the U-Net have no self-attention."""
     if not levels:
         raise DiffSegError(
-            f"no self-attention in the blocks {','.join(blocks)} of this model; expected others of {','.join(BLOCKS)}"
+            f"--attention: the blocks {','.join(blocks)} of this model have no self-attention; choose others of "
+            f"{','.join(BLOCKS)}"
         )
 
 
 def _generation(family: str, unet: Config) -> str:
-    """A closer name than the family's, by what tells the published models apart."""
+    """A more precise name than the family's, found by settings in which the published models differ."""
     if unet.get("addition_embed_type"):
         return family
     number = {768: "1.x", 1024: "2.x"}.get(unet.get("cross_attention_dim", 0))

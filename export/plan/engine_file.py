@@ -1,4 +1,4 @@
-"""What an ONNX engine says of itself, read without onnx and without its weights."""
+"""The description inside an ONNX engine, read without the package onnx and without the weights."""
 
 from pathlib import Path
 from typing import BinaryIO
@@ -12,9 +12,9 @@ FIXED = {1: 8, 5: 4}  # bytes of the wire types of fixed size
 
 
 def read_engine(path: Path) -> EngineSpec:
-    """The description inside an ONNX engine, held to its sidecar.
+    """Read the description inside an ONNX engine and compare it with the sidecar.
 
-    Raises DiffSegError when there is no file, it is no ONNX engine, or the sidecar is another file's.
+    Raises DiffSegError when there is no file, it is not an ONNX engine, or the sidecar belongs to another file.
     """
     if path.is_dir():
         raise DiffSegError(f"{path} is a folder; expected an engine, such as {path}/NAME.onnx")
@@ -27,7 +27,7 @@ def read_engine(path: Path) -> EngineSpec:
     text = onnx_metadata(path).get(METADATA_KEY)
     if text is None:
         raise DiffSegError(
-            f"{path} is no engine: expected an ONNX file with the metadata entry '{METADATA_KEY}' that "
+            f"{path} is not an engine: expected an ONNX file with the metadata entry '{METADATA_KEY}' that "
             "'python -m export' writes; export the model again"
         )
     spec = EngineSpec.from_json(text, f"the metadata of {path}")
@@ -36,7 +36,7 @@ def read_engine(path: Path) -> EngineSpec:
 
 
 def onnx_metadata(path: Path) -> dict[str, str]:
-    """The metadata entries of an ONNX file; empty where it is none. Weights are skipped, not read."""
+    """The metadata entries of an ONNX file; empty for another file. Weights are skipped, not read."""
     entries = {}
     with path.open("rb") as file:
         size = path.stat().st_size
@@ -48,7 +48,7 @@ def onnx_metadata(path: Path) -> dict[str, str]:
                     continue
                 length = _varint(file) if kind == LENGTH_DELIMITED else FIXED[kind]
                 if file.tell() + length > size:
-                    return {}  # cut short, or never ONNX
+                    return {}  # cut off, or not ONNX
                 if field == METADATA_PROPS:
                     end, pair = file.tell() + length, {}
                     while file.tell() < end:
@@ -63,7 +63,7 @@ def onnx_metadata(path: Path) -> dict[str, str]:
 
 
 def _varint(file: BinaryIO) -> int:
-    """Protocol Buffers' number: seven bits a byte, the lowest first."""
+    """Read a number of Protocol Buffers: seven bits per byte, the lowest first."""
     number = shift = 0
     while True:
         byte = file.read(1)

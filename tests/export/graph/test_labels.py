@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 from export.__main__ import app
 from export.check.labels import LabelsCheck, differing_when_matched
 from export.check.maps import random_frame
-from export.graph.head import LabelsHead, first_come
+from export.graph.labels import LabelsHead
+from export.graph.labels_merge import first_come
 from runtime import DiffSegError, Segmenter
 from runtime.engine.registry import open_engine
 from runtime.engine.spec import EngineSpec, Level, sidecar_path
@@ -245,6 +246,23 @@ def test_segmenter_runs_either_head(labels_engine, small_engine):
         assert set(ours.milliseconds) == set(theirs.milliseconds) and ours.proposals is None
     clone = Segmenter.open(labels_engine, "cpu").clone()
     assert clone(frame).labels.shape == (200, 301)
+
+
+def test_the_readmes_program_gives_the_runtimes_labels(labels_engine, tmp_path):
+    import cv2
+
+    text = (ROOT / "export" / "README.md").read_text()
+    program = text.split("```python\nimport cv2")[1].split("```")[0]
+    for written, here in (("engines/sd15_labels.onnx", labels_engine), ("photo.jpg", tmp_path / "photo.png")):
+        assert written in program
+        program = program.replace(written, str(here))
+    for size in ((200, 301), (100, 300), (128, 192)):  # larger; one side smaller; the engine's own
+        frame = random_frame(*size, 5)
+        cv2.imwrite(str(tmp_path / "photo.png"), frame)
+        names = {}
+        exec("import cv2" + program.replace("[1.1, 1.1, 1.1]", "[0.8, 0.75]"), names)
+        renumbered = np.unique(names["labels"], return_inverse=True)[1].reshape(size)
+        assert np.array_equal(renumbered, Segmenter.open(labels_engine, "cpu")(frame).labels)
 
 
 @pytest.mark.parametrize(

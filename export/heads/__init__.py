@@ -1,0 +1,1 @@
+"""What an engine gives: a registry of heads, and one module per head."""

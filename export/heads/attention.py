@@ -1,0 +1,40 @@
+"""The head `attention`: the network's maps are the outputs, and the merge runs outside."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from export.check.labels import compare_labels, core_labels
+from export.check.maps import compare_maps
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+    from torch import nn
+
+    from export.check.maps import Check, Reference
+    from runtime.engine.base import Engine
+    from runtime.engine.spec import EngineSpec
+
+
+def assemble(network: nn.Module, spec: EngineSpec) -> nn.Module:
+    """The network itself."""
+    return network
+
+
+def extra_inputs(spec: EngineSpec) -> dict[str, NDArray[Any]]:
+    """None: the graph takes the frame only."""
+    return {}
+
+
+def compare(path: Path, start: Callable[[Path], Engine], reference: Reference) -> list[Check]:
+    """The maps, and the labels that the merge core makes of them."""
+    engine = start(path)
+    maps = engine.infer(reference.frames)
+    checks = compare_maps(engine.spec, maps, reference)
+    if not all(check.finite for check in checks):
+        return [*checks]  # maps that are not finite have no labels
+    labels = compare_labels(engine.spec, lambda threshold: core_labels(engine.spec, maps, threshold), reference)
+    return [*checks, labels]

@@ -1,0 +1,53 @@
+"""The head `labels`: all of DiffSeg is in the graph, so that any ONNX or TensorRT host gets labels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from export.check.labels import compare_labels
+from export.check.maps import compare_maps
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+    from torch import nn
+
+    from export.check.maps import Check, Reference
+    from runtime.engine.base import Engine
+    from runtime.engine.spec import EngineSpec
+
+
+def assemble(network: nn.Module, spec: EngineSpec) -> nn.Module:
+    """The network followed by the merge; grid, weights and the number of thresholds are those of `spec`."""
+    from export.graph.labels import FrameToLabels, LabelsHead
+
+    return FrameToLabels(network, LabelsHead(spec.levels, (spec.height, spec.width), spec.grid, spec.weights))
+
+
+def extra_inputs(spec: EngineSpec) -> dict[str, NDArray[Any]]:
+    """`thresholds` float32 [iterations]."""
+    return {"thresholds": np.array(spec.thresholds, np.float32)}
+
+
+def compare(path: Path, start: Callable[[Path], Engine], reference: Reference) -> list[Check]:
+    """The maps inside the graph, and the labels.
+
+    The labels alone would hide many faults: different maps often give the same labels.
+    """
+    from export.graph.onnx_file import attention_part
+
+    engine = start(path)
+    spec = engine.spec
+    with attention_part(path, spec) as part:
+        checks = compare_maps(spec, start(part).infer(reference.frames), reference)
+    if not all(check.finite for check in checks):
+        return [*checks]  # maps that are not finite have no labels
+
+    def labels(threshold: float) -> NDArray[Any]:
+        return engine.infer(reference.frames, (threshold,) * len(spec.thresholds))[0]
+
+    return [*checks, compare_labels(spec, labels, reference)]

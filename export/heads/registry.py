@@ -1,0 +1,84 @@
+"""The heads that an engine can have, as data, and what the module of a head must define."""
+
+import importlib
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from runtime.errors import DiffSegError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import nn
+
+    from export.check.maps import Check, Reference
+    from runtime.engine.base import Engine
+    from runtime.engine.spec import EngineSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """One kind of engine.
+
+    `name`: of the option `--head` and of the field in the sidecar. `gives`: what the engine's output is, for `--help`.
+    `module`: path of the module that defines what `HeadModule` lists. `refused`: options of the export, named like the
+    fields of `ExportRequest`, that this head cannot use, each with the reason.
+    """
+
+    name: str
+    gives: str
+    module: str
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+
+HEADS: tuple[Head, ...] = (
+    Head("attention", "attention maps; the merge runs outside", "export.heads.attention"),
+    Head("labels", "labels, with all of DiffSeg in the graph", "export.heads.labels"),
+)
+
+
+class HeadModule(Protocol):
+    """What the module of a head defines."""
+
+    def assemble(self, network: "nn.Module", spec: "EngineSpec") -> "nn.Module":
+        """The module that is traced.
+
+        `network`: frames uint8 [B, H, W, 3] BGR → attention maps float32 [B, n, n], finest first. The result takes the
+        frames and the extra inputs. It gives the outputs that `spec` names, and may give the maps after them.
+        """
+        ...
+
+    def extra_inputs(self, spec: "EngineSpec") -> "dict[str, NDArray[Any]]":
+        """The graph's inputs after the frame, by name, with the values that the engine has as defaults."""
+        ...
+
+    def compare(self, path: Path, start: "Callable[[Path], Engine]", reference: "Reference") -> "list[Check]":
+        """Compare the engine file `path` with PyTorch. `start`: opens an engine file on the CPU.
+
+        Raises DiffSegError when the engine fails or gives other shapes than PyTorch.
+        """
+        ...
+
+
+def find_head(name: str) -> Head:
+    """The registry's entry. Raises DiffSegError, with the known names, when there is none."""
+    for head in HEADS:
+        if head.name == name:
+            return head
+    raise DiffSegError(f"--head: expected {', '.join(head.name for head in HEADS)}, found {name!r}")
+
+
+def load_head(name: str) -> HeadModule:
+    """Import the module of a head. Raises DiffSegError when there is no head of this name."""
+    return cast(HeadModule, importlib.import_module(find_head(name).module))
+
+
+def refuse_options(head: Head, given: Collection[str]) -> None:
+    """Raise DiffSegError when one of the options `given`, fields of `ExportRequest`, does not fit the head."""
+    for option, reason in head.refused.items():
+        if option in given:
+            raise DiffSegError(
+                f"--{option.replace('_', '-')} does not go with --head {head.name}: {reason}; leave it out, or choose "
+                "another head"
+            )
