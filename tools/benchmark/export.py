@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from tools.benchmark.common import in_fresh_process, machine, say
 
 SECONDS, PEAK_GB = 240.0, {"fp32": 12.0, "fp16": 7.0, "bf16": 7.0}
 
@@ -23,28 +23,25 @@ def export(
     check: Annotated[bool, typer.Option(help="Compare each engine with PyTorch.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of the table.")] = False,
 ) -> None:
-    """Export at full size, stage by stage, each precision in a process of its own; then hold it to PyTorch.
+    """Export at full size, stage by stage, each precision in a process of its own; then compare it with PyTorch.
 
-    Exit 1: over the budget of time (without the check) or memory, or out of the parity bound.
+    Exit 1: above the budget of time (without the check) or memory, or outside the parity bound.
     """
-    from tools.benchmark.core import machine
-
     with tempfile.TemporaryDirectory() as folder:
         if not model:
             from tools.tiny.random_pipelines import save_random_pipeline
 
-            print(f"writing random weights in the shape of {family} …", file=sys.stderr)
+            say(f"writing random weights in the shape of {family} …")
             model = str(save_random_pipeline(Path(folder) / family, family))
         runs = []
         for name in precision.split(","):
-            print(f"exporting {name} …", file=sys.stderr)
+            say(f"exporting {name} …")
             engine = str(Path(folder) / "engine.onnx")
-            run = child(
-                "tools.benchmark.export", "measure_export", model, engine, {"precision": name, "head": head, "vae": vae}
-            )
+            options = {"precision": name, "head": head, "vae": vae}
+            run = in_fresh_process(measure_export, model, engine, options)
             if check:
-                print(f"checking {name} …", file=sys.stderr)
-                run["checks"] = child("tools.benchmark.export", "measure_check", model, engine, {})
+                say(f"checking {name} …")
+                run["checks"] = in_fresh_process(measure_check, model, engine)
             runs.append(run)
     report = {"machine": machine(), "model": Path(model).name, "head": head, "runs": runs}
     report["missed"] = [message for run in runs for message in _missed(run)]
@@ -69,7 +66,7 @@ def measure_export(model: str, engine: str, options: dict[str, Any]) -> dict[str
     }
 
 
-def measure_check(model: str, engine: str, _options: dict[str, Any]) -> list[dict[str, Any]]:
+def measure_check(model: str, engine: str) -> list[dict[str, Any]]:
     """The comparison with PyTorch, output by output."""
     from export.check.maps import OutputCheck, check_engine
 
@@ -78,26 +75,6 @@ def measure_check(model: str, engine: str, _options: dict[str, Any]) -> list[dic
         for found in check_engine(Path(engine), model)
         if isinstance(found, OutputCheck)
     ]
-
-
-def child(module: str, function: str, *arguments: Any) -> Any:
-    """Run a function of a module in a fresh process: peak memory is a process's, and is never given back."""
-    code = (
-        f"import json, sys; from {module} import {function}; from runtime.errors import DiffSegError\n"
-        f"try: print(json.dumps({function}(*json.loads(sys.argv[1]))))\n"
-        "except DiffSegError as error: sys.exit(f'error: {error}')"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, json.dumps(arguments)],
-        cwd=Path(__file__).parents[2],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        print("error: the run failed, see above", file=sys.stderr)
-        raise typer.Exit(1)
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _missed(run: dict[str, Any]) -> list[str]:

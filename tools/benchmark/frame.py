@@ -1,7 +1,7 @@
 """`python -m tools.benchmark frame`: one frame to labels, program against program, and against the machine's peak.
 
-Every program runs in a process of its own, for their memory adds up and is never given back; the programs take turns,
-round by round. With one thread the figures are processor time, which other work on the machine disturbs least.
+The programs take turns, round by round. With one thread the figures are processor time, which other work on the machine
+disturbs least.
 """
 
 from __future__ import annotations
@@ -9,53 +9,16 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import sys
 import tempfile
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from tools.benchmark.export import child
-
-MODULE = "tools.benchmark.frame"  # what its fresh processes import
-PRODUCT = 2048  # side of the matrices whose product gives the machine's peak
-
-
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """A program to measure. `engine`: the options of its export, None for PyTorch; `options`: of the backend."""
-
-    title: str
-    engine: dict[str, Any] | None = None
-    backend: str = ""
-    options: dict[str, Any] = field(default_factory=dict)
-    peak: str = "fp32"
-
-
-FP32, BF16 = {"precision": "fp32"}, {"precision": "bf16"}
-CPU = {"target": "cpu"}
-HALF = {**CPU, "precision": "bf16"}
-PEERS = {
-    "eager": Peer("PyTorch eager fp32, elementwise merge"),
-    "onnxruntime": Peer("ONNX Runtime fp32", {}, "onnxruntime"),
-    "onnxruntime-cpu": Peer("ONNX Runtime fp32, --target cpu", CPU, "onnxruntime"),
-    "openvino-fp32": Peer("OpenVINO fp32", {}, "openvino", FP32),
-    "openvino-bf16": Peer("OpenVINO bf16", {}, "openvino", BF16, "bf16"),
-    "openvino-cpu": Peer("OpenVINO bf16, --target cpu", CPU, "openvino", BF16, "bf16"),
-    "openvino-labels": Peer("OpenVINO bf16, --head labels", {"head": "labels"}, "openvino", BF16, "bf16"),
-    "openvino-half": Peer("OpenVINO bf16, engine bf16, --target cpu", HALF, "openvino", BF16, "bf16"),
-    "openvino-int8": Peer("OpenVINO int8", {"int8": True}, "openvino", BF16, "bf16"),
-    "openvino-taesd": Peer(
-        "OpenVINO bf16, engine bf16, tiny autoencoder", {**HALF, "vae": "tiny"}, "openvino", BF16, "bf16"
-    ),
-    "openvino-up": Peer(
-        "OpenVINO bf16, engine bf16, --attention up", {**HALF, "blocks": ("up",)}, "openvino", BF16, "bf16"
-    ),
-}
+from runtime.errors import DiffSegError
+from runtime.terminal import USAGE_ERROR, one_line_errors
+from tools.benchmark.common import check_options, in_fresh_process, machine, say
+from tools.benchmark.peers import PEERS, make_engine, measure_peak, measure_peer
 
 
 def frame(
@@ -73,10 +36,10 @@ def frame(
     """Frame to labels on a CPU: PyTorch eager, ONNX Runtime and OpenVINO side by side, taking turns."""
     chosen = [name.strip() for name in peers.split(",")]
     unknown = [name for name in chosen if name not in PEERS]
-    if unknown:
-        print(f"error: --peers: expected some of {', '.join(PEERS)}, found {', '.join(unknown)}", file=sys.stderr)
-        raise typer.Exit(2)
-    check_options(model, family, plot)
+    with one_line_errors(USAGE_ERROR):
+        if unknown:
+            raise DiffSegError(f"--peers: expected some of {', '.join(PEERS)}, found {', '.join(unknown)}")
+        check_options(model, family, plot)
     threads = threads or os.cpu_count() or 1
     with tempfile.TemporaryDirectory() as temporary:
         folder = keep or Path(temporary)
@@ -92,19 +55,19 @@ def frame(
         for name in chosen:
             wanted = PEERS[name].engine
             if wanted is not None:
-                engines[name] = (
-                    folder / f"{'_'.join([*(f'{k}-{v}' for k, v in wanted.items())]) or 'plain'}-{size}.onnx"
-                )
+                options = "_".join(f"{option}-{value}" for option, value in wanted.items()) or "plain"
+                engines[name] = folder / f"{options}-{size}.onnx"
                 if not engines[name].exists():
                     say(f"exporting {engines[name].name} …")
-                    child(MODULE, "make_engine", model, str(engines[name]), wanted, size)
+                    in_fresh_process(make_engine, model, str(engines[name]), wanted, size)
         rounds = []
         for index in range(repeat):
             say(f"round {index + 1} of {repeat} …")
-            found: dict[str, Any] = {"peak": child(MODULE, "measure_peak", threads)}
+            found: dict[str, Any] = {"peak": in_fresh_process(measure_peak, threads)}
             for name in chosen:
                 labels = str(Path(temporary) / f"{name}.npy")
-                found[name] = child(MODULE, "measure", name, model, str(engines.get(name, "")), size, threads, labels)
+                engine = str(engines.get(name, ""))
+                found[name] = in_fresh_process(measure_peer, name, model, engine, size, threads, labels)
                 done = found[name]
                 say(
                     f"  {PEERS[name].title}: {done['wall']:.2f} s, {done['processor']:.2f} s of processor time, "
@@ -117,24 +80,15 @@ def frame(
         draw(report, plot)
 
 
-def check_options(model: str, family: str, plot: Path | None) -> None:
-    """End with one line where the family is unknown, or the plot could not be written after all the measuring."""
-    from tools.tiny.random_pipelines import FAMILIES
-
-    if not model and family not in FAMILIES:
-        print(f"error: --family: expected one of {', '.join(FAMILIES)}, found {family}", file=sys.stderr)
-        raise typer.Exit(2)
-    if plot and (not plot.absolute().parent.is_dir() or plot.suffix.lower() != ".png"):
-        print(f"error: --plot: expected a .png in a folder that exists, found {plot}", file=sys.stderr)
-        raise typer.Exit(2)
-
-
 def summarize(rounds: list[dict[str, Any]], chosen: list[str], threads: int, folder: Path) -> dict[str, Any]:
-    """Medians and spread of every program, ratios to the first, share of the peak, agreement with the first."""
+    """The report: per program the median and spread of its seconds, and its ratio to and agreement with the first.
+
+    `rounds`: what `measure_peak` ("peak") and `measure_peer` (a program's name) returned in each round. `folder`: holds
+    the labels of every program as NAME.npy.
+    """
     import numpy as np
 
     from export.check.agreement import matched_agreement
-    from tools.benchmark.core import machine
 
     clock = "processor" if threads == 1 else "wall"
     peaks = {kind: statistics.median(r["peak"][kind] for r in rounds) for kind in rounds[0]["peak"]}
@@ -164,136 +118,6 @@ def summarize(rounds: list[dict[str, Any]], chosen: list[str], threads: int, fol
         "peak_flops": peaks,
         "programs": programs,
     }
-
-
-def make_engine(model: str, engine: str, wanted: dict[str, Any], size: int) -> None:
-    """Export what a program needs; int8 is calibrated on a drawn frame, which serves to time it and nothing else."""
-    from export.engine import ExportRequest, export_engine
-
-    path = Path(engine)
-    options: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in wanted.items()
-    }
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        if options.get("vae") == "tiny":
-            import torch
-            from diffusers import AutoencoderTiny
-
-            torch.manual_seed(0)
-            options["vae"] = f"{folder}/taesd"
-            AutoencoderTiny().save_pretrained(options["vae"])
-        int8 = options.pop("int8", False)
-        request = ExportRequest(model=model, size=(size, size) if size else None, **options)
-        if not int8:
-            export_engine(request, path, check=False)
-            return
-        from export.check.maps import random_frame
-        from export.quantize import write_quantized
-
-        plain = Path(folder) / "plain.onnx"
-        spec = export_engine(request, plain, check=False).spec
-        write_quantized(plain, spec, iter([random_frame(spec.height, spec.width)]), path)
-
-
-def measure(name: str, model: str, engine: str, size: int, threads: int, labels: str) -> dict[str, Any]:
-    """Load, run once to warm up, and time the next frame: seconds, peak memory and work; the labels go to a file."""
-    import cv2
-    import numpy as np
-
-    from export.check.maps import random_frame
-    from export.progress import peak_memory
-
-    peer = PEERS[name]
-    cv2.setNumThreads(threads)
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # the merge's
-    start = time.perf_counter()
-    run = _eager(model, threads) if peer.engine is None else _engine(peer, engine, threads)
-    load = time.perf_counter() - start
-    picture = random_frame(size or 512, size or 512)
-    if peer.engine is not None:  # PyTorch compiles nothing: its first frame takes as long as the next
-        run(picture)
-    wall, processor = time.perf_counter(), time.process_time()
-    found, merge, flops = run(picture)
-    wall, processor = time.perf_counter() - wall, time.process_time() - processor
-    np.save(labels, found)
-    memory = peak_memory() / 1e9
-    return {"wall": wall, "processor": processor, "merge": merge, "load": load, "memory_gb": memory, "flops": flops}
-
-
-def _eager(model: str, threads: int) -> Callable[[Any], tuple[Any, float, float]]:
-    """The authors' way, written anew: diffusers with hooks on its attention, and an elementwise KL."""
-    import torch
-
-    from export.check.eager import eager_pyramid
-    from export.model.load import load_pipeline
-    from tools.benchmark.core import core_elementwise
-
-    torch.set_num_threads(threads)
-    pipeline = load_pipeline(model)
-
-    def run(picture: Any) -> tuple[Any, float, float]:
-        pyramid = [level[0] for level in eager_pyramid(pipeline, picture[None], 300)]
-        labels, stages = core_elementwise(pyramid, pipeline.family.thresholds, picture.shape[:2])
-        return labels, stages["total"], 0.0
-
-    return run
-
-
-def _engine(peer: Peer, engine: str, threads: int) -> Callable[[Any], tuple[Any, float, float]]:
-    from runtime.segmenter import Segmenter
-
-    segmenter = Segmenter.open(engine, "cpu", backend=peer.backend, options={"threads": threads, **peer.options})
-    # A quantised graph has no shapes to count by, and another floor.
-    flops = 0.0 if segmenter.engine.spec.precision == "int8" else _flops(Path(engine))
-
-    def run(picture: Any) -> tuple[Any, float, float]:
-        result = segmenter(picture)
-        return result.labels, result.milliseconds["merge"] / 1e3, flops
-
-    return run
-
-
-def _flops(path: Path) -> float:
-    import onnx_ir
-
-    from export.graph.count import graph_cost
-
-    return float(graph_cost(onnx_ir.load(path), 1).flops)
-
-
-def measure_peak(threads: int) -> dict[str, float]:
-    """Operations per second of one large matrix product, by precision: what no network on this machine can exceed.
-
-    Through OpenVINO, whose kernels the fastest programs run on; for one thread by processor time.
-    """
-    import numpy as np
-    import openvino as ov
-    from openvino import opset13 as opset
-
-    peaks = {}
-    clock = time.process_time if threads == 1 else time.perf_counter
-    core = ov.Core()
-    able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    for kind, hint in (("fp32", "f32"), *([("bf16", "bf16")] if "BF16" in able else [])):
-        left = opset.parameter([PRODUCT, PRODUCT], np.float32)
-        right = opset.constant(np.random.default_rng(0).normal(size=(PRODUCT, PRODUCT)).astype(np.float32))
-        model = ov.Model([opset.matmul(left, right, False, False)], [left])
-        request = core.compile_model(
-            model, "CPU", {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads}
-        ).create_infer_request()
-        given = np.ones((PRODUCT, PRODUCT), np.float32)
-        times = []
-        for _ in range(12):
-            start = clock()
-            request.infer([given], share_inputs=True)
-            times.append(clock() - start)
-        peaks[kind] = 2 * PRODUCT**3 / min(times)
-    peaks.setdefault("bf16", peaks["fp32"])
-    return peaks
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def print_frame(report: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
-"""The merge core on a GPU, stage by stage, against what the card could do: ``benchmark core --device cuda``.
+"""`python -m tools.benchmark core --device cuda`: the merge core on a GPU, by stage, against the card's limits.
 
-Bytes and operations are counted from the shapes (formulas in runtime/native/README.md); times are CUDA events around
-the stages, on maps that already lie on the GPU.
+Bytes and operations are counted from the shapes (formulas in runtime/native/README.md). Times are measured by CUDA
+events around the stages, on maps that are already on the GPU.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import typer
+
+from runtime.errors import DiffSegError
+from tools.benchmark.common import GRID, core_pyramid
 
 if TYPE_CHECKING:
     from runtime.native.library import Library
@@ -69,7 +72,7 @@ def count(
 
 
 def least_milliseconds(stage: tuple[float, float], card: Card) -> float:
-    """What a stage takes at the least: its bytes or its operations, whichever the card is slower at."""
+    """The least time of a stage: that of its bytes or of its operations, whichever is longer on the card."""
     return 1e3 * max(stage[0] / card.bytes, stage[1] / card.operations)
 
 
@@ -80,14 +83,13 @@ def find_card(name: str) -> Card | None:
 
 
 def measure(library: Library, side: int, repeat: int, device: int = 0) -> dict[str, Any]:
-    """Milliseconds per stage, parity with the CPU core, and the share of the card's limits."""
+    """Milliseconds per stage, the difference to the CPU core, and the share of the card's limits, as a report."""
     import numpy as np
 
     from runtime.merge.segment import segment_attention
     from runtime.native.core import Core
     from runtime.pyramid.config import MergeConfig
     from runtime.pyramid.weights import resolution_ratios
-    from tools.benchmark.core import GRID, core_pyramid
 
     pyramid, thresholds = core_pyramid(side)
     config, size = MergeConfig(thresholds, GRID), (side * 8, side * 8)
@@ -123,14 +125,12 @@ def measure(library: Library, side: int, repeat: int, device: int = 0) -> dict[s
 def native_core(side: int, repeat: int, as_json: bool, device: str) -> None:
     """Print the time of every stage and its share of the card's limits. Exit 1: no GPU, or labels that differ."""
     from runtime import native
-    from runtime.errors import DiffSegError
 
     try:
         number = native.device_number(device)
-        report = measure(native.load(number), side, max(repeat, 20), number)
-    except (DiffSegError, ValueError) as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(1) from None
+    except ValueError as error:
+        raise DiffSegError(str(error)) from None
+    report = measure(native.load(number), side, max(repeat, 20), number)
     typer.echo(json.dumps(report)) if as_json else print_native(report)
     raise typer.Exit(1 if report["difference"] > 0.001 else 0)
 

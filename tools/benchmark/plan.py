@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from tools.benchmark.common import in_fresh_process, machine, say
+from tools.benchmark.export import measure_export
 
 SECONDS, PEAK_GB = 300.0, {"fp32": 12.0, "fp16": 8.0, "bf16": 8.0}
 
@@ -20,22 +22,20 @@ def plan(
     head: Annotated[str, typer.Option(help="attention or labels; with commas for both.")] = "attention,labels",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of the table.")] = False,
 ) -> None:
-    """Export at full size and build a plan of each, every one in a process of its own.
+    """Export at full size and build a plan of each engine, each in a process of its own.
 
-    Exit 1: over the budget of time or memory.
+    Exit 1: above the budget of time or memory.
     """
-    from tools.benchmark.core import machine
-
     with tempfile.TemporaryDirectory() as folder:
         if not model:
             from tools.tiny.random_pipelines import save_random_pipeline
 
-            print(f"writing random weights in the shape of {family} …", file=sys.stderr)
+            say(f"writing random weights in the shape of {family} …")
             model = str(save_random_pipeline(Path(folder) / family, family, quick="float16"))
         runs = []
         for wanted in head.split(","):
             for name in precision.split(","):
-                print(f"{wanted}, {name} …", file=sys.stderr)
+                say(f"{wanted}, {name} …")
                 runs.append(measure_plan(model, f"{folder}/engine.onnx", {"head": wanted, "precision": name}))
     report = {"machine": machine(), "model": Path(model).name, "runs": runs}
     report["missed"] = [message for run in runs for message in _missed(run)]
@@ -45,15 +45,13 @@ def plan(
 
 def measure_plan(model: str, engine: str, options: dict[str, Any]) -> dict[str, Any]:
     """Export without the check, then build, each in a process of its own: seconds, peak memory, the sidecar."""
-    from tools.benchmark.export import child
-
-    exported = child("tools.benchmark.export", "measure_export", model, engine, options)
+    exported = in_fresh_process(measure_export, model, engine, options)
     return {
         **options,
         "export_seconds": exported["seconds"],
         "export_peak_gb": exported["peak_gb"],
         "engine_gb": exported["engine_gb"],
-        **child("tools.benchmark.plan", "measure_build", engine),
+        **in_fresh_process(measure_build, engine),
     }
 
 

@@ -1,8 +1,8 @@
-"""The frame rate that a card's limits allow an engine: ``python -m tools.benchmark.roofline``.
+"""`python -m tools.benchmark roofline`: the frame rate that a card's limits allow an engine.
 
-Arithmetic and bytes are counted from the network's shapes, no weight exists and nothing is measured: every operation
-takes at least its arithmetic at the card's peak, or its bytes at the card's bandwidth, whichever is longer. Counted are
-convolutions, matrix products, attention and softmax, with everything elementwise between them as if it were free.
+Arithmetic and bytes are counted from the network's shapes, without weights; nothing is measured. Every operation
+takes at least its arithmetic at the card's peak, or its bytes at the card's bandwidth, whichever is longer.
+Convolutions, matrix products, attention and softmax are counted; everything elementwise between them counts as free.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tools.benchmark.native import CARDS, Card, count, least_milliseconds
+
 if TYPE_CHECKING:
     from torch import nn
-
-    from tools.benchmark.native import Card
 
 Operation = tuple[float, float, bool]  # floating-point operations, bytes, and whether in half precision
 
@@ -52,7 +52,10 @@ CONFIGURATIONS = (
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What one frame takes. `operations`: of the network, one by one; `weights`: their bytes; `sides`: of the maps."""
+    """The work of one frame.
+
+    `operations`: of the network, one by one; `weights`: their bytes; `sides`: of the maps, finest first.
+    """
 
     operations: tuple[Operation, ...]
     weights: int
@@ -69,9 +72,7 @@ class Work:
         return sum(operation[1] for operation in self.operations)
 
     def least_milliseconds(self, card: Card) -> float:
-        """Of network and merge together on a card, every operation bound by its arithmetic or its bytes."""
-        from tools.benchmark.native import count, least_milliseconds
-
+        """The least time of network and merge on a card: each operation is bound by its arithmetic or its bytes."""
         merge = count(self.sides, labels=8 * self.sides[0], size=4).values()
         network = (
             max(flops / (card.half if half else card.operations), moved / card.bytes)
@@ -81,7 +82,7 @@ class Work:
 
 
 def count_work(configuration: Configuration) -> Work:
-    """Count an export's network as it is traced, on shapes alone."""
+    """Count the work of an export's network, traced as the export does, on shapes without values."""
     import torch
 
     from export.graph.network import FrameToPyramid
@@ -103,24 +104,24 @@ def count_work(configuration: Configuration) -> Work:
         with counter:
             maps = network(torch.zeros(1, configuration.size, configuration.size, 3, dtype=torch.uint8))
         sides = tuple(round(level.shape[-1] ** 0.5) for level in maps)
-        # What follows the last map is no part of the exported graph.
+        # The exported graph ends with the last map.
         weights = {identity: size for found in counter.weights[:last] for identity, size in found.items()}
         return Work(tuple(counter.found[:last]), sum(weights.values()), sides)
 
 
 def _pipeline(configuration: Configuration) -> Any:
-    """The family's modules, without weights: made on the device of shapes alone."""
+    """The family's modules without weights: made on torch's device `meta`."""
     import diffusers
     import torch
 
     from export.model.families import SD, SDXL
     from export.model.load import Pipeline, quiet_libraries
-    from tools.tiny.random_pipelines import FAMILIES, TOKENS, _default_dtype
+    from tools.tiny.random_pipelines import FAMILIES, TOKENS, default_dtype
 
     quiet_libraries()
     shape = FAMILIES[configuration.family]
     xl = len(shape.text) > 1
-    with _default_dtype(torch.float16 if configuration.precision == "fp16" else torch.float32):
+    with default_dtype(torch.float16 if configuration.precision == "fp16" else torch.float32):
         unet = diffusers.UNet2DConditionModel(**{**shape.unet, **dict(configuration.unet)})
         vae = diffusers.AutoencoderTiny() if configuration.tiny_vae else diffusers.AutoencoderKL(**shape.vae)
         vae.decoder = None
@@ -137,7 +138,7 @@ def _pipeline(configuration: Configuration) -> Any:
 
 
 def _counter(network: nn.Module) -> Any:
-    """A mode that notes arithmetic, bytes and weights of every operation that counts."""
+    """A dispatch mode that records arithmetic, bytes and weights of every counted operation."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils.flop_counter import flop_registry
@@ -170,8 +171,6 @@ def _counter(network: nn.Module) -> Any:
 
 def rows(configurations: Sequence[Configuration] = CONFIGURATIONS) -> list[tuple[str, ...]]:
     """Cells of the table: configuration, GFLOP, weights in MB, GB moved, and frames per second on every card."""
-    from tools.benchmark.native import CARDS
-
     table = []
     for configuration in configurations:
         work = count_work(configuration)
@@ -181,17 +180,11 @@ def rows(configurations: Sequence[Configuration] = CONFIGURATIONS) -> list[tuple
     return table
 
 
-def main(
-    only: Annotated[str, typer.Option(help="Configurations with this in their name alone.")] = "",
+def roofline(
+    only: Annotated[str, typer.Option(help="Only configurations with this text in their name.")] = "",
 ) -> None:
-    """Print the table of export/README.md: counted, not measured."""
-    from tools.benchmark.native import CARDS
-
+    """Frames a second that the limits of four cards allow: the table of export/README.md, counted, not measured."""
     chosen = [configuration for configuration in CONFIGURATIONS if only in configuration.name]
     head = ("engine", "GFLOP", "weights, MB", "moved, GB", *(f"{name}, frames/s" for name in CARDS))
     for cells in (head, ("---", *["---:"] * (len(head) - 1)), *rows(chosen)):
         print(f"| {' | '.join(cells)} |")
-
-
-if __name__ == "__main__":
-    typer.run(main)

@@ -12,8 +12,10 @@ from typing import Annotated, Any
 
 import typer
 
-from tools.benchmark.export import child
-from tools.benchmark.frame import MODULE, PEERS, check_options, say
+from runtime.errors import DiffSegError
+from runtime.terminal import USAGE_ERROR, one_line_errors
+from tools.benchmark.common import check_options, core_pyramid, in_fresh_process, machine, resident, say
+from tools.benchmark.peers import PEERS, make_engine
 
 
 def scaling(
@@ -29,14 +31,17 @@ def scaling(
     plot: Annotated[Path | None, typer.Option(help="Write the curves as a PNG.")] = None,
 ) -> None:
     """Time and memory against image size, grid and batch; an empty list leaves one out."""
-    from tools.benchmark.core import machine
-
-    wanted = {"size": _numbers(sizes, 1), "grid": _numbers(grids, 2), "batch": _numbers(batches, 1)}
-    if not any(wanted.values()):
-        raise typer.BadParameter("expected --sizes, --grids or --batches, found all three empty")
-    if peer not in PEERS or PEERS[peer].engine is None:
-        raise typer.BadParameter(f"--peer: expected one of {', '.join(list(PEERS)[1:])}, found {peer}")
-    check_options(model, family, plot)
+    with one_line_errors(USAGE_ERROR):
+        wanted = {
+            "size": _numbers("--sizes", sizes, 1),
+            "grid": _numbers("--grids", grids, 2),
+            "batch": _numbers("--batches", batches, 1),
+        }
+        if not any(wanted.values()):
+            raise DiffSegError("expected --sizes, --grids or --batches, found all three empty")
+        if peer not in PEERS or PEERS[peer].engine is None:
+            raise DiffSegError(f"--peer: expected one of {', '.join(list(PEERS)[1:])}, found {peer}")
+        check_options(model, family, plot)
     curves: dict[str, list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -49,11 +54,10 @@ def scaling(
             for value in values:
                 say(f"{axis} {value} …")
                 if axis == "grid":
-                    point = child("tools.benchmark.scaling", "measure_grid", value, repeat)
+                    point = in_fresh_process(measure_grid, value, repeat)
                 else:
                     side, batch = (value, 1) if axis == "size" else (min(wanted["size"] or [256]), value)
-                    arguments = (model, peer, side, batch, threads, repeat)
-                    point = child("tools.benchmark.scaling", "measure_network", *arguments)
+                    point = in_fresh_process(measure_network, model, peer, side, batch, threads, repeat)
                 curves[axis].append({"value": value, **point})
     report = {"machine": machine(), "model": model, "peer": peer, "threads": threads, "curves": curves}
     print(json.dumps(report)) if as_json else print_scaling(report)
@@ -68,13 +72,12 @@ def measure_network(model: str, peer: str, side: int, batch: int, threads: int, 
     from export.check.maps import random_frame
     from runtime.merge.segment import segment_attention
     from runtime.segmenter import Segmenter
-    from tools.benchmark.core import resident
 
     chosen = PEERS[peer]
     with tempfile.TemporaryDirectory() as folder:
         engine = str(Path(folder) / "engine.onnx")
         # In a process of its own, whose memory does not count.
-        child(MODULE, "make_engine", model, engine, {**(chosen.engine or {}), "batch": batch}, side)
+        in_fresh_process(make_engine, model, engine, {**(chosen.engine or {}), "batch": batch}, side)
         options = {"threads": threads, **chosen.options}
         segmenter = Segmenter.open(engine, "cpu", backend=chosen.backend, options=options)
         frames = np.stack([random_frame(side, side, seed) for seed in range(batch)])
@@ -103,7 +106,6 @@ def measure_grid(grid: int, repeat: int) -> dict[str, float]:
     """Seconds and memory of the merge at 64×64 with grid × grid anchors."""
     from runtime.merge.segment import segment_attention
     from runtime.pyramid.config import MergeConfig
-    from tools.benchmark.core import core_pyramid, resident
 
     pyramid, thresholds = core_pyramid(64)
     segment_attention(pyramid, MergeConfig(thresholds, 2), size=(64, 64))
@@ -117,17 +119,17 @@ def measure_grid(grid: int, repeat: int) -> dict[str, float]:
 
 
 def _forget_peak() -> None:
-    """Let the high-water mark of resident memory start anew, where Linux can: building the input has raised it."""
+    """Reset the high-water mark of resident memory, which building the input has raised. Linux only."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _numbers(text: str, least: int) -> list[int]:
+def _numbers(option: str, text: str, least: int) -> list[int]:
     with contextlib.suppress(ValueError):
         numbers = [int(word) for word in text.split(",") if word.strip()]
         if min(numbers, default=least) >= least:
             return numbers
-    raise typer.BadParameter(f"expected whole numbers with commas, at least {least}, found {text!r}")
+    raise DiffSegError(f"{option}: expected whole numbers with commas, at least {least}, found {text!r}")
 
 
 def print_scaling(report: dict[str, Any]) -> None:
@@ -149,7 +151,7 @@ def print_scaling(report: dict[str, Any]) -> None:
 
 
 def draw(report: dict[str, Any], path: Path) -> None:
-    """Seconds (left) and memory (right axis) against each of the three."""
+    """Write the curves as a PNG: seconds on the left axis, memory on the right one, a panel per variable."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,5 +1,19 @@
+"""`python -m tools.evaluate`: compares segmentations with ground truth, and engines with each other."""
+
+from export.check.agreement import agreement
 from runtime.terminal import run
-from tools.evaluate.main import app
+from tools.command import command_group
+from tools.evaluate.evaluate import evaluate
+from tools.evaluate.layouts import ALIASES, KNOWN
+from tools.evaluate.scenes import scenes
+
+app = command_group("Compare segmentations with ground truth, and engines with each other.")
+for name, known in KNOWN.items():
+    app.command(name, help=known.help)(evaluate)
+for alias in ALIASES:
+    app.command(alias, hidden=True)(evaluate)
+app.command()(scenes)
+app.command()(agreement)
 
 if __name__ == "__main__":
     run(app, "python -m tools.evaluate")

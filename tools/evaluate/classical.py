@@ -1,4 +1,4 @@
-"""Classical unsupervised segmentation, each with one fixed setting, to compare with."""
+"""Classical methods of unsupervised segmentation, each with one fixed setting, as a comparison."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Method = Callable[[NDArray[np.uint8]], NDArray[np.int32]]
+ClassicalMethod = Callable[[NDArray[np.uint8]], NDArray[np.int32]]
 
 
 def one_segment(frame: NDArray[np.uint8]) -> NDArray[np.int32]:
@@ -17,7 +17,7 @@ def one_segment(frame: NDArray[np.uint8]) -> NDArray[np.int32]:
 
 
 def kmeans_lab(frame: NDArray[np.uint8], clusters: int = 6) -> NDArray[np.int32]:
-    """K-means on the pixels' Lab colours, seeded alike on every call: int32 [H, W]."""
+    """K-means on the pixels' Lab colours, with the same seed on every call: int32 [H, W]."""
     lab = cv2.cvtColor(frame.astype(np.float32) / 255, cv2.COLOR_BGR2LAB).reshape(-1, 3)
     cv2.setRNGSeed(0)
     stop = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 30, 0.1)
@@ -26,7 +26,7 @@ def kmeans_lab(frame: NDArray[np.uint8], clusters: int = 6) -> NDArray[np.int32]
 
 
 def felzenszwalb(frame: NDArray[np.uint8], scale: float = 400) -> NDArray[np.int32]:
-    """Felzenszwalb and Huttenlocher's graph segmentation as scikit-image has it: int32 [H, W]."""
+    """Felzenszwalb and Huttenlocher's graph segmentation (IJCV 2004), by scikit-image: int32 [H, W]."""
     from skimage.segmentation import felzenszwalb as segment
 
     return np.asarray(segment(frame[..., ::-1], scale=scale), np.int32)
@@ -35,10 +35,11 @@ def felzenszwalb(frame: NDArray[np.uint8], scale: float = 400) -> NDArray[np.int
 def mean_shift(
     frame: NDArray[np.uint8], space: float = 16, colour: float = 24, tolerance: float = 2, smallest: int = 150
 ) -> NDArray[np.int32]:
-    """Mean shift (Comaniciu and Meer, PAMI 2002): OpenCV's filtering in Lab, then neighbours whose filtered colours
-    differ by at most `tolerance` are one segment, and those below `smallest` pixels join the neighbour most alike.
+    """Mean shift (Comaniciu and Meer, PAMI 2002): int32 [H, W].
 
-    `space`, `colour`: radii of the filter in pixels and in levels of 8-bit Lab. Returns int32 [H, W].
+    OpenCV filters the frame in Lab. Neighbouring pixels whose filtered colours differ by at most `tolerance` become one
+    segment. A segment of fewer than `smallest` pixels joins the neighbour of the most similar colour.
+    `space`, `colour`: radii of the filter in pixels and in levels of 8-bit Lab.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -63,7 +64,7 @@ def mean_shift(
 
 
 def _join_small(sizes: list[int], pairs: list[list[int]], smallest: int) -> NDArray[np.intp]:
-    """Join the pairs in order where one of the two is smaller than `smallest`: the root of every part."""
+    """Join each pair in turn if one of its parts is smaller than `smallest`; return the root of every part."""
     parents = list(range(len(sizes)))
 
     def root(part: int) -> int:
@@ -80,7 +81,7 @@ def _join_small(sizes: list[int], pairs: list[list[int]], smallest: int) -> NDAr
     return np.array([root(part) for part in range(len(sizes))], np.intp)
 
 
-METHODS: dict[str, Method] = {
+METHODS: dict[str, ClassicalMethod] = {
     "felzenszwalb": felzenszwalb,
     "mean-shift": mean_shift,
     "kmeans-lab": kmeans_lab,

@@ -1,4 +1,4 @@
-"""Everything that needs a GPU, in one command: ``python -m tools.gpu_check``.
+"""Everything that needs a GPU, in one command.
 
 Builds the native library, runs every test marked `gpu`, times the merge core, runs engines through ONNX Runtime and as
 plans of every installed flavour, times a plan of Stable Diffusion's size against PyTorch, and writes one JSON report.
@@ -20,6 +20,9 @@ from typing import Annotated, Any
 
 import typer
 
+from runtime.errors import DiffSegError
+from runtime.terminal import USAGE_ERROR, complain, one_line_errors
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -28,35 +31,30 @@ def check(
     side: Annotated[int, typer.Option(min=16, help="Side of the finest resolution of the timed core.")] = 64,
     repeat: Annotated[int, typer.Option(min=1, help="Timed runs.")] = 50,
     device: Annotated[int, typer.Option(min=0, help="Which GPU.")] = 0,
-    full: Annotated[bool, typer.Option(help="Also at full size: minutes, and 15 GB of disk.")] = True,
+    full: Annotated[bool, typer.Option(help="Also at full size, which takes minutes and 15 GB of disk.")] = True,
 ) -> None:
     """Build, test and time on this machine's GPU.
 
-    Exit 1: no GPU, a test or a measurement that failed, or figures out of their bounds.
-    Exit 2: no place for the report.
+    Exit 1: no GPU, a failed test or measurement, or a figure outside its bound.
+    Exit 2: the report cannot be written there.
     """
     from runtime import native
-    from runtime.errors import DiffSegError
     from runtime.files import write_atomically
     from runtime.gpu.probe import check_driver
     from tools.benchmark.native import measure
 
-    if output.is_dir() or not output.parent.is_dir():
-        why = "is a folder" if output.is_dir() else "is in no folder that exists"
-        typer.echo(f"--output: expected a file to write, found {output}, which {why}; choose another", err=True)
-        raise typer.Exit(2)
-    try:
-        check_driver()
-    except DiffSegError as error:
-        found = str(error).rpartition("; ")[0]
-        typer.echo(f"{found}; run this where there is one: all else is tested by 'python -m pytest'", err=True)
-        raise typer.Exit(1) from None
-    try:
+    with one_line_errors(USAGE_ERROR):
+        if output.is_dir() or not output.parent.is_dir():
+            why = "is a folder" if output.is_dir() else "is in no folder that exists"
+            raise DiffSegError(f"--output: expected a file to write, found {output}, which {why}; choose another")
+    with one_line_errors():
+        try:
+            check_driver()
+        except DiffSegError as error:
+            found = str(error).rpartition("; ")[0]
+            raise DiffSegError(f"{found}; run this where there is one: 'python -m pytest' tests the rest") from None
         library = native.load(device)
         core = measure(library, side, repeat, device)
-    except DiffSegError as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(1) from None
     tests = run_tests()
     engines = measure_engines(device, repeat, full)
     report = {
@@ -71,7 +69,7 @@ def check(
     write_atomically(output, (json.dumps(report, indent=1) + "\n").encode())
     wrong = [f"{name}: {problem}" for name, found in engines.items() for problem in problems(found)]
     for line in wrong:
-        typer.echo(line, err=True)
+        complain(line)
     typer.echo(
         f"{core['device']}: core {core['milliseconds']:.3f} ms, labels differ {core['difference']:.4%}, tests "
         f"{tests['passed']} passed, {tests['failed']} failed, {tests['skipped']} skipped; wrote {output}"
@@ -81,7 +79,7 @@ def check(
 
 
 def measure_engines(device: int, repeat: int, full: bool) -> dict[str, Any]:
-    """Every way to run an engine on this GPU, by name; what is not installed is named as skipped."""
+    """Measure every way to run an engine on this GPU, by name; one that is not installed is reported as skipped."""
     found: dict[str, Any] = {"onnxruntime": measure_apart("tiny_onnxruntime", device, repeat)}
     for flavour in ("tensorrt", "tensorrt_rtx"):
         if importlib.util.find_spec(flavour) is None:
@@ -94,10 +92,10 @@ def measure_engines(device: int, repeat: int, full: bool) -> dict[str, Any]:
 
 
 def measure_apart(function: str, *arguments: Any) -> dict[str, Any]:
-    """A function of `tools.gpu_plans` in a process of its own; {"error"} if it fails or dies."""
+    """Call a function of `tools.gpu_check.plans` in a process of its own; {"error": why} when it fails or is killed."""
     code = (
-        "import json, sys; from tools import gpu_plans; "
-        f"print(json.dumps(gpu_plans.{function}(*json.loads(sys.argv[1]))))"
+        "import json, sys; from tools.gpu_check import plans; "
+        f"print(json.dumps(plans.{function}(*json.loads(sys.argv[1]))))"
     )
     typer.echo(f"{function} {' '.join(map(str, arguments))} …", err=True)
     done = subprocess.run(
@@ -111,12 +109,12 @@ def measure_apart(function: str, *arguments: Any) -> dict[str, Any]:
 
 
 def problems(found: dict[str, Any]) -> list[str]:
-    """What is wrong with a measurement."""
+    """The faults of a measurement, a sentence each."""
     return [found["error"]] if "error" in found else list(found.get("missed", []))
 
 
 def run_tests() -> dict[str, Any]:
-    """Run the tests marked gpu: how many passed, failed and were skipped, and which and why."""
+    """Run the tests marked gpu, and count those that passed, failed and were skipped, with the reasons."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "tests.xml")
         command = [sys.executable, "-m", "pytest", "-m", "gpu", f"--junitxml={path}"]
@@ -140,7 +138,7 @@ def read_results(path: Path) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """What the figures were made with."""
+    """Versions of everything that the figures depend on."""
     import cv2
     import numpy as np
 

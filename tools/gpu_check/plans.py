@@ -1,6 +1,6 @@
-"""What `tools.gpu_check` measures of engines on a GPU: parity with the CPU, time per stage, and PyTorch beside them.
+"""Engines on a GPU: parity with the CPU, time per stage, and the same in PyTorch.
 
-Every function runs in a process of its own, so that one that fails takes no other's figures along.
+Each of these functions runs in a process of its own, so that a failure loses no figures but its own.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ MERGE_SHARE = 0.05  # of a frame at full size, at most
 
 
 def tiny_onnxruntime(device: int, repeat: int) -> dict[str, Any]:
-    """The tiny engine through ONNX Runtime on CUDA, its maps merged where they lie."""
+    """The tiny engine through ONNX Runtime on CUDA; its maps are merged on the GPU."""
     from runtime.engine.registry import EMBEDDED
 
     return compare(EMBEDDED, f"cuda:{device}", repeat)
 
 
 def tiny_plan(flavour: str, device: int, repeat: int) -> dict[str, Any]:
-    """The tiny engine as a plan of a flavour: built here, run here."""
+    """The tiny engine as a plan of a flavour, built and run on this GPU."""
     from export.plan.build import PlanRequest, build_plan
     from export.progress import Stages
     from runtime.engine.registry import EMBEDDED
@@ -43,7 +43,7 @@ def tiny_plan(flavour: str, device: int, repeat: int) -> dict[str, Any]:
 
 
 def compare(path: Path, device: str, repeat: int) -> dict[str, Any]:
-    """The tiny engine, in any form, against itself on the CPU: maps, labels, and milliseconds of every stage."""
+    """Compare the tiny engine, in any form, with itself on the CPU: maps, labels, and milliseconds of every stage."""
     import numpy as np
 
     from export.check.maps import mean_divergence
@@ -65,7 +65,7 @@ def compare(path: Path, device: str, repeat: int) -> dict[str, Any]:
 
 
 def stages(segmenter: Segmenter, frame: Any, repeat: int) -> dict[str, Any]:
-    """Median milliseconds of every stage, once warm, and the merge's share of the frame."""
+    """Median milliseconds of every stage after a warm-up, and the merge's share of the frame."""
     runs = [segmenter(frame).milliseconds for _ in range(repeat + 3)][3:]
     median = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
     return {"milliseconds": median, "merge_share": median["merge"] / median["total"]}
@@ -74,7 +74,7 @@ def stages(segmenter: Segmenter, frame: Any, repeat: int) -> dict[str, Any]:
 def full_size(flavour: str, device: int, repeat: int, family: str = "sd15", precision: str = "fp16") -> dict[str, Any]:
     """An engine of Stable Diffusion's size as a plan, taking turns with PyTorch eager on the same weights.
 
-    Both go from a frame on the host to maps on the GPU; weights are random, sharp enough for maps to differ.
+    Both turn a frame on the host into maps on the GPU. Weights are random, and scaled so that the maps differ.
     """
     import numpy as np
     import torch
@@ -147,7 +147,7 @@ def full_size(flavour: str, device: int, repeat: int, family: str = "sd15", prec
 def take_turns(
     first: Callable[[], Any], second: Callable[[], Any], repeat: int, warm: int = 3
 ) -> tuple[list[float], list[float]]:
-    """Milliseconds of two programs that take turns, so that both see the same machine; the first runs do not count."""
+    """Milliseconds of two programs that take turns, so that both see the same machine; the first `warm` are dropped."""
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(repeat + warm):
         for program, found in zip((first, second), times, strict=True):

@@ -199,7 +199,7 @@ def save_random_pipeline(
         index[part] = (type(module).__module__.split(".")[0], type(module).__name__)
 
     # One after the other, so that only the largest is ever in memory.
-    with _default_dtype(dtype), _unfilled() if quick else nullcontext(), tempfile.TemporaryDirectory() as words:
+    with default_dtype(dtype), _unfilled() if quick else nullcontext(), tempfile.TemporaryDirectory() as words:
         save("unet", _sharpen(diffusers.UNet2DConditionModel(**{**shape.unet, **unet}), sharpness or shape.sharpness))
         save("vae", diffusers.AutoencoderKL(**shape.vae))
         for number, text in enumerate(shape.text):
@@ -255,7 +255,7 @@ def _unfilled() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
     """Modules made inside have weights of `dtype`."""
     import torch
 

@@ -4,7 +4,7 @@ from typer.testing import CliRunner
 
 from export.check.agreement import matched_agreement, says_something
 from runtime.engine.registry import EMBEDDED
-from tools.evaluate.main import app
+from tools.evaluate.__main__ import app
 
 QUARTERS = np.kron(np.array([[0, 1], [2, 3]]), np.ones((10, 10), int))
 

@@ -4,7 +4,7 @@ import json
 
 from typer.testing import CliRunner
 
-from tools.benchmark.core import app
+from tools.benchmark.__main__ import app
 
 
 def test_core_at_a_small_side():

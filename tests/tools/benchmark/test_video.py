@@ -2,7 +2,8 @@ import cv2
 import numpy as np
 import pytest
 
-from tools.benchmark.video import FRAME_BY_FRAME, TEMPORAL, Truth, first_flow, flow_truth, kept_share, missed, score
+from tools.benchmark.identities import FRAME_BY_FRAME, TEMPORAL, Truth, first_flow, flow_truth, kept_share, score
+from tools.benchmark.video import missed
 from tools.scenes.moving import draw_moving_scene
 
 SIZE, COUNT = (96, 128), 13

@@ -13,8 +13,8 @@ from runtime.engine.registry import EMBEDDED
 from runtime.errors import DiffSegError
 from runtime.gpu import probe
 from runtime.native import build
-from tools.benchmark import core as benchmark
 from tools.benchmark import native as benchmark_native
+from tools.benchmark.__main__ import app as benchmark
 from tools.gpu_check import check as gpu_check
 from tools.gpu_check import plans as gpu_plans
 
@@ -33,11 +33,11 @@ def no_gpu(monkeypatch):
 
 
 def test_benchmark_without_a_gpu(no_gpu):
-    result = CliRunner().invoke(benchmark.app, ["core", "--device", "cuda"])
-    assert (result.exit_code, result.output) == (1, "device 'cuda' needs an NVIDIA GPU\n")
-    result = CliRunner().invoke(benchmark.app, ["core", "--device", "tpu"])
+    result = CliRunner().invoke(benchmark, ["core", "--device", "cuda"])
+    assert (result.exit_code, result.output) == (1, "error: device 'cuda' needs an NVIDIA GPU\n")
+    result = CliRunner().invoke(benchmark, ["core", "--device", "tpu"])
     assert result.exit_code == 1
-    assert result.output.startswith("device: expected 'cpu', 'cuda' or 'cuda:N', found 'tpu'")
+    assert result.output.startswith("error: device: expected 'cpu', 'cuda' or 'cuda:N', found 'tpu'")
 
 
 def test_gpu_check_without_a_gpu():
@@ -47,7 +47,7 @@ def test_gpu_check_without_a_gpu():
         command = [sys.executable, "-m", "tools.gpu_check"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 1
-        assert done.stderr.startswith("device 'cuda' needs an NVIDIA GPU")
+        assert done.stderr.startswith("error: device 'cuda' needs an NVIDIA GPU")
         assert len(done.stderr.splitlines()) == 1
         assert "; run this where there is one" in done.stderr and "cpu" not in done.stderr
     else:

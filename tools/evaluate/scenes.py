@@ -1,9 +1,8 @@
-"""Measure segmentations against known truth: `python -m tools.evaluate bsds500 ROOT`, `scenes` and others."""
+"""`python -m tools.evaluate scenes`: covering on drawn scenes, against simple and classical methods."""
 
 from __future__ import annotations
 
 import json
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,10 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
-from export.check.agreement import agreement
 from tools.evaluate import metrics
-from tools.evaluate.classical import Method, felzenszwalb, kmeans_lab, one_segment
-from tools.evaluate.command import add_commands
+from tools.evaluate.classical import ClassicalMethod, felzenszwalb, kmeans_lab, one_segment
 from tools.scenes.draw import Split, draw_scene
 
 if TYPE_CHECKING:
@@ -22,14 +19,12 @@ if TYPE_CHECKING:
 
     from runtime.segmenter import Segmenter
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-app.command()(agreement)
-add_commands(app)
 
+def measure(methods: dict[str, ClassicalMethod], count: int, split: Split) -> dict[str, Any]:
+    """Mean covering of every method on `count` scenes of 256×256, in which half of the neighbours share a mean colour.
 
-def measure(methods: dict[str, Method], count: int, split: Split) -> dict[str, Any]:
-    """Mean covering of every method on ``count`` held-out scenes of 256×256 in which half of the neighbours share
-    their mean colour; per method also the number of segments, seconds a frame and every scene's covering."""
+    Per method the mean covering, segments and seconds per frame, and the covering of every scene.
+    """
     scores: dict[str, list[tuple[float, int, float]]] = {name: [] for name in methods}
     for seed in range(count):
         scene = draw_scene(seed, (256, 256), share=0.5, split=split)
@@ -52,7 +47,7 @@ def measure(methods: dict[str, Method], count: int, split: Split) -> dict[str, A
 
 
 def _write_strip(path: Path, frames: list[NDArray[np.uint8]], segmenter: Segmenter) -> None:
-    """Frames of one size side by side, their segments below, at half size."""
+    """Write frames of one size side by side, and their segments below them, at half size."""
     import cv2
 
     from runtime.outputs.draw import draw_overlay
@@ -63,35 +58,24 @@ def _write_strip(path: Path, frames: list[NDArray[np.uint8]], segmenter: Segment
     write_png(path, np.asarray(cv2.resize(picture, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA), np.uint8))
 
 
-@app.callback()
-def _programs() -> None:
-    """Measure segmentations against known truth."""
-
-
-@app.command()
 def scenes(
     engine: Annotated[Path | None, typer.Option(help="Engine file; default: the embedded one.")] = None,
     count: Annotated[int, typer.Option(min=1, help="Number of scenes.")] = 50,
     development: Annotated[
-        bool, typer.Option("--development", help="The scenes to choose settings on, not those to report.")
+        bool, typer.Option("--development", help="Use the scenes for choosing settings, not those for reporting.")
     ] = False,
     threshold: Annotated[float | None, typer.Option(help="KL threshold; default: the engine's own.")] = None,
-    worst: Annotated[Path | None, typer.Option(help="Write a picture of DiffSeg's six worst scenes (.png).")] = None,
+    worst: Annotated[Path | None, typer.Option(help="Write DiffSeg's six worst scenes as a picture (.png).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout instead of a table.")] = False,
 ) -> None:
-    """Covering on drawn scenes that no training has seen; half of the neighbours differ in texture alone."""
+    """Covering on drawn scenes that no training has seen. Half of the neighbouring regions differ in texture alone."""
     from rich.console import Console
     from rich.table import Table
 
-    from runtime.errors import DiffSegError
     from runtime.segmenter import Segmenter
 
-    try:
-        segmenter = Segmenter.open(engine, thresholds=threshold)
-    except DiffSegError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(1) from None
-    methods: dict[str, Method] = {
+    segmenter = Segmenter.open(engine, thresholds=threshold)
+    methods: dict[str, ClassicalMethod] = {
         "DiffSeg": lambda frame: segmenter(frame).labels,
         "one segment": one_segment,
         "K-means in Lab (k = 6)": kmeans_lab,

@@ -1,4 +1,4 @@
-"""`python -m tools.evaluate DATASET ROOT`: the command line of the evaluation."""
+"""`python -m tools.evaluate DATASET ROOT`: evaluates methods on a data set."""
 
 from __future__ import annotations
 
@@ -175,16 +175,6 @@ def evaluate(
         if failures:
             complain(f"{len(failures)} of {len(data.samples)} images left out of all figures")
             raise typer.Exit(FAILED)
-
-
-def add_commands(app: typer.Typer) -> None:
-    """One command per data set, and their short names."""
-    from tools.evaluate.layouts import ALIASES, KNOWN
-
-    for name, known in KNOWN.items():
-        app.command(name, help=known.help)(evaluate)
-    for short in ALIASES:
-        app.command(short, hidden=True)(evaluate)
 
 
 def _variants(
