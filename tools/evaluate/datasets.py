@@ -1,4 +1,4 @@
-"""Data sets in the layouts of their official downloads: which images there are, and which mask belongs to each."""
+"""Data sets in the layouts of their official downloads: the images, and the mask of each."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Kind = TypeVar("Kind", bound=np.generic)
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One image and its ground truth. `name`: its path below the image folder, without the suffix."""
+    """One image and its ground truth. `name`: its path inside the image folder, without the suffix."""
 
     name: str
     image: Path
@@ -40,7 +40,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class DataSet:
-    """Samples in a fixed order, and what their masks mean. `missing`: how many had to be left out."""
+    """Samples in a fixed order, and the meaning of their masks. `missing`: the number of samples left out."""
 
     name: str
     protocol: Protocol
@@ -49,15 +49,15 @@ class DataSet:
     missing: int = 0
 
     def load(self, sample: Sample) -> tuple[NDArray[np.uint8], list[NDArray[np.int32]]]:
-        """Frame uint8 [H, W, 3] BGR and the annotators' maps int32; with a crop both are cut square by the protocol.
+        """The frame uint8 [H, W, 3] BGR and one map int32 per annotator.
 
-        The frame keeps its own resolution; the truth of a crop has the protocol's.
+        A protocol with a crop cuts both square; the frame keeps its resolution and the maps are resized to the crop.
         Raises DiffSegError when a file cannot be read, sizes differ or no pixel is labelled.
         """
         frame = read_frame(sample.image)
         truths = read_truths(sample.mask, self.protocol, self.ignore)
         if self.protocol.crop or truths[0].shape != frame.shape[:2]:
-            # The paper's code knows no EXIF rotation, and masks of downloads are those of the pixels as stored.
+            # The paper's code ignores EXIF rotation, and the masks of downloads belong to the pixels as stored.
             frame = _as_stored(sample.image)
         for truth in truths:
             if truth.shape != frame.shape[:2]:
@@ -81,7 +81,7 @@ def _as_stored(path: Path) -> NDArray[np.uint8]:
 
 
 def centre_square(image: NDArray[Kind]) -> NDArray[Kind]:
-    """The largest square in the middle of [H, W, ...]; where a margin is odd, the smaller half comes first."""
+    """The largest square in the middle of [H, W, ...]; of an odd margin the smaller half comes first."""
     height, width = image.shape[:2]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
@@ -89,14 +89,14 @@ def centre_square(image: NDArray[Kind]) -> NDArray[Kind]:
 
 
 def resize_labels(labels: NDArray[np.int32], side: int) -> NDArray[np.int32]:
-    """Nearest neighbour with half-pixel centres, to [side, side]."""
+    """Labels int32 [side, side] by nearest neighbour with half-pixel centres."""
     return np.asarray(cv2.resize(labels, (side, side), interpolation=cv2.INTER_NEAREST_EXACT), np.int32)
 
 
 def resize_bilinear(frame: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
     """Plain bilinear interpolation with half-pixel centres and without antialiasing, rounded to uint8.
 
-    In float32, for OpenCV's own arithmetic on uint8 errs by up to a level.
+    Computed in float32, because OpenCV's arithmetic on uint8 errs by up to one level.
     """
     if frame.shape[:2] == (height, width):
         return frame
@@ -120,15 +120,16 @@ def open_dataset(
 ) -> DataSet:
     """Find a data set's files below `root`.
 
-    `split`: None for the usual one. `images`, `masks`, `mask_ending`: folders and ending of one's own. `classes`: a
-    class map of one's own. `every`, `limit`: take every n-th image, at most so many. `partial`: leave out what has no
-    mask or is not there, where that would be an error.
-    Raises DiffSegError when root is no such data set; the text says what was expected and found.
+    `split`: None for the usual one. `images`, `masks`, `mask_ending`: other folders and another ending than the
+    layout's. `classes`: another class map. `ignore`: further values that mean unlabelled. `every`, `limit`: take every
+    n-th image, and at most this number. `partial`: leave out images whose picture or mask is missing; otherwise that is
+    an error.
+    Raises DiffSegError when `root` is not such a data set.
     """
     name = ALIASES.get(name, name)
     known = KNOWN[name]
     if not root.is_dir():
-        raise DiffSegError(f"no folder {root}; expected the folder that {name} was unpacked into")
+        raise DiffSegError(f"ROOT: expected the folder that {name} was unpacked into, found no folder {root}")
     protocol = read_protocol(classes) if classes else Protocol(name) if name == "folder" else shipped_protocol(name)
     layouts = known.layouts
     if images or masks:
@@ -146,27 +147,27 @@ def open_dataset(
         )
     if missing and not partial:
         raise DiffSegError(
-            f"{name}: {len(missing)} of {total} images lack their picture or mask, the first is {missing[0]}; "
+            f"{name}: {len(missing)} of {total} images lack their picture or mask, first {missing[0]}; "
             "complete the data set, or leave them out with --partial"
         )
     if not samples:
-        raise DiffSegError(f"{root}: none of {total} images has its picture and mask; the first lacks {missing[0]}")
+        raise DiffSegError(f"{root}: expected images with masks; all {total} images lack one, the first {missing[0]}")
     chosen = tuple(samples[::every][:limit])
     names = [sample.name for sample in samples]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise DiffSegError(f"{root}: two images are called {twice}; expected one of a name for each mask, rename one")
+        raise DiffSegError(f"{root}: expected one image per name, found two called {twice}; rename one of them")
     return DataSet(name, protocol, chosen, ignore, len(missing))
 
 
 def _pairs(
     name: str, root: Path, layouts: tuple[Layout, ...], split: str | None, usual: str, listed: tuple[str, ...]
 ) -> tuple[list[Sample], list[Path]]:
-    """Samples and missing files by the layout that explains most of what lies below root."""
+    """Samples and missing files by the layout that explains most of the files below `root`."""
     tried, found = [], []
     for layout in layouts:
         if split is not None and not layout.has_splits:
-            continue  # a split asked for is not to be ignored
+            continue  # a split that was asked for must not be ignored
         for below in layout.roots:
             inside = [Path(below, part.replace("{split}", split or usual)) for part in layout.folders if part]
             tried.append(" and ".join(map(str, inside)))
@@ -183,15 +184,15 @@ def _pairs(
     hint = (
         ""
         if split or not any(layout.has_splits for layout in layouts)
-        else (f"; another split than {usual} is chosen by --split")
+        else (f"; --split chooses another split than {usual}")
     )
-    ways = list(dict.fromkeys(tried)) or [f"no --split, for {name} has none"]
+    ways = list(dict.fromkeys(tried)) or [f"no --split, because {name} has no splits"]
     expected = "; or ".join(ways[:3]) + "; or the like" * (len(ways) > 3)
-    raise DiffSegError(f"{root}: no {name} there: expected {expected}; found {shown or 'nothing'}{hint}")
+    raise DiffSegError(f"{root}: {name} was not found: expected {expected}; found {shown or 'nothing'}{hint}")
 
 
 def _stems(images: Path, layout: Layout, lists: list[Path], listed: tuple[str, ...]) -> list[tuple[str, Path]]:
-    """Name and path of every image that the protocol, the split's list or else the folder has."""
+    """Name and path of every image: those of the protocol, else of the split's list, else of the folder."""
     for path in lists:
         listed = tuple(line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
     if listed:
@@ -219,7 +220,7 @@ def _pair(images: Path, masks: Path, layout: Layout, stems: list[tuple[str, Path
     samples, missing = [], []
     for stem, path in stems:
         mask = next((there[f"{stem}{ending}"] for ending in endings if f"{stem}{ending}" in there), None)
-        if mask is None or mask == path:  # a picture is not its own mask
+        if mask is None or mask == path:  # a picture cannot be its own mask
             missing.append(masks / f"{stem}{endings[0]}")
         elif not path.is_file():
             missing.append(path)

@@ -1,4 +1,4 @@
-"""DiffSeg's merge with another similarity: the Jensen–Shannon divergence in place of the symmetric KL."""
+"""DiffSeg's merge with the Jensen–Shannon divergence in place of the symmetric KL divergence."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 # For maps that differ little the symmetric KL ½(KL(a‖b) + KL(b‖a)) is four times the Jensen–Shannon divergence:
-# both are quadratic there, ½·Σδ²/a and ⅛·Σδ²/a. So a KL threshold goes over into this share of it.
+# both are quadratic there, ½·Σδ²/a and ⅛·Σδ²/a. A KL threshold is divided by this.
 KL_PER_JS = 4.0
-CELLS = 64  # pixels are summed into about so many blocks to leave far maps out
+CELLS = 64  # blocks that pixels are summed into, to exclude distant maps early
 
 
 def jensen_shannon(map_: NDArray[np.float32], maps: NDArray[np.float32]) -> NDArray[np.float32]:
-    """½KL(a‖m) + ½KL(b‖m) with m = ½(a + b) in nats, of `map_` [n] and each of `maps` [M, n]: [M], 0…ln 2."""
+    """½KL(a‖m) + ½KL(b‖m), m = ½(a + b), in nats, of `map_` [n] and each of `maps` [M, n]: float32 [M], 0…ln 2."""
     middle = (map_ + maps) * np.float32(0.5)
     ends = (_negative_entropy(map_) + _negative_entropy(maps)) * np.float32(0.5)
     return np.asarray(ends - _negative_entropy(middle), np.float32)
@@ -27,13 +27,14 @@ def jensen_shannon(map_: NDArray[np.float32], maps: NDArray[np.float32]) -> NDAr
 def merge_jensen_shannon(
     maps: NDArray[np.float32], shape: tuple[int, int], grid: int, thresholds: tuple[float, ...]
 ) -> NDArray[np.float32]:
-    """As `runtime.merge.merge_attention`, with the Jensen–Shannon divergence, which has no matrix product.
+    """The merge of `runtime.merge.proposals.merge_attention`, with the Jensen–Shannon divergence.
 
-    `maps`: aggregated attention [n, n] over a grid of `shape`. Returns the proposals [P, n] in order.
+    `maps`: aggregated attention float32 [n, n] over h × w = `shape`. `grid`: anchors per axis. `thresholds`: one per
+    iteration. Returns the proposals float32 [P, n] in order. This divergence is not a matrix product, hence slower.
     """
     anchors = anchor_queries(shape, grid)
     blocks = np.array_split(np.arange(maps.shape[1]), min(CELLS, maps.shape[1]))
-    # The divergence never grows when pixels are summed (data-processing inequality): what is far so stays far.
+    # Summing pixels never increases the divergence (data-processing inequality): what is far here is far in the maps.
     coarse = np.add.reduceat(maps, [block[0] for block in blocks], axis=1)
     proposals = np.empty((len(anchors), maps.shape[1]), np.float32)
     for index, anchor in enumerate(anchors):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from runtime.errors import DiffSegError
-from runtime.terminal import FAILED, complain, one_line_errors
+from runtime.terminal import FAILED, complain
 
 if TYPE_CHECKING:
     from tools.evaluate.masks import Protocol
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Method(str, Enum):
-    """What may be evaluated; `tools.evaluate.methods` and `classical` say what each is."""
+    """The methods by name; `tools.evaluate.methods` and `tools.evaluate.classical` implement them."""
 
     diffseg = "diffseg"
     kmeans_c = "kmeans-c"
@@ -37,7 +37,7 @@ class Method(str, Enum):
 
 
 class Similarity(str, Enum):
-    """How the merge compares maps."""
+    """The divergence by which the merge compares maps."""
 
     kl = "kl"
     js = "js"
@@ -45,7 +45,7 @@ class Similarity(str, Enum):
 
 def evaluate(
     context: typer.Context,
-    root: Annotated[Path, typer.Argument(help="The folder the data set was unpacked into.")],
+    root: Annotated[Path, typer.Argument(help="Folder that the data set was unpacked into.")],
     engine: Annotated[
         list[Path] | None,
         typer.Option("--engine", "-e", help="Engine file; default: the embedded one. Repeat to compare."),
@@ -92,15 +92,16 @@ def evaluate(
     images: Annotated[str | None, typer.Option(help="Folder of the pictures below ROOT.")] = None,
     masks: Annotated[str | None, typer.Option(help="Folder of the masks below ROOT.")] = None,
     mask_ending: Annotated[
-        str | None, typer.Option(help="What a mask's name has in place of the picture's suffix, such as _mask.png.")
+        str | None, typer.Option(help="End of a mask's name in place of the picture's suffix, such as _mask.png.")
     ] = None,
-    classes: Annotated[Path | None, typer.Option(help="Class map of your own, JSON.")] = None,
+    classes: Annotated[Path | None, typer.Option(help="JSON file that maps mask values to classes.")] = None,
     ignore: Annotated[
         list[int] | None,
-        typer.Option(help="Value in a mask that means unlabelled, beside the class map's. Repeat for more."),
+        typer.Option(help="Another value in a mask that means unlabelled. Repeat for more."),
     ] = None,
     jobs: Annotated[
-        int | None, typer.Option("--jobs", "-j", min=1, help="Processes; default: one per core that memory allows.")
+        int | None,
+        typer.Option("--jobs", "-j", min=1, help="Processes; default: one per core, if memory allows."),
     ] = None,
     pictures: Annotated[int, typer.Option(min=0, help="Best and worst images on the sheet index.html; 0: none.")] = 6,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")] = "cpu",
@@ -108,79 +109,78 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout instead of a table.")] = False,
 ) -> None:
     """Evaluate methods on a data set with ground truth."""
-    with one_line_errors():
-        from rich.console import Console
+    from rich.console import Console
 
-        for package in ("scipy", "skimage", "PIL"):
-            if importlib.util.find_spec(package) is None:
-                raise DiffSegError(f'evaluation needs {package}: pip install "diffseg[evaluate]"')
-        from runtime.engine.registry import EMBEDDED
-        from tools.evaluate import report, runner
-        from tools.evaluate.datasets import open_dataset
-        from tools.evaluate.layouts import ALIASES
-        from tools.evaluate.methods import ATTENTION_METHODS, Evaluator
-        from tools.evaluate.sheet import write_sheet
+    for package in ("scipy", "skimage", "PIL"):
+        if importlib.util.find_spec(package) is None:
+            raise DiffSegError(f'evaluation needs {package}: pip install "diffseg[evaluate]"')
+    from runtime.engine.registry import EMBEDDED
+    from tools.evaluate import report, runner
+    from tools.evaluate.datasets import open_dataset
+    from tools.evaluate.layouts import ALIASES
+    from tools.evaluate.methods import ATTENTION_METHODS, Evaluator
+    from tools.evaluate.sheet import write_sheet
 
-        name = ALIASES.get(str(context.info_name), str(context.info_name))
-        data = open_dataset(
-            name,
-            root,
-            split=split,
-            images=images,
-            masks=masks,
-            mask_ending=mask_ending,
-            classes=classes,
-            ignore=frozenset(ignore or ()),
-            every=every,
-            limit=limit,
-            partial=partial,
-        )
-        axes: dict[str, list[Any] | None] = {
-            "weights": weights,
-            "threshold": threshold,
-            "iterations": iterations,
-            "grid": grid,
-            "similarity": [one.value for one in similarity or []],
-            "refine": refine,
-            "min_area": min_area,
-        }
-        methods = [one.value for one in method or [Method.diffseg]]
-        if engine and not any(name in ATTENTION_METHODS for name in methods):
-            raise DiffSegError(f"--engine: {', '.join(methods)} need none; add --method diffseg, or leave it out")
-        engines = [str(path) for path in engine or [EMBEDDED]]
-        variants = _variants(data.protocol, engines, methods, axes, Evaluator(device, backend))
-        job = runner.Job(data, variants, device, backend)
-        jobs = jobs or _default_jobs(variants)
-        folder = output or Path("evaluated") / name
-        with _progress(len(data.samples), data.protocol.title) as advance:
-            records, failures = runner.run(job, folder, jobs, advance)
-        for message in failures.values():
-            complain(message)
-        if len(failures) == len(data.samples):
-            raise DiffSegError(f"none of {len(failures)} images could be evaluated")
-        summary = report.summarise(data, variants, records, len(failures))
-        report.write(folder, variants, summary, records)
-        if pictures:
-            with Console(stderr=True).status("drawing the best and the worst images"):
-                write_sheet(folder / "index.html", job, summary, records, pictures, jobs)
-        if as_json:
-            print(json.dumps(summary))
-        else:
-            title = f"{data.protocol.title}: {len(data.samples) - len(failures)} images"
-            Console().print(report.table(report.cells(data, variants, summary), title))
-            files = "results.json, images.csv" + ", index.html" * bool(pictures)
-            print(f"{files} are in {folder}", file=sys.stderr)
-        if data.missing:
-            print(f"{data.missing} images without picture or mask are left out (--partial)", file=sys.stderr)
-        if failures:
-            complain(f"{len(failures)} of {len(data.samples)} images left out of all figures")
-            raise typer.Exit(FAILED)
+    name = ALIASES.get(str(context.info_name), str(context.info_name))
+    data = open_dataset(
+        name,
+        root,
+        split=split,
+        images=images,
+        masks=masks,
+        mask_ending=mask_ending,
+        classes=classes,
+        ignore=frozenset(ignore or ()),
+        every=every,
+        limit=limit,
+        partial=partial,
+    )
+    axes: dict[str, list[Any] | None] = {
+        "weights": weights,
+        "threshold": threshold,
+        "iterations": iterations,
+        "grid": grid,
+        "similarity": [one.value for one in similarity or []],
+        "refine": refine,
+        "min_area": min_area,
+    }
+    methods = [one.value for one in method or [Method.diffseg]]
+    if engine and not any(name in ATTENTION_METHODS for name in methods):
+        raise DiffSegError(f"--engine: not used by {', '.join(methods)}; add --method diffseg, or leave it out")
+    engines = [str(path) for path in engine or [EMBEDDED]]
+    variants = _variants(data.protocol, engines, methods, axes, Evaluator(device, backend))
+    job = runner.Job(data, variants, device, backend)
+    jobs = jobs or _default_jobs(variants)
+    folder = output or Path("evaluated") / name
+    with _progress(len(data.samples), data.protocol.title) as advance:
+        records, failures = runner.run(job, folder, jobs, advance)
+    for message in failures.values():
+        complain(message)
+    if len(failures) == len(data.samples):
+        raise DiffSegError(f"none of {len(failures)} images could be evaluated")
+    summary = report.summarise(data, variants, records, len(failures))
+    report.write(folder, variants, summary, records)
+    if pictures:
+        with Console(stderr=True).status("drawing the best and the worst images"):
+            write_sheet(folder / "index.html", job, summary, records, pictures, jobs)
+    if as_json:
+        print(json.dumps(summary))
+    else:
+        title = f"{data.protocol.title}: {len(data.samples) - len(failures)} images"
+        Console().print(report.table(report.cells(data, variants, summary), title))
+        files = "results.json, images.csv" + ", index.html" * bool(pictures)
+        print(f"{files} are in {folder}", file=sys.stderr)
+    if data.missing:
+        print(f"{data.missing} images whose picture or mask is missing are left out (--partial)", file=sys.stderr)
+    if failures:
+        complain(f"{len(failures)} of {len(data.samples)} images left out of all figures")
+        raise typer.Exit(FAILED)
 
 
 def _variants(
     protocol: Protocol, engines: list[str], methods: list[str], axes: dict[str, list[Any] | None], evaluator: Evaluator
 ) -> tuple[Variant, ...]:
-    """Every combination of what was asked for, each once, in the order asked for."""
+    """Every combination of the values that were given, each once, in their order."""
     from tools.evaluate.methods import ATTENTION_METHODS
     from tools.evaluate.variants import Variant, Wish, settle
 
@@ -189,8 +189,8 @@ def _variants(
     idle = [name for name in given if not any(name in takes.get(method, ()) for method in methods)]
     if idle:
         raise DiffSegError(
-            f"--{idle[0].replace('_', '-')}: applies to none of {', '.join(methods)}; expected --method diffseg "
-            "beside them, or leave it out"
+            f"--{idle[0].replace('_', '-')}: not used by {', '.join(methods)}; add --method diffseg, or leave the "
+            "option out"
         )
     wishes = [Wish(**dict(zip(given, values, strict=True))) for values in product(*given.values())]
     found = []
@@ -205,7 +205,7 @@ def _variants(
 
 
 def _default_jobs(variants: Any) -> int:
-    """One process per core this one may use, as far as memory allows for their engines."""
+    """One process for every core that this one may use, as far as memory holds their engines."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     engines = {Path(variant.engine) for variant in variants if variant.engine}
     weights = sum(p.stat().st_size for e in engines for p in (e, e.with_name(e.name + ".data")) if p.is_file())
@@ -219,7 +219,7 @@ def _default_jobs(variants: Any) -> int:
 
 @contextmanager
 def _progress(total: int, title: str) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr, on a terminal only; gives the function that advances it."""
+    """A progress bar on stderr if that is a terminal; yields the function that advances it."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

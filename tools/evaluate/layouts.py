@@ -1,4 +1,4 @@
-"""Where the official downloads of the data sets keep their files. Data alone: nothing here is heavy."""
+"""Where the official downloads of the data sets keep their files: data only, imported without cost."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from itertools import product
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where a data set keeps its files, below one of `roots`: image folder, mask folder, and how names correspond.
+    """Folders of images and masks inside one of `roots`, and how their names correspond.
 
-    The mask of `<images>/x/name<image_ending>` is `<masks>/x/name<mask_ending>`, of any mask suffix where the ending
-    has none. `listing`: a text file that names the images of the split. "{split}" stands for the split.
+    The mask of `<images>/x/name<image_ending>` is `<masks>/x/name<mask_ending>`, with any mask suffix if the ending has
+    none. `listing`: a text file with the names of the images in the split. "{split}" is replaced by the split.
     """
 
     images: str
@@ -28,13 +28,13 @@ class Layout:
 
     @property
     def has_splits(self) -> bool:
-        """Whether one download holds several splits."""
+        """Whether one download has several splits."""
         return "{split}" in f"{self.images} {self.listing}"
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A data set the program knows: its layouts, those tried first in front, and the split meant by default."""
+    """A data set that the program knows: its layouts in the order they are tried, and its default split."""
 
     layouts: tuple[Layout, ...]
     split: str = "val"

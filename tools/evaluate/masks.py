@@ -1,4 +1,4 @@
-"""Ground truth files: index masks, palettes, colours, MATLAB and NumPy files; and maps from their values to classes."""
+"""Ground truth files: index masks, palettes, colours, MATLAB and NumPy files; and maps from values to classes."""
 
 from __future__ import annotations
 
@@ -25,19 +25,20 @@ UNLABELLED = -1
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
-    """What a data set's JSON says (`tools/evaluate/protocol/*.json`; `--classes FILE` has the same form).
+    """The meaning of a data set's masks, read from `tools/evaluate/protocol/*.json` or from `--classes FILE`.
 
     Attributes:
         title: its name for people.
-        classes: their names; empty where regions have none, as in BSDS500.
-        labels: value in a mask → class index, −1 unlabelled. Other values are an error; empty: any value from 0 is a
-            region.
+        classes: names of the classes; empty where regions have none, as in BSDS500.
+        labels: value in a mask → class index, −1 for unlabelled; any other value is an error. Empty: every value from 0
+            is a region.
         colours: (red, green, blue) in a colour mask → class index.
-        crop: side of the square that image and truth are brought to by the paper's protocol; None: whole images.
-        images: the listed image ids; empty: all there are.
-        expected_images: how many a complete download has, where that is known.
-        replace_threshold: an engine that brings the first KL threshold gets the second, the paper's for this data set.
-        published: rows of results to print beside.
+        crop: side of the paper's square crop of image and truth, in pixels; None: whole images.
+        images: the listed image ids; empty: all images.
+        expected_images: the number of images in a complete download, if known.
+        replace_threshold: an engine whose default is the first KL threshold gets the second, the paper's for this data
+            set.
+        published: rows of published results to print for comparison.
     """
 
     title: str
@@ -52,7 +53,7 @@ class Protocol:
 
 
 def read_protocol(path: Path) -> Protocol:
-    """Read a class map. Raises DiffSegError when it is not of the form that `Protocol` describes."""
+    """Read a class map. Raises DiffSegError when it does not have the form that `Protocol` describes."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         classes = tuple(str(name) for name in data.get("classes", ()))
@@ -63,16 +64,16 @@ def read_protocol(path: Path) -> Protocol:
         }
         wrong = [index for index in (*labels.values(), *colours.values()) if not -1 <= index < len(classes)]
         if wrong:
-            raise ValueError(f"class index {wrong[0]}, but there are {len(classes)} classes")
+            raise ValueError(f"the class index {wrong[0]} is outside its {len(classes)} classes")
         if classes and not (labels or colours):
-            raise ValueError('classes, but neither "labels" nor "colours"')
+            raise ValueError('it has classes, but neither "labels" nor "colours"')
         if not isinstance(data.get("classes", []), list):
-            raise ValueError('"classes" is no list of names')
+            raise ValueError('"classes" is not a list of names')
         crop = data.get("crop")
         if crop is not None and not (type(crop) is int and crop > 0):
-            raise ValueError(f'"crop" is {crop!r}, and no number of pixels')
+            raise ValueError(f'"crop" is {crop!r}, not a number of pixels')
         if any("method" not in row for row in data.get("published", ())):
-            raise ValueError('a row of "published" without "method"')
+            raise ValueError('a row of "published" has no "method"')
         replace = data.get("replace_threshold")
         return Protocol(
             title=str(data.get("title", path.stem)),
@@ -89,7 +90,7 @@ def read_protocol(path: Path) -> Protocol:
         raise DiffSegError(f"cannot read the class map {path}: {error.strerror or error}") from None
     except (ValueError, TypeError, AttributeError, LookupError) as error:
         raise DiffSegError(
-            f"{path} is no class map ({error}); expected JSON such as "
+            f"{path}: not a valid class map ({error}); expected JSON such as "
             '{"title": "mine", "classes": ["road", "sky"], "labels": {"7": 0, "23": 1, "255": -1}}'
         ) from None
 
@@ -100,10 +101,10 @@ def shipped_protocol(name: str) -> Protocol:
 
 
 def read_truths(path: Path, protocol: Protocol, ignore: frozenset[int] = frozenset()) -> list[NDArray[np.int32]]:
-    """Ground truth of one image, one map int32 [H, W] per annotator: class or region ≥ 0, −1 unlabelled.
+    """Ground truth of one image, one map int32 [H, W] per annotator: class or region ≥ 0, −1 for unlabelled.
 
     `ignore`: further values that mean unlabelled; in a colour mask the grey of that level.
-    Raises DiffSegError when the file cannot be read, is no mask, or holds a value the class map lacks.
+    Raises DiffSegError when the file cannot be read, is not a mask, or has a value that the class map lacks.
     """
     return [_classes(values, protocol, ignore, path) for values in _read(path)]
 
@@ -117,17 +118,17 @@ def _classes(values: NDArray[Any], protocol: Protocol, ignore: frozenset[int], p
         if not (values[..., :1] == values).all():
             if protocol.classes:
                 raise DiffSegError(
-                    f"{path}: is a colour picture; expected one channel of class indices, or a class map "
+                    f"{path}: expected one channel of class indices, found a colour picture; use a class map "
                     'with "colours": {"R,G,B": class}'
                 )
-            # Regions told apart by colour: numbered in the order of their colours.
+            # Each colour is a region, numbered in the order of the colours.
             packed = _pack(values)
             return _regions(packed, frozenset(value * 0x010101 for value in ignore))
         values = values[..., 0]
     if protocol.labels:
         return _look_up(values, protocol.labels | dict.fromkeys(ignore, UNLABELLED), path)
     if protocol.colours:
-        raise DiffSegError(f'{path}: is a mask of indices; its class map has colours only, add "labels"')
+        raise DiffSegError(f'{path}: expected a colour mask, found one of indices; add "labels" to the class map')
     return _regions(values, ignore)
 
 
@@ -144,8 +145,8 @@ def _look_up(values: NDArray[Any], classes: dict[int, int], path: Path, colour: 
     if unknown:
         names = [",".join(str(v >> s & 255) for s in (16, 8, 0)) if colour else str(v) for v in unknown[:5]]
         raise DiffSegError(
-            f"{path}: {'colour' if colour else 'value'} {' and '.join(names)} is in no class and not marked as "
-            f"unlabelled; expected {len(classes)} known ones. Is this the right kind of mask?"
+            f"{path}: expected one of the class map's {len(classes)} {'colours' if colour else 'values'}, found "
+            f"{' and '.join(names)}; add it to the class map, or name another kind of mask"
         )
     index = np.array([classes[int(value)] for value in found], np.int32)
     return index[numbers.reshape(values.shape)]
@@ -161,15 +162,15 @@ def _packed(rgb: tuple[int, ...]) -> int:
 
 
 def _read(path: Path) -> list[NDArray[Any]]:
-    """Values as they stand in the file: int [H, W], or uint8 [H, W, 3] BGR for a picture of colours."""
+    """The values in the file: int [H, W], or uint8 [H, W, 3] BGR of a colour picture; one array per annotator."""
     try:
         if path.suffix.lower() == ".mat":
             return _read_matlab(path)
         values = np.load(path, allow_pickle=False) if path.suffix.lower() == ".npy" else _read_picture(path)
-    except (OSError, ValueError, EOFError, SyntaxError) as error:  # NumPy and Pillow raise the last two as well
+    except (OSError, ValueError, EOFError, SyntaxError) as error:  # NumPy and Pillow also raise the last two
         raise DiffSegError(f"{path}: cannot be read as a mask ({error})") from None
     if not isinstance(values, np.ndarray):
-        raise DiffSegError(f"{path}: is an archive of arrays; expected one array, as numpy.save writes it")
+        raise DiffSegError(f"{path}: expected one array, as numpy.save writes it, found an archive of arrays")
     if values.dtype == bool:
         values = values.astype(np.uint8)
     if values.ndim not in (2, 3) or not np.issubdtype(values.dtype, np.integer) or 0 in values.shape:
@@ -180,9 +181,9 @@ def _read(path: Path) -> list[NDArray[Any]]:
 def _read_picture(path: Path) -> NDArray[Any]:
     data = path.read_bytes()
     if is_cut_short(data):
-        raise DiffSegError(f"{path}: the mask is cut short ({len(data)} bytes); copy or download it again")
+        raise DiffSegError(f"{path}: expected a whole file, found {len(data)} bytes of it; copy or download it again")
     if (data[:8] == b"\x89PNG\r\n\x1a\n" and data[25:26] == b"\x03") or data[:4] == b"GIF8":
-        # OpenCV gives a palette's colours, and the indices are what is meant.
+        # OpenCV returns the palette's colours; a mask means the indices.
         import PIL.Image
 
         with PIL.Image.open(path) as picture:
@@ -190,9 +191,9 @@ def _read_picture(path: Path) -> NDArray[Any]:
     with decoders_silenced():
         values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
     if values is None:
-        raise ValueError("no picture that OpenCV can read, or damaged")
+        raise ValueError("OpenCV cannot read this format, or the file is damaged")
     if data[:8] == b"\x89PNG\r\n\x1a\n" and data[25] == 0 and data[24] in (2, 4):
-        # OpenCV stretches the grey levels of small depths to 0…255, and the indices are what is meant.
+        # OpenCV scales grey levels of fewer bits to 0…255; a mask means the indices.
         values = values // (255 // (2 ** data[24] - 1))
     return values[..., :3] if values.ndim == 3 else values
 
@@ -203,26 +204,26 @@ def _read_matlab(path: Path) -> list[NDArray[Any]]:
 
     try:
         content = loadmat(path)
-    except Exception as error:  # scipy raises whatever a broken file leads it to
-        raise DiffSegError(f"{path}: is no MATLAB file that can be read ({str(error).splitlines()[0]})") from None
+    except Exception as error:  # scipy raises many types for a broken file
+        raise DiffSegError(f"{path}: cannot be read as a MATLAB file ({str(error).splitlines()[0]})") from None
     if "groundTruth" in content:
         try:
             maps = [cell["Segmentation"][0, 0] for cell in content["groundTruth"].ravel()]
         except (ValueError, IndexError, TypeError) as error:
-            raise DiffSegError(f"{path}: its groundTruth has no field Segmentation ({error})") from None
+            raise DiffSegError(f"{path}: expected a field Segmentation in groundTruth, found none ({error})") from None
     else:
         maps = [value for name, value in content.items() if not name.startswith("__")]
     whole = [np.asarray(one) for one in maps if np.ndim(one) == 2 and np.issubdtype(np.asarray(one).dtype, np.integer)]
     if not whole or len(whole) < len(maps):
-        raise DiffSegError(f"{path}: expected groundTruth as in BSDS500, or one matrix of whole numbers")
+        raise DiffSegError(f"{path}: expected groundTruth as in BSDS500, or one matrix of whole numbers; found neither")
     return whole
 
 
 def is_mask(path: Path) -> bool:
-    """Whether a file's name may be that of a mask."""
+    """Whether a file has the name of a mask."""
     return path.suffix.lower() in MASK_SUFFIXES and not path.name.startswith(".")
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file's name may be that of a picture."""
+    """Whether a file has the name of a picture."""
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")

@@ -1,4 +1,4 @@
-"""Methods that are evaluated: DiffSeg in all its settings, K-means on its attention, and classical segmentation."""
+"""The evaluated methods: DiffSeg in all its settings, K-means on its attention, and classical segmentation."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CONSTANT_CLUSTERS = 6  # K-Means-C of the paper
 
 
 class Evaluator:
-    """Runs variants on frames; the network runs once per frame and engine, whatever the number of variants."""
+    """Runs variants on frames. The network runs once per frame and engine, for all variants together."""
 
     def __init__(self, device: str = "cpu", backend: str | None = None) -> None:
         self._device, self._backend = device, backend
@@ -44,7 +44,7 @@ class Evaluator:
         if path not in self._engines:
             from runtime.engine.registry import open_engine
 
-            # One thread, so that figures do not depend on the machine's cores; plans have no such option.
+            # One thread, so that figures do not depend on the number of cores; plans have no such option.
             on_cpu = self._device == "cpu" and path.lower().endswith(".onnx")
             engine = open_engine(Path(path), self._device, self._backend, threads=1 if on_cpu else None)
             self._engines[path] = engine
@@ -53,11 +53,12 @@ class Evaluator:
     def labels(
         self, variant: Variant, data: DataSet, frame: NDArray[np.uint8], truths: Sequence[NDArray[np.int32]]
     ) -> NDArray[np.int32]:
-        """Segment index of every pixel, int32 of the truth's size. DiffSeg's are raw: proposals that won no pixel
-        leave gaps, on which the protocol's tie-breaking depends.
+        """The segment index of every pixel, int32 of the truth's size.
 
-        With a protocol's crop the network gets the frame by plain bilinear interpolation and the proposals are
-        interpolated to the crop's size; otherwise frame and labels are resized as `runtime.Segmenter` does.
+        DiffSeg's indices are not renumbered: the gaps of proposals that won no pixel matter to the protocol's ties.
+        If the protocol has a crop, the frame is resized by plain bilinear interpolation and the proposals are
+        interpolated to the size of the crop. Otherwise frame and labels are resized as `runtime.Segmenter` does.
+        `frame`: uint8 [H, W, 3] BGR. `truths`: int32 [h, w] per annotator.
         """
         size = truths[0].shape
         cropped = bool(data.protocol.crop)
@@ -102,7 +103,7 @@ class Evaluator:
 
 
 def _shapes(spec: EngineSpec) -> dict[str, Any]:
-    """What the merge core wants to know of the maps."""
+    """The arguments of the merge core that describe the maps."""
     return {
         "grids": [(level.height, level.width) for level in spec.levels],
         "layers": [level.layers for level in spec.levels],
@@ -115,7 +116,7 @@ def _aggregate(variant: Variant, spec: EngineSpec, pyramid: list[NDArray[Any]]) 
 
 
 def _merge(variant: Variant, spec: EngineSpec, pyramid: list[NDArray[Any]], size: tuple[int, int]) -> NDArray[np.int32]:
-    """DiffSeg's raw labels [H, W]."""
+    """DiffSeg's labels int32 [H, W], not renumbered."""
     assert variant.thresholds is not None and variant.grid is not None
     shapes = _shapes(spec)
     if variant.similarity == "js":
@@ -133,15 +134,15 @@ def _merge(variant: Variant, spec: EngineSpec, pyramid: list[NDArray[Any]], size
 
 
 def regions(truths: Sequence[NDArray[np.int32]]) -> int:
-    """Number of classes or regions in the ground truth, the median over annotators: k of K-Means-S."""
+    """Number of classes or regions in the ground truth, the median over annotators: the k of K-Means-S."""
     counts = [len(np.unique(truth[truth >= 0])) for truth in truths]
     return max(1, round(float(np.median(counts))))
 
 
 def cluster(maps: NDArray[np.float32], k: int) -> NDArray[np.float32]:
-    """Means of the K-means clusters of the maps [n, n], seeded alike on every call: float32 [k, n].
+    """Means of the K-means clusters of the maps [n, n], with the same seed on every call: float32 [k, n].
 
-    The paper's baseline: the attention maps are the features, the cluster means take the proposals' place.
+    The paper's baseline: the attention maps are the features, and the cluster means replace the proposals.
     """
     cv2.setRNGSeed(0)
     stop = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 100, 1e-6)

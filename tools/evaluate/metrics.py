@@ -1,4 +1,4 @@
-"""Figures of merit. All come from one table per image: how many pixels a region and a segment have in common."""
+"""Figures of merit, all from one table per image: the number of pixels that a region and a segment share."""
 
 from __future__ import annotations
 
@@ -15,27 +15,26 @@ if TYPE_CHECKING:
 def contingency(
     truth: NDArray[Any], labels: NDArray[Any], rows: int | None = None, columns: int = 0
 ) -> NDArray[np.int64]:
-    """Pixels that truth's region i and labels' segment j have in common: int64 [rows, max(columns, K)].
+    """Pixels that region i of `truth` and segment j of `labels` share: int64 [rows, max(columns, K)].
 
     Args:
-        truth: int [H, W]; negative: unlabelled, left out.
-        labels: int [H, W], ≥ 0, K − 1 the largest.
+        truth: int [H, W]; negative values are unlabelled and left out.
+        labels: int [H, W], from 0 to K − 1.
         rows: number of classes; None: as many as truth has.
-        columns: at least so many columns, the surplus ones 0.
+        columns: the least number of columns; surplus ones are 0.
 
-    Raises:
-        ValueError: the shapes differ, labels has a negative value, or truth one beyond `rows`.
+    Raises ValueError when the shapes differ, `labels` has a negative value, or `truth` has one beyond `rows`.
     """
     if truth.shape != labels.shape or labels.min() < 0:
         raise ValueError(
-            f"expected two maps of one shape, the labels ≥ 0: got {truth.shape} and {labels.shape}, "
+            f"expected two maps of one shape, with labels from 0, found {truth.shape} and {labels.shape}, "
             f"labels from {labels.min()}"
         )
     most = int(truth.max()) + 1
     rows = max(most, 0) if rows is None else rows
     if most > rows:
         raise ValueError(f"expected classes 0 to {rows - 1}, found {most - 1}")
-    # The width counts segments that lie on unlabelled pixels alone, as the authors' code does.
+    # The width includes segments that have unlabelled pixels only, as in the authors' code.
     columns = max(columns, int(labels.max()) + 1)
     labelled = truth >= 0
     pairs = truth[labelled].astype(np.int64) * columns + labels[labelled]
@@ -54,10 +53,10 @@ def covering(table: NDArray[np.int64]) -> float:
 
 
 def rand_index(table: NDArray[np.int64]) -> float:
-    """Share of the pairs of pixels on which regions and segments agree whether they belong together, 0…1.
+    """Share of the pairs of pixels that are together in both or apart in both, regions and segments: 0…1.
 
-    Its mean over the annotators is the probabilistic Rand index (Unnikrishnan et al., PAMI 2007). In whole numbers, so
-    nothing is rounded before the one division.
+    Its mean over the annotators is the probabilistic Rand index (Unnikrishnan et al., PAMI 2007). Computed in integers,
+    so that only the final division rounds.
     """
     total = int(table.sum())
     squares = sum(int((counts.astype(object) ** 2).sum()) for counts in (table.sum(1), table.sum(0)))
@@ -66,7 +65,7 @@ def rand_index(table: NDArray[np.int64]) -> float:
 
 
 def variation_of_information(table: NDArray[np.int64]) -> float:
-    """H(regions) + H(segments) − 2·I(regions; segments) in bits, 0 where they are the same (Meilă, 2005)."""
+    """H(regions) + H(segments) − 2·I(regions; segments) in bits, 0 if they are the same (Meilă, 2005)."""
     joint = table / table.sum()
     return float(2 * _entropy(joint.ravel()) - _entropy(joint.sum(1)) - _entropy(joint.sum(0)))
 
@@ -81,7 +80,7 @@ REGION_FIGURES = {"covering": covering, "pri": rand_index, "voi": variation_of_i
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Pixels per class after one image's assignment, int64 [classes] each; their sum over images gives the figures."""
+    """Pixels per class after the assignment of one image, int64 [classes] each. Their sums give the figures."""
 
     tp: NDArray[np.int64]
     fp: NDArray[np.int64]
@@ -89,11 +88,11 @@ class Counts:
 
 
 def assign(table: NDArray[np.int64]) -> Counts:
-    """Give each class at most one segment so that most pixels are right, and count (the paper's protocol, section 4.1).
+    """Assign at most one segment to each class so that most pixels are right, and count (paper, section 4.1).
 
-    `table`: [classes, max(classes, K)]. Every class gets a column; where the best choice is not unique (a surplus
-    segment and a class that is absent), scipy's solver and the order of the columns decide, as in the authors' code.
-    A false positive counts for the class its column went to; pixels of columns left over are only missed.
+    `table`: [classes, max(classes, K)]. Every class gets a column. If the best choice is not unique (a surplus segment
+    and a class that is absent), scipy's solver and the order of the columns decide, as in the authors' code.
+    A false positive counts for the class of its column; pixels of columns without a class only count as missed.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -103,13 +102,13 @@ def assign(table: NDArray[np.int64]) -> Counts:
 
 
 def intersection_over_union(tp: NDArray[Any], fp: NDArray[Any], fn: NDArray[Any]) -> NDArray[np.float64]:
-    """IoU of every class; NaN for one that neither truth nor an assigned segment has."""
+    """IoU of every class; NaN for a class that neither the truth nor an assigned segment has."""
     union = np.asarray(tp + fp + fn, np.float64)
     return np.divide(tp, union, out=np.full(union.shape, np.nan), where=union > 0)
 
 
 def class_figures(counts: Sequence[Counts]) -> dict[str, Any]:
-    """Accuracy ΣTP/Σlabelled, mIoU (mean over classes that occur) and IoU per class, summed over images first."""
+    """Accuracy ΣTP/Σlabelled, mIoU (mean over classes that occur) and IoU per class, from sums over all images."""
     tp, fp, fn = (np.sum([getattr(one, name) for one in counts], axis=0) for name in ("tp", "fp", "fn"))
     iou = intersection_over_union(tp, fp, fn)
     return {

@@ -1,4 +1,4 @@
-"""What a run says: a table for people, JSON and CSV for programs."""
+"""The results of a run: a table for people, JSON and CSV for programs."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ TITLES = {
 def summarise(
     data: DataSet, variants: Sequence[Variant], records: Sequence[Sequence[Record]], failed: int = 0
 ) -> dict[str, Any]:
-    """Figures of every variant over the data set, the same in every run: no times, no dates.
+    """Figures of every variant over the data set; without times and dates, so that every run gives the same.
 
-    `failed`: images that could not be evaluated and are in no figure.
+    `failed`: the number of images that could not be evaluated and count in no figure.
     """
     results = []
     for variant, rows in zip(variants, records, strict=True):
@@ -70,8 +70,7 @@ def _counts(row: Record) -> metrics.Counts:
 
 
 def image_figures(row: Record) -> dict[str, float]:
-    """Figures of one image: those of its record, and where there are classes accuracy and mIoU, over the classes
-    that truth has."""
+    """Figures of one image: those of its record; with classes also accuracy and mIoU over the classes in the truth."""
     figures = {}
     if "tp" in row:
         counts = _counts(row)
@@ -93,7 +92,7 @@ def describe(variant: Variant, variants: Sequence[Variant]) -> str:
 
 
 def text(value: Any) -> str:
-    """A setting as people write it: 0.4 for the same threshold in every iteration."""
+    """A setting as people write it, such as 0.4 for the same threshold in every iteration."""
     if value is True:
         return "thresholds"
     if isinstance(value, tuple):
@@ -103,7 +102,7 @@ def text(value: Any) -> str:
 
 
 def cells(data: DataSet, variants: Sequence[Variant], summary: dict[str, Any]) -> list[list[str]]:
-    """The table as text, headings first, published rows for comparison last."""
+    """The table as text: headings, a row per variant, then published rows for comparison."""
     protocol = data.protocol
     columns = [*(("accuracy", "miou") if protocol.classes else ()), *metrics.REGION_FIGURES, "segments"]
     rows = [["method", *(TITLES[name] for name in columns)]]
@@ -115,7 +114,7 @@ def cells(data: DataSet, variants: Sequence[Variant], summary: dict[str, Any]) -
 
 
 def table(rows: Sequence[Sequence[str]], title: str) -> Table:
-    """The same for a terminal."""
+    """The rows of `cells` as a table for a terminal."""
     from rich.table import Table
 
     shown = Table(title=title)
@@ -127,7 +126,7 @@ def table(rows: Sequence[Sequence[str]], title: str) -> Table:
 
 
 def show(name: str, value: float) -> str:
-    """A figure as people read it."""
+    """A figure in the precision and unit that people read."""
     if name in ("accuracy", "miou"):
         return f"{100 * value:.1f}"
     return f"{value:.1f}" if name == "segments" else f"{value:.2f}" if name == "voi" else f"{value:.3f}"

@@ -1,4 +1,4 @@
-"""Runs variants over a data set: in parallel processes, resumable, and with the same figures on every run."""
+"""Runs variants over a data set: in parallel processes, resumable, with the same figures in every run."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Task = tuple[int, list[int]]  # a sample's number, and the indices of variants
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """All that a process needs: the data set, the variants in the order of the table, and where networks run."""
+    """The input of a process: the data set, the variants in the order of the table, and the device of the networks."""
 
     data: DataSet
     variants: tuple[Variant, ...]
@@ -51,10 +51,10 @@ Work = Callable[[Job, Evaluator, Sample, list[int]], Any]
 
 
 def measure(job: Job, evaluator: Evaluator, sample: Sample, wanted: list[int]) -> dict[int, Record]:
-    """Records of the wanted variants (their indices) on one image.
+    """Records of the `wanted` variants, by their indices, on one image.
 
-    A record holds `regions`, the mean of covering, Rand index and variation of information over the annotators;
-    `segments`; and where the data set has classes tp, fp and fn per class.
+    A record has the means of covering, Rand index and variation of information over the annotators, the number of
+    segments and, if the data set has classes, tp, fp and fn per class.
     Raises DiffSegError when the image or its truth cannot be used.
     """
     frame, truths = job.data.load(sample)
@@ -75,12 +75,12 @@ def measure(job: Job, evaluator: Evaluator, sample: Sample, wanted: list[int]) -
 def run(
     job: Job, folder: Path, jobs: int, advance: Callable[[int], None] = lambda _: None
 ) -> tuple[list[list[Record]], dict[str, str]]:
-    """Records per variant, in the order of the samples, and what went wrong by image name.
+    """Records per variant, in the order of the samples, and error messages by image name.
 
-    What an earlier run left in `folder`/runs is not computed again: a file belongs to one variant on one data set,
+    Results of an earlier run in `folder`/runs are used again. A file there belongs to one variant with one data set,
     engine file, code and set of library versions; a line to one image and mask, as long as neither changes.
-    `advance` is called with the number of images that are done.
-    Raises DiffSegError when an engine cannot be opened, or a process dies.
+    `advance` is called with the number of finished images.
+    Raises DiffSegError when an engine cannot be opened, or when a process dies.
     """
     stores = [_Store(folder / "runs" / f"{key}.jsonl") for key in _keys(job)]
     tasks = []
@@ -105,10 +105,10 @@ def run(
 
 
 def in_processes(job: Job, work: Work, tasks: list[Task], jobs: int) -> Iterator[tuple[int, Any]]:
-    """`work` on every task (number of the sample, indices of variants), in any order: number and outcome.
+    """Call `work` for every task (number of the sample, indices of variants); yield number and outcome in any order.
 
-    An outcome that is a string is the message of a DiffSegError. Every process works on one thread, so that figures
-    depend neither on the number of processes nor on the machine's cores.
+    An outcome of type str is the message of a DiffSegError. Every process uses one thread, so that figures depend
+    neither on the number of processes nor on the number of cores.
     """
     jobs = min(jobs, len(tasks))
     with _one_thread():
@@ -130,7 +130,7 @@ def _pooled(job: Job, work: Work, tasks: list[Task], jobs: int) -> Iterator[tupl
             yield future.result()
     except BrokenProcessPool:
         raise DiffSegError(
-            f"one of {jobs} processes died, perhaps of memory; run again with fewer --jobs, it goes on where it stopped"
+            f"one of {jobs} processes died, perhaps for lack of memory; run again with fewer --jobs to continue"
         ) from None
     except BaseException:
         for child in multiprocessing.active_children():
@@ -142,8 +142,10 @@ def _pooled(job: Job, work: Work, tasks: list[Task], jobs: int) -> Iterator[tupl
 
 @contextmanager
 def _interruption_ignored() -> Iterator[None]:
-    """Processes started meanwhile never hear Ctrl-C: it is this one that stops them."""
-    if threading.current_thread() is not threading.main_thread():  # where signals cannot be set, none arrive either
+    """Let processes that start meanwhile ignore Ctrl-C: this process stops them."""
+    if (
+        threading.current_thread() is not threading.main_thread()
+    ):  # signals can be set, and arrive, in the main thread only
         yield
         return
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -155,7 +157,7 @@ def _interruption_ignored() -> Iterator[None]:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Hold OpenCV, and by the environment the merge and new processes, to one thread."""
+    """Limit OpenCV, and through the environment the merge and new processes, to one thread."""
     import cv2
 
     before, threads = os.environ.get("OMP_NUM_THREADS"), cv2.getNumThreads()
@@ -195,7 +197,7 @@ def _one(work: Work, task: Task) -> tuple[int, Any]:
 
 
 class _Store:
-    """Records of one variant in a file of lines, each written as soon as it is known; a torn last line is dropped."""
+    """Records of one variant in a file, one line each, written at once; an incomplete last line is removed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -216,11 +218,11 @@ class _Store:
             write_atomically(path, whole)
 
     def get(self, name: str, stamp: str) -> Record | None:
-        """The record of an image, unless its files have changed since."""
+        """The record of an image; None if there is none, or if its files have changed since."""
         return self.known.get(name) if self._stamps.get(name) == stamp else None
 
     def add(self, record: Record, stamp: str) -> None:
-        """Keep a record, in the file too."""
+        """Keep a record, and append it to the file."""
         self.known[record["image"]], self._stamps[record["image"]] = record, stamp
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab") as file:
@@ -228,14 +230,14 @@ class _Store:
 
 
 def _stamp(sample: Sample) -> str:
-    """Changes when the image or its mask does."""
-    # Of the same name in another folder it is another.
+    """A text that changes when the image or its mask changes."""
+    # With the path, because the same name in another folder is another image.
     states = [(path.absolute(), path.stat()) for path in (sample.image, sample.mask)]
     return " ".join(f"{path} {state.st_size}-{state.st_mtime_ns}" for path, state in states)
 
 
 def _keys(job: Job) -> list[str]:
-    """A name per variant, other as soon as anything is other that may change its figures."""
+    """A name per variant, which changes with everything that may change its figures."""
     common = hashlib.sha256(code_digest())
     protocol = asdict(job.data.protocol) | {"images": None, "published": None, "colours": None}
     colours = sorted(job.data.protocol.colours.items())
@@ -252,7 +254,7 @@ def _keys(job: Job) -> list[str]:
 
 
 def code_digest() -> bytes:
-    """Changes with the code that makes figures."""
+    """A digest that changes with the code that computes figures."""
     digest = hashlib.sha256()
     for pattern in CODE:
         for path in sorted(REPOSITORY.glob(pattern)):
@@ -262,7 +264,7 @@ def code_digest() -> bytes:
 
 
 def _digest(engine: str) -> str:
-    """SHA-256 of an engine's file and of the weights beside it."""
+    """SHA-256 of an engine file with its weights and its sidecar."""
     digest = hashlib.sha256()
     path = Path(engine)
     for part in (path, path.with_name(path.name + ".data"), path.with_name(path.name + ".json")):

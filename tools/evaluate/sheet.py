@@ -1,4 +1,4 @@
-"""A page of the best and the worst images of every variant: picture, ground truth and segments side by side."""
+"""A page of the best and worst images of every variant: picture, ground truth and segments side by side."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ img { display: block; max-width: 100% }
 def write_sheet(
     path: Path, job: Job, summary: dict[str, Any], records: Sequence[Sequence[Record]], count: int, jobs: int
 ) -> None:
-    """Write the page with `count` best and as many worst images per variant, by mIoU or else by covering.
+    """Write a page with the `count` best and worst images per variant, by mIoU or, without classes, by covering.
 
-    Everything is inside the one file. Raises DiffSegError when a process dies.
+    The file contains its pictures. Raises DiffSegError when a process dies.
     """
     chosen = [extremes(rows, count) for rows in records]
     numbers = {sample.name: number for number, sample in enumerate(job.data.samples)}
@@ -67,7 +67,7 @@ def write_sheet(
 
 
 def extremes(rows: Sequence[Record], count: int) -> tuple[list[Record], list[Record]]:
-    """The best and the worst records, best and worst first, none in both."""
+    """The `count` best records, best first, and the worst, worst first; no record is in both lists."""
 
     def figure(row: Record) -> tuple[float, str]:
         figures = report.image_figures(row)
@@ -79,7 +79,7 @@ def extremes(rows: Sequence[Record], count: int) -> tuple[list[Record], list[Rec
 
 
 def draw(job: Job, evaluator: Evaluator, sample: Sample, wanted: list[int]) -> dict[int, bytes]:
-    """JPEG files, one per wanted variant, of picture, truth and segments side by side."""
+    """A JPEG file per wanted variant: picture, truth and segments side by side."""
     frame, truths = job.data.load(sample)
     truth = truths[0]
     shown = resize_bilinear(frame, *truth.shape)
@@ -96,7 +96,7 @@ def draw(job: Job, evaluator: Evaluator, sample: Sample, wanted: list[int]) -> d
 
 
 def _matched(table: NDArray[np.int64]) -> NDArray[np.intp]:
-    """For every segment the region it is matched with one to one, beyond the regions for those left over."""
+    """The region that each segment is matched with, one to one; segments left over get numbers beyond the regions."""
     from scipy.optimize import linear_sum_assignment
 
     numbers = len(table) + np.arange(table.shape[1])
@@ -108,7 +108,7 @@ def _matched(table: NDArray[np.int64]) -> NDArray[np.intp]:
 def _paint(
     frame: NDArray[np.uint8], labels: NDArray[np.int32], numbers: NDArray[np.intp] | None = None
 ) -> NDArray[np.uint8]:
-    """The frame under the labels' colours, those of `numbers` if given, with white borders; unlabelled pixels dark."""
+    """The frame under the colours of its labels, or of `numbers`[label], with white borders; unlabelled pixels dark."""
     index = np.maximum(labels, 0) if numbers is None else numbers[labels]
     painted = cv2.addWeighted(frame, 0.35, palette(int(index.max()) + 1)[index], 0.65, 0)
     painted[labels < 0] = UNLABELLED_GREY

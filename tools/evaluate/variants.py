@@ -1,4 +1,4 @@
-"""Settings of a method as they are typed, and as they are once every default is known."""
+"""Settings of a method: as they are typed, and with every default filled in."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One method in one setting: a row of the table. None: does not apply, or is not used.
+    """One method in one setting: a row of the table. None: the setting does not apply, or is not used.
 
-    `thresholds`, one per iteration, `grid` and `similarity` ("kl" or "js") are of DiffSeg's merge; with `auto` the
-    thresholds are scaled for every image. `weights` are of the aggregation, which K-means shares. `refine` and
-    `min_area` are the runtime's refinements, which the paper does not have but for "kmeans".
+    `thresholds` (one per iteration), `grid` and `similarity` ("kl" or "js") belong to DiffSeg's merge; with `auto` the
+    thresholds are scaled for every image. `weights` belong to the aggregation, which K-means uses, too. `refine` and
+    `min_area` are the runtime's refinements; of these the paper has only "kmeans".
     """
 
     method: str
@@ -49,9 +49,9 @@ class Wish:
 
 
 def settle(method: str, engine: str, spec: EngineSpec, protocol: Protocol, wish: Wish) -> Variant:
-    """A variant with every default filled in from the engine and the data set's protocol.
+    """A variant with every default filled in from the engine and the protocol of the data set.
 
-    Raises DiffSegError when a setting does not fit the engine, or two do not fit each other.
+    Raises DiffSegError when a setting does not suit the engine, or contradicts another one.
     """
     own = spec.weights if isinstance(spec.weights, str) else ",".join(f"{value:g}" for value in spec.weights)
     chosen = wish.weights or own
@@ -64,7 +64,7 @@ def settle(method: str, engine: str, spec: EngineSpec, protocol: Protocol, wish:
     refine = None if wish.refine in (None, "none") else wish.refine
     if wish.similarity == "js" and (auto or refine == "kmeans"):
         raise DiffSegError(
-            "--similarity js: goes with thresholds of its own; expected no auto and no kmeans, found one"
+            "--similarity js: expected neither --threshold auto nor --refine kmeans, found one of them; leave it out"
         )
     given = None if wish.threshold is None or auto else _numbers(wish.threshold)
     thresholds = given or _default_thresholds(spec, protocol, wish.similarity)
@@ -103,9 +103,9 @@ def settle(method: str, engine: str, spec: EngineSpec, protocol: Protocol, wish:
 
 
 def parse_weights(text: str, spec: EngineSpec) -> Weights:
-    """Weights of the aggregation as they are typed: proportional, per-tensor, 64-only, or numbers with commas.
+    """Weights of the aggregation from their text: proportional, per-tensor, 64-only, or numbers with commas.
 
-    Raises DiffSegError when the engine has no such resolution or another number of them.
+    Raises DiffSegError when the engine does not have that resolution, or has another number of them.
     """
     sides = [max(level.height, level.width) for level in spec.levels]
     try:
@@ -126,7 +126,7 @@ def parse_weights(text: str, spec: EngineSpec) -> Weights:
 
 
 def _count(threshold: str | None) -> int | None:
-    """How many iterations a list of thresholds asks for; a single one leaves it open."""
+    """The number of iterations that a list of thresholds implies; None for a single threshold."""
     return threshold.count(",") + 1 if threshold and "," in threshold else None
 
 
@@ -138,8 +138,7 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 
 def _default_thresholds(spec: EngineSpec, protocol: Protocol, similarity: str) -> tuple[float, ...]:
-    """The engine's own thresholds, or those of the data set's protocol, or what stands for them in another
-    similarity."""
+    """The engine's thresholds or those of the protocol, converted for the similarity."""
     thresholds = spec.thresholds
     if protocol.replace_threshold is not None:
         usual, other = protocol.replace_threshold
@@ -150,7 +149,7 @@ def _default_thresholds(spec: EngineSpec, protocol: Protocol, similarity: str) -
 
 
 def _check_labels_head(method: str, engine: str, spec: EngineSpec, wish: Wish, own_weights: str) -> None:
-    """Raise DiffSegError where something is asked for that is not in the graph of an engine with the head labels."""
+    """Raise DiffSegError when a setting is not in the graph of an engine with the head labels."""
     baked = {
         "weights": (wish.weights, own_weights),
         "iterations": (wish.iterations or _count(wish.threshold), len(spec.thresholds)),
@@ -159,9 +158,9 @@ def _check_labels_head(method: str, engine: str, spec: EngineSpec, wish: Wish, o
     }
     other = [name for name, (wished, own) in baked.items() if wished not in (None, own)]
     if wish.threshold == "auto" or "kmeans" in (wish.refine or ""):
-        other.append("a threshold of auto, or kmeans")
+        other.append("--threshold auto or --refine kmeans")
     if method != "diffseg" or other:
         raise DiffSegError(
-            f"{engine}: has the head labels, with the merge in the graph; expected the head attention for "
+            f"{engine}: found the head labels, with the merge in the graph; expected the head attention for "
             f"{' and '.join(other) or method}; export it with --head attention"
         )

@@ -1,1 +1,1 @@
-"""Scenes drawn for training, tests and pictures."""
+"""Drawn scenes with exact masks, for training, measurements, tests and pictures."""

@@ -1,8 +1,8 @@
-"""Procedural scenes with exact masks: what the tiny model is trained on, and what it is measured on.
+"""Drawn scenes with exact masks, on which the tiny model is trained and measured.
 
-Placing and drawing are separate: :func:`place_scene` decides what lies where, :func:`mask_of` and
-:func:`paint` turn that into pixels. A caller who shifts the pieces between two calls gets exact motion, since
-textures are functions of the piece's own coordinates.
+Placing and drawing are separate: `place_scene` decides on the pieces and their places, `mask_of` and `paint` turn them
+into pixels. A caller who shifts the pieces between two calls gets exact motion, since a texture is a function of the
+piece's own coordinates.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _MIN_COLOUR_STEP = 30.0  # Lab distance between neighbours that are to differ in
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """An outline with a place; depth is its position in the scene's tuple (later pieces lie on top).
+    """An outline at a place. In a list of pieces, later ones cover earlier ones.
 
-    ``outline`` is float32 [k, 2] (x, y) around the origin, in pixels; None covers the whole frame.
+    `outline`: float32 [k, 2] (x, y) around the origin, in pixels; None: the whole frame.
     """
 
     outline: NDArray[np.float32] | None
@@ -43,19 +43,18 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A drawn scene: ``frame`` uint8 [H, W, 3] BGR, ``mask`` int32 [H, W] with indices 0…pieces-1."""
+    """A drawn scene: `frame` uint8 [H, W, 3] BGR, `mask` int32 [H, W] with indices 0…pieces-1."""
 
     frame: NDArray[np.uint8]
     mask: NDArray[np.int32]
 
 
 def draw_scene(seed: int, size: tuple[int, int] = (256, 256), *, share: float = 0.5, split: Split = "train") -> Scene:
-    """Draw the scene that ``seed`` stands for, the same one on every call.
+    """Draw the scene number `seed`, the same one on every call.
 
-    ``share`` is the part of the neighbouring pairs that have one mean colour and differ in texture alone.
-
-    Raises:
-        ValueError: a negative seed, a side below 16, or ``share`` outside 0…1.
+    `size`: height and width in pixels. `share`: part of the neighbouring pairs that have one mean colour and differ in
+    texture alone.
+    Raises ValueError for a negative seed, a side below 16, or a `share` outside 0…1.
     """
     if seed < 0 or min(size) < 16 or not 0 <= share <= 1:
         raise ValueError(f"a scene needs seed ≥ 0, sides ≥ 16 and 0 ≤ share ≤ 1: got {seed}, {size}, {share}")
@@ -66,9 +65,9 @@ def draw_scene(seed: int, size: tuple[int, int] = (256, 256), *, share: float = 
 
 
 def place_scene(rng: np.random.Generator, size: tuple[int, int]) -> tuple[list[Piece], NDArray[np.int32]]:
-    """Lay a background of a few areas and occluding shapes on it; pieces that show too little are left out.
+    """Place a background of a few areas, and shapes that cover parts of it; leave out pieces that show too little.
 
-    Returns the pieces, lowest first, with grey for a colour, and their mask int32 [H, W].
+    Returns the pieces, lowest first, all of them grey, and their mask int32 [H, W].
     """
     height, width = size
     side = min(size)
@@ -94,15 +93,15 @@ def place_scene(rng: np.random.Generator, size: tuple[int, int]) -> tuple[list[P
         kept = [p for p, area in zip(pieces, areas, strict=True) if area >= _MIN_AREA * mask.size]
         if len(kept) == len(pieces):
             return pieces, mask
-        # The lowest piece that is kept has to cover the frame, or pixels would belong to nobody.
+        # The lowest piece has to cover the frame, or some pixels would belong to no piece.
         pieces = kept if kept[0].outline is None else [pieces[0], *kept]
         if len(pieces) == len(areas):
-            # The ground shows by a sliver only: hand it to the next piece.
+            # Only a sliver of the ground is visible: the next piece takes its place.
             pieces = [replace(pieces[1], outline=None), *pieces[2:]]
 
 
 def mask_of(pieces: list[Piece], size: tuple[int, int]) -> NDArray[np.int32]:
-    """Which piece shows at each pixel: int32 [H, W]."""
+    """The number of the piece that is visible at each pixel: int32 [H, W]."""
     mask = np.zeros(size, np.int32)
     for index, piece in enumerate(pieces):
         if piece.outline is None:
@@ -114,7 +113,7 @@ def mask_of(pieces: list[Piece], size: tuple[int, int]) -> NDArray[np.int32]:
 
 
 def neighbours(mask: NDArray[np.int32], contact: int = _MIN_CONTACT) -> list[tuple[int, int]]:
-    """Pairs (low, high) of mask values that touch along at least ``contact`` pixel edges, sorted."""
+    """Pairs (low, high) of mask values that touch along at least `contact` pixel edges, sorted."""
     count = int(mask.max()) + 1
     pairs = np.concatenate(
         [
@@ -129,7 +128,7 @@ def neighbours(mask: NDArray[np.int32], contact: int = _MIN_CONTACT) -> list[tup
 
 
 def colour_pieces(rng: np.random.Generator, pieces: list[Piece], mask: NDArray[np.int32], share: float) -> list[Piece]:
-    """Give mean colours so that ``share`` of the neighbouring pairs have the same; those differ in texture family."""
+    """Give mean colours so that `share` of the neighbouring pairs have the same; those differ in texture family."""
     pairs = neighbours(mask)
     group = np.arange(len(pieces))
     for index in rng.permutation(len(pairs)):
@@ -157,7 +156,7 @@ def colour_pieces(rng: np.random.Generator, pieces: list[Piece], mask: NDArray[n
 def paint(rng: np.random.Generator, pieces: list[Piece], mask: NDArray[np.int32]) -> NDArray[np.uint8]:
     """Fill the pieces: uint8 [H, W, 3] BGR. The mean of each piece's visible pixels is its colour, to ±1.
 
-    Lighting falls off smoothly over each piece and sensor noise lies over all; neither moves the mean.
+    Light varies smoothly over each piece and sensor noise is added to all pixels; neither changes the mean.
     """
     rows, columns = np.arange(mask.shape[0], dtype=np.float32), np.arange(mask.shape[1], dtype=np.float32)
     frame = np.empty((*mask.shape, 3), np.float32)
@@ -171,7 +170,7 @@ def paint(rng: np.random.Generator, pieces: list[Piece], mask: NDArray[np.int32]
         colour = np.asarray(piece.colour, np.float32)
         values = pattern[:, None] * np.asarray(piece.texture.direction, np.float32) + light[:, None]
         values -= values.mean(0)
-        # Values that would be cut off at 0 or 255 shrink as a whole: cutting would move the mean.
+        # Where values would leave 0…255 all shrink together: clipping some would change the mean.
         room = np.minimum(colour, 255 - colour) - 4
         reach = np.maximum(np.abs(values).max(0), 1e-6)
         frame[inside] = colour + values * min(1.0, float((room / reach).min()))
@@ -181,7 +180,7 @@ def paint(rng: np.random.Generator, pieces: list[Piece], mask: NDArray[np.int32]
 
 
 def _distinct_colour(rng: np.random.Generator, others: list[tuple[float, float, float]]) -> tuple[float, float, float]:
-    # Means keep away from black and white so that a texture has room on both sides.
+    # Means stay away from black and white, so that a texture has room on both sides.
     best, best_distance = (128.0, 128.0, 128.0), -1.0
     for _ in range(24):
         grey = rng.uniform(55, 200)
@@ -202,7 +201,7 @@ def _lab_distance(a: tuple[float, float, float], b: tuple[float, float, float]) 
 
 
 def _half_plane(rng: np.random.Generator, reach: float) -> NDArray[np.float32]:
-    """A plane's half with a straight or wavy rim through the origin."""
+    """Half of the plane, with a straight or wavy border through the origin."""
     x = np.linspace(-reach, reach, 160)
     rim = rng.uniform(0, 0.04) * reach * np.sin(x * rng.uniform(0.005, 0.05) + rng.uniform(0, 6.3))
     points = np.concatenate([np.stack([x, rim], 1), [[reach, reach], [-reach, reach]]])

@@ -1,7 +1,7 @@
-"""Moving drawn scenes with exact masks and exact motion: what the tracking of identities is measured on.
+"""Moving drawn scenes with exact masks and exact motion, on which the tracking of identities is measured.
 
-Pieces of a drawn scene (:mod:`tools.scenes`) drift, turn and grow, pass in front of each other, leave and enter. A
-piece's texture moves with it, so where a pixel comes from is known to a fraction of a pixel, whatever a flow says.
+Pieces of a drawn scene (`tools.scenes.draw`) drift, turn and grow, pass in front of each other, leave and enter. A
+piece's texture moves with it, so that the origin of a pixel is known to a fraction of a pixel without an optical flow.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from tools.scenes.textures import random_texture
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_ENTERING = 3  # at most so many pieces come in from outside
-_FASTEST = 0.016  # of the shorter side, a frame
+_ENTERING = 3  # pieces that come in from outside, at most
+_FASTEST = 0.016  # of the shorter side, per frame
 
 
 @dataclass(frozen=True, slots=True)
 class Mover:
-    """A piece and its motion from frame to frame: `velocity` in pixels (x, y), `spin` in radians, `growth` a factor."""
+    """A piece and its motion per frame: `velocity` in pixels (x, y), `spin` in radians, `growth` a factor."""
 
     piece: Piece
     velocity: tuple[float, float] = (0.0, 0.0)
@@ -32,7 +32,7 @@ class Mover:
     growth: float = 1.0
 
     def pose(self, time: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """At a time in frames: matrix [2, 2] and offset [2] that bring the piece's own (x, y) into the picture."""
+        """The matrix [2, 2] and offset [2] that map the piece's own (x, y) into frame number `time`."""
         c, s = np.cos(self.spin * time), np.sin(self.spin * time)
         matrix = self.growth**time * np.array([[c, -s], [s, c]])
         return matrix, np.asarray(self.piece.centre) + time * np.asarray(self.velocity)
@@ -40,14 +40,14 @@ class Mover:
 
 @dataclass(frozen=True, slots=True)
 class MovingScene:
-    """Movers, lowest first, in a picture of `size` (H, W). Frames are drawn when they are asked for."""
+    """Movers, lowest first, in frames of `size` (H, W). Each frame is drawn on request."""
 
     movers: tuple[Mover, ...]
     size: tuple[int, int]
     noise: float = 2.0
 
     def mask(self, time: int) -> NDArray[np.int32]:
-        """Which mover shows at each pixel: int32 [H, W]."""
+        """The number of the mover that is visible at each pixel: int32 [H, W]."""
         placed = []
         for mover in self.movers:
             matrix, offset = mover.pose(time)
@@ -57,7 +57,7 @@ class MovingScene:
         return mask_of(placed, self.size)
 
     def frame(self, time: int) -> NDArray[np.uint8]:
-        """uint8 [H, W, 3] BGR; its sensor noise is another one in every frame."""
+        """The frame uint8 [H, W, 3] BGR. Its sensor noise differs from frame to frame."""
         mask = self.mask(time)
         frame = np.empty((*self.size, 3), np.float32)
         for index, mover in enumerate(self.movers):
@@ -74,8 +74,10 @@ class MovingScene:
         return (self.frame(time) for time in range(count))
 
     def origins(self, time: int, before: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """Where every pixel at `time` was in the frame `before`: float32 [H, W, 2] (x, y), and whether it was in sight
-        there, bool [H, W]: inside the picture and not behind another piece."""
+        """Where every pixel of frame `time` was in frame `before`: float32 [H, W, 2] (x, y).
+
+        Also bool [H, W]: whether it was visible there, inside the frame and not behind another piece.
+        """
         mask, earlier = self.mask(time), self.mask(before)
         origins = np.empty((*self.size, 2), np.float32)
         for index, mover in enumerate(self.movers):
@@ -89,7 +91,7 @@ class MovingScene:
         return origins, inside & (earlier[y.clip(0, height - 1), x.clip(0, width - 1)] == mask)
 
     def _own(self, index: int, time: int, points: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Points [2, k] of the picture at a time in a mover's own coordinates."""
+        """Points [2, k] of frame number `time` in a mover's own coordinates."""
         matrix, offset = self.movers[index].pose(time)
         own: NDArray[np.float64] = np.linalg.inv(matrix) @ (points - offset[:, None])
         return own
@@ -98,10 +100,10 @@ class MovingScene:
 def draw_moving_scene(
     seed: int, size: tuple[int, int] = (288, 384), *, share: float = 0.5, split: Split = "train"
 ) -> MovingScene:
-    """The moving scene that ``seed`` stands for; arguments and errors are those of :func:`tools.scenes.draw_scene`.
+    """The moving scene number `seed`. Arguments and errors are those of `tools.scenes.draw.draw_scene`.
 
-    The ground moves as a camera's pan would make it; a third of the pieces rest on it, the others go their own ways,
-    and up to three come in from outside.
+    The ground moves as if a camera panned; a third of the pieces move with it, the others on their own, and up to three
+    come in from outside.
     """
     if seed < 0 or min(size) < 16 or not 0 <= share <= 1:
         raise ValueError(f"a scene needs seed ≥ 0, sides ≥ 16 and 0 ≤ share ≤ 1: got {seed}, {size}, {share}")
@@ -129,7 +131,7 @@ def _wander(rng: np.random.Generator, piece: Piece, fastest: float) -> Mover:
 
 
 def _entering(rng: np.random.Generator, pieces: Sequence[Piece], size: tuple[int, int], fastest: float) -> Mover:
-    """An ellipse out of sight at first, on its way in."""
+    """An ellipse that starts outside the frame and moves in."""
     height, width = size
     radius = min(size) * float(rng.uniform(0.12, 0.25))
     angle = np.linspace(0, 2 * np.pi, 72, endpoint=False)
@@ -140,7 +142,7 @@ def _entering(rng: np.random.Generator, pieces: Sequence[Piece], size: tuple[int
         fastest * float(rng.uniform(0.6, 1)) * (1 if from_left else -1),
         fastest * float(rng.uniform(-0.3, 0.3)),
     )
-    # Of another brightness than most that is there already.
+    # Its brightness differs from that of most other pieces.
     mean = float(np.mean([piece.colour for piece in pieces]))
     grey = rng.uniform(45, 80) if mean > 128 else rng.uniform(175, 210)
     blue, green, red = np.clip(grey + rng.normal(0, 25, 3), 45, 210)

@@ -1,7 +1,7 @@
-"""Drawn scenes with exact masks whose pieces are filled with coloured 1/f noise, as foliage, water and cloud are.
+"""Drawn scenes with exact masks whose pieces are filled with coloured 1/f noise, like foliage, water and clouds.
 
-Natural pictures' spectra fall off as a power of the frequency (Field, JOSA A 1987); shops and garments, which the
-photographs for training show, have little of it.
+The spectra of natural pictures fall off as a power of the frequency (Field, JOSA A 1987). The photographs for training
+show shops and garments, which have few such textures.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 def noise_field(rng: np.random.Generator, side: int, power: float, stretch: float, low: float) -> NDArray[np.float32]:
     """Noise of mean 0 and deviation 1, float32 [side, side], whose amplitude falls as frequency^-`power`.
 
-    `stretch`: how much longer than wide its grain is, in a random direction; `low`: frequencies (cycles per pixel)
-    below this are left out.
+    `stretch`: length of its grains over their width, in a random direction. `low`: frequencies below this, in cycles
+    per pixel, are left out.
     """
     angle = rng.uniform(0, np.pi)
     y, x = np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None]
@@ -48,7 +48,7 @@ def draw_noise_scene(rng: np.random.Generator, side: int = 256) -> Scene:
     common = rng.uniform(40, 210, 3)
     light = np.stack([rows, columns], axis=-1) * (2 / side) - 1
     for index in np.unique(mask):
-        alike = rng.random() < 0.25  # near one colour that several pieces may have
+        alike = rng.random() < 0.25  # close to one colour that several pieces share
         colour = common + 12 * rng.normal(0, 1, 3) if alike else _colour(rng)
         values = np.clip(colour, 8, 247) + _pattern(rng, side)
         values += (light @ rng.normal(0, 25, 2) * rng.choice([0, 0.5, 1]))[..., None]
@@ -64,14 +64,17 @@ def _colour(rng: np.random.Generator) -> NDArray[np.float64]:
 
 
 def _pattern(rng: np.random.Generator, side: int) -> NDArray[np.float64]:
-    """What is added to a piece's colour: nothing in a fifth of them, else noise in brightness and perhaps in hue."""
+    """The texture that is added to a colour, [side, side, 3].
+
+    It is 0 in a fifth of the cases, otherwise noise in brightness and sometimes in hue.
+    """
     if rng.random() < 0.2:
         return np.zeros((side, side, 3))
     strength = np.exp(rng.uniform(np.log(3), np.log(60)))
     stretch = np.exp(rng.uniform(0, 1.4)) if rng.random() < 0.5 else 1.0
     grain = noise_field(rng, side, rng.uniform(0.3, 1.8), stretch, rng.choice([0, 0, 0.01, 0.03, 0.06]))
     if rng.random() < 0.4:
-        grain = np.tanh(grain * rng.uniform(0.5, 1.5))  # patches rather than grains
+        grain = np.tanh(grain * rng.uniform(0.5, 1.5))  # patches instead of grains
     values = strength * grain[..., None] * (1 + 0.25 * rng.normal(0, 1, 3))
     if rng.random() < 0.4:
         hue = noise_field(rng, side, rng.uniform(0.5, 1.8), 1.0, 0.01)

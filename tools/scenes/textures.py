@@ -1,4 +1,4 @@
-"""Textures of the drawn scenes: zero-mean brightness patterns as functions of a piece's own coordinates."""
+"""Textures of drawn scenes: brightness patterns of mean 0, as functions of a piece's own coordinates."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TILE = 128  # side of the noise tiles, pixels
 
 @dataclass(frozen=True, slots=True)
 class Texture:
-    """One pattern: ``period`` in pixels, ``angle`` in radians, ``direction`` how strongly B, G and R follow it."""
+    """One pattern: `period` in pixels, `angle` in radians, `direction`: its strength in B, G and R."""
 
     family: str
     seed: int
@@ -27,7 +27,7 @@ class Texture:
     direction: tuple[float, float, float]
 
     def __call__(self, x: NDArray[np.float32], y: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The pattern at the points (x, y), float32 [k] each; float32 [k], about -1…1."""
+        """The pattern at the points (x, y), float32 [k] each: float32 [k], about -1…1."""
         c, s = np.cos(self.angle), np.sin(self.angle)
         u, v = (c * x + s * y) / self.period, (c * y - s * x) / self.period
         if self.family in ("noise", "oriented"):
@@ -50,7 +50,7 @@ class Texture:
 
 
 def random_texture(rng: np.random.Generator, family: str | None = None) -> Texture:
-    """A texture of the given or a random family with random scale, direction and contrast."""
+    """A texture of random scale, direction and contrast; `family` None: of a random family."""
     chosen = family or FAMILIES[int(rng.integers(len(FAMILIES)))]
     period = float(np.exp(rng.uniform(np.log(4.0), np.log(22.0))))
     strength = float(rng.uniform(14, 48))
@@ -61,7 +61,7 @@ def random_texture(rng: np.random.Generator, family: str | None = None) -> Textu
 
 @lru_cache(maxsize=64)
 def _noise_tile(seed: int, period: float, oriented: bool, angle: float) -> NDArray[np.float32]:
-    """Periodic noise [128, 128] of deviation ½: low-pass, or a band of frequencies along one direction."""
+    """Periodic noise float32 [128, 128] of deviation ½: low-pass, or a band of frequencies along one direction."""
     rng = np.random.default_rng(seed)
     fy, fx = np.meshgrid(np.fft.fftfreq(_TILE), np.fft.rfftfreq(_TILE), indexing="ij")
     radius = np.hypot(fx, fy)
@@ -82,7 +82,7 @@ def _noise_tile(seed: int, period: float, oriented: bool, angle: float) -> NDArr
 
 
 def _sample(tile: NDArray[np.float32], x: NDArray[np.float32], y: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Bilinear lookup that wraps around."""
+    """The tile at (x, y), bilinearly interpolated and repeated in both directions: float32 [k]."""
     x0, y0 = np.floor(x).astype(np.int64), np.floor(y).astype(np.int64)
     fx, fy = x - x0, y - y0
     x1, y1 = (x0 + 1) % _TILE, (y0 + 1) % _TILE

@@ -1,1 +1,1 @@
-"""Training the embedded engine."""
+"""Training of the embedded engine's model."""

@@ -1,4 +1,4 @@
-"""Losses on the tiny model's self-attention maps: what they are held to is a target attention."""
+"""Losses of the tiny model's self-attention maps against a target attention."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-TARGET_THRESHOLD = 1.3
-THRESHOLD = 0.6
+TARGET_THRESHOLD = 1.3  # at which the merge of targets is best
+THRESHOLD = 0.6  # at which the merge of the trained maps, which are smoother, is to be best
 
 
 class KeepMaps:
@@ -39,7 +39,10 @@ class KeepMaps:
 
 
 def aggregate_rows(pyramid: list[Tensor], rows: Tensor) -> Tensor:
-    """`rows` int64 [k] of the aggregated attention, float32 [B, k, n], of square maps: DESIGN's step 1, in torch."""
+    """`rows` int64 [k] of the aggregated attention, float32 [B, k, n], of square maps.
+
+    The same as `runtime.merge.aggregate_attention` with proportional weights (the paper's section 3.2), in torch.
+    """
     from torch.nn.functional import interpolate
 
     sides = [round(maps.shape[-1] ** 0.5) for maps in pyramid]
@@ -69,7 +72,10 @@ def divergence(target: Tensor, maps: Tensor) -> Tensor:
 
 
 def distances(maps: Tensor) -> Tensor:
-    """D of every pair of rows (DESIGN's step 2): float32 [B, k, k] from [B, k, n]; 0.001 at least."""
+    """The merge's divergence D of every pair of rows: float32 [B, k, k] from [B, k, n]; 0.001 at least.
+
+    D is the symmetric KL divergence ½ Σ (a − b)(log a − log b): the paper's equation 5.
+    """
     logs = maps.clamp_min(1e-9).log()
     own = (maps * logs).sum(-1)
     crossed = maps @ logs.mT
@@ -77,11 +83,11 @@ def distances(maps: Tensor) -> Tensor:
 
 
 def merge_loss(maps: Tensor, target: Tensor) -> Tensor:
-    """What the merge will decide: cross entropy of near and far pairs of rows, float32 [B] from [B, k, n] both.
+    """How far the merge's decisions on `maps` are from those on `target`: float32 [B] from float32 [B, k, n] each.
 
-    Near is what lies below a threshold, softly: the threshold at which the merge of targets was best, and the one at
-    which that of maps, which are smoother, is to be. Targets are the surer of the two, so that the maps' decisions move
-    away from their threshold. The least that can be reached is taken off.
+    Two rows are near when their divergence is below a threshold; a sigmoid makes the decision soft. The loss is the
+    cross entropy of these decisions over all pairs of rows, less its own minimum. Decisions on targets are steeper, so
+    that those on maps move away from their threshold.
     """
     import torch
     from torch.nn.functional import binary_cross_entropy, binary_cross_entropy_with_logits
@@ -94,10 +100,10 @@ def merge_loss(maps: Tensor, target: Tensor) -> Tensor:
 
 
 def attention_loss(pyramid: list[Tensor], target: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """KL of `target` [B, n, n] to the aggregated attention and to each resolution's maps, and the merge's loss.
+    """KL divergence of `target` [B, n, n] to the aggregate and to the maps of each resolution, and `merge_loss`.
 
-    float32 [B] all three. Of the finest maps and of the aggregate only `rows` int64 [k] are looked at, which a
-    quarter of the time pays.
+    Three tensors float32 [B]. Of the finest maps and of the aggregate only `rows` int64 [k] count, which saves three
+    quarters of the time.
     """
     sides = [round(maps.shape[-1] ** 0.5) for maps in pyramid]
     aggregate = aggregate_rows(pyramid, rows)

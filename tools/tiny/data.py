@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
+from runtime.errors import DiffSegError
 from tools.scenes.draw import draw_scene
 
 if TYPE_CHECKING:
@@ -15,30 +16,29 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-#: Sides of the stored pictures, in pixels: whole views as the engine sees them, and views for small crops.
+# Sides of the stored pictures, in pixels: whole views as the engine gets them, and views for small crops.
 SIDES = {"photos": (256, 192), "scenes": (256, 160)}
 
 
 def load_photos(folder: Path, limit: int | None = None) -> list[NDArray[np.uint8]]:
-    """Every picture below ``folder`` in name order: uint8 [h, w, 3] BGR each.
+    """Every picture in `folder` and its subfolders, in the order of names: uint8 [h, w, 3] BGR each.
 
-    Raises:
-        ValueError: no picture was found.
+    Raises DiffSegError when there is no picture.
     """
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))[:limit]
     pictures = [picture for path in paths if (picture := cv2.imread(str(path))) is not None]
     if not pictures:
-        raise ValueError(f"{folder}: no .jpg or .png below it; --photos takes a folder of photographs")
+        raise DiffSegError(f"--photos: expected a folder with .jpg or .png files, found none in {folder}; name another")
     return [np.asarray(picture, np.uint8) for picture in pictures]
 
 
 def draw_scenes(
     count: int, side: int, first_seed: int, cache: Path, shares: tuple[float, ...] = (0.5, 0.5, 0.0)
 ) -> NDArray[np.uint8]:
-    """Training scenes uint8 [count, side, side, 3] BGR, drawn once and kept in ``cache``; masks are dropped.
+    """Training scenes uint8 [count, side, side, 3] BGR, drawn once and kept in `cache`; masks are dropped.
 
-    ``shares`` go round: the parts of the neighbours that have one mean colour. A third of the scenes has none:
-    there colour tells regions apart, as in most photographs.
+    `shares`: parts of the neighbours that have one mean colour, taken in turn. In a third of the scenes no neighbours
+    do: colour then separates regions, as in most photographs.
     """
     path = cache / f"scenes_{side}_{count}_{first_seed}.npy"
     if path.exists():
@@ -55,7 +55,7 @@ def draw_scenes(
 
 
 def photo_view(rng: np.random.Generator, photo: NDArray[np.uint8], side: int, whole: bool) -> NDArray[np.uint8]:
-    """A square view uint8 [side, side, 3]: the whole photograph squeezed, or a random part; half of them flipped."""
+    """A square view uint8 [side, side, 3]: the `whole` photograph, squeezed, or a random part; flipped at random."""
     height, width = photo.shape[:2]
     if not whole:
         part = int(min(height, width) * rng.uniform(0.7, 1.0))
@@ -70,7 +70,7 @@ def photo_view(rng: np.random.Generator, photo: NDArray[np.uint8], side: int, wh
 
 
 def jitter(rng: np.random.Generator, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Other brightness, contrast and white balance; uint8 of the same shape."""
+    """The picture in random brightness, contrast and white balance; uint8 of the same shape."""
     gain = float(rng.uniform(0.7, 1.3)) * rng.uniform(0.85, 1.15, 3)
     table = (np.arange(256)[:, None] / 255) ** float(rng.uniform(0.75, 1.35)) * gain
     table = np.clip(np.rint(table * 255), 0, 255).astype(np.uint8)
@@ -108,7 +108,7 @@ def normalise(pictures: NDArray[np.uint8]) -> Any:
 def view_sets(
     photos: list[NDArray[np.uint8]], cache: Path, scene_counts: tuple[int, int], texture_scenes: int, seed: int
 ) -> dict[str, tuple[int, Callable[[int], NDArray[np.uint8]]]]:
-    """What is to be encoded: name → (number, picture by index)."""
+    """The sets of pictures to encode: name → (number of pictures, function from index to picture)."""
     sets: dict[str, tuple[int, Callable[[int], NDArray[np.uint8]]]] = {}
     for kind, side in enumerate(SIDES["photos"]):
 
@@ -120,7 +120,7 @@ def view_sets(
     large, small = SIDES["scenes"]
     drawn = {
         "scenes_256": draw_scenes(scene_counts[0], large, 0, cache),
-        # One mean colour throughout: where colour says nothing, textures have to be told apart.
+        # One mean colour throughout: only textures separate the regions.
         "scenes_256_texture": draw_scenes(texture_scenes, large, 2_000_000, cache, (1.0,)),
         "scenes_160": draw_scenes(scene_counts[1], small, 1_000_000, cache),
     }
@@ -140,7 +140,7 @@ def latent_batches(
 ) -> Iterator[NDArray[np.float32]]:
     """Endless batches float32 [batch, C, side, side]: random crops, half of them from scenes.
 
-    Sets whose latents are smaller than ``side`` are passed over.
+    Sets whose latents are smaller than `side` are left out.
     """
     kinds = [
         [values for name, values in latents.items() if name.startswith(kind) and values.shape[-1] >= side]
@@ -150,7 +150,7 @@ def latent_batches(
         pieces = []
         for index in range(batch):
             sets = kinds[index % 2]
-            # The last set that is large enough is the one made for this size: it is drawn from most.
+            # The last set that is large enough was made for this size, so that most crops come from it.
             values = sets[int(rng.integers(len(sets)))] if rng.random() < 0.5 else sets[-1]
             item = values[int(rng.integers(len(values)))]
             y, x = (int(v) for v in rng.integers(0, item.shape[-1] - side + 1, 2))

@@ -1,4 +1,4 @@
-"""What the tiny model is trained on: the autoencoder's and the denoiser's losses. No mask enters either."""
+"""Losses of the tiny model's autoencoder and denoiser. Neither uses a mask."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Any
 
 
 def reconstruction_loss(output: Any, pictures: Any) -> Any:
-    """What the decoder is held to, float32 [B, 3, H, W] both: pixels, and the colours of 8×8 blocks.
+    """The decoder's loss, a scalar, from float32 [B, 3, H, W] each: pixels, and the colours of 8×8 blocks.
 
-    Without the blocks' means and their chroma fine patterns take all of the latent and colour is lost.
+    Without the means and the chroma of blocks, fine patterns take the whole latent and colour is lost.
     """
     from torch.nn.functional import avg_pool2d
 
@@ -21,9 +21,9 @@ def reconstruction_loss(output: Any, pictures: Any) -> Any:
 def block_statistics(pictures: Any) -> Any:
     """Colour and texture of every 8×8 block: float32 [B, 15, H/8, W/8] from pictures float32 [B, 3, H, W].
 
-    Mean R, G, B; then the logarithm of the brightness's root mean square slope, over 16×16 pixels, in four
-    directions at three scales. While the autoencoder learns, its latents are asked for them by a linear map
-    (thrown away afterwards): a pattern too fine to be redrawn would otherwise leave no trace in the latent.
+    Mean R, G, B; then the logarithm of the root mean square slope of the brightness, over 16×16 pixels, in four
+    directions at three scales. While the autoencoder learns, a linear map (deleted afterwards) has to read them from
+    its latents: otherwise a pattern too fine to be drawn again would leave no trace in the latent.
     """
     import torch
     from torch.nn.functional import avg_pool2d, pad
@@ -42,10 +42,10 @@ def block_statistics(pictures: Any) -> Any:
 
 
 def noise_levels(generator: Any, batch: int, side: int) -> tuple[Any, Any]:
-    """Timesteps: what the U-Net is told, int64 [B], and what each token gets, int64 [B, side, side].
+    """Timesteps: the one the U-Net gets, int64 [B], and the one of the noise on each token, int64 [B, side, side].
 
-    Half of the pictures are evenly noised. In the others random blocks are noised much more than the rest: what
-    was there can only be told from the remainder of the region, which is what attention is to learn.
+    Half of the pictures have even noise. In the others random blocks have much more noise than the rest: their content
+    can only be inferred from the remainder of the region, which attention is to learn.
     """
     import torch
 
@@ -64,7 +64,7 @@ def noise_levels(generator: Any, batch: int, side: int) -> tuple[Any, Any]:
 
 
 def denoising_loss(unet: Any, clean: Any, prompt: Any, alphas: Any, generator: Any) -> Any:
-    """v-prediction error of one batch ``clean`` float32 [B, C, s, s]; levels with little noise weigh less."""
+    """v-prediction error of a batch `clean` float32 [B, C, s, s], a scalar; levels with little noise weigh less."""
     import torch
 
     told, tokens = noise_levels(generator, clean.shape[0], clean.shape[-1])

@@ -1,4 +1,4 @@
-"""The tiny model's architecture: an SD-shaped pipeline built from nothing, and its folder on disk."""
+"""The tiny model's architecture: a pipeline of Stable Diffusion's kind with random weights, and its folder on disk."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 LATENT_CHANNELS = 8
 TEXT_WIDTH = 32
 
-#: Full size, and one small enough for tests.
+# Full size, and one small enough for tests.
 UNET_CHANNELS = {"tiny": (64, 128, 128, 64), "test": (16, 16, 32, 32)}
 VAE_CHANNELS = {"tiny": (16, 24, 48, 64), "test": (8, 8, 16, 16)}
 
 
 def build_autoencoder(size: str = "tiny") -> Any:
-    """An ``AutoencoderKL`` with 8× reduction whose encoder is cheap where the frame is large."""
+    """An `AutoencoderKL` with 8× reduction, whose encoder is cheap at the frame's own resolution."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
@@ -36,10 +36,9 @@ def build_autoencoder(size: str = "tiny") -> Any:
 
 
 def build_unet(size: str = "tiny") -> Any:
-    """A ``UNet2DConditionModel`` with self-attention at 32, 16, 8 and 4 (for a frame of 256×256).
+    """A `UNet2DConditionModel` with self-attention at 32, 16, 8 and 4 (for a frame of 256×256).
 
-    Keys start as a copy of the queries: attention then is a similarity of contents from the first step on, and
-    training shapes it instead of having to find it.
+    Keys start as a copy of the queries, so that attention is a similarity of contents from the first step.
     """
     import torch
     from diffusers import UNet2DConditionModel
@@ -65,7 +64,7 @@ def build_unet(size: str = "tiny") -> Any:
 
 
 def build_text_encoder() -> Any:
-    """A random one-layer ``CLIPTextModel``; its answer to the empty prompt is a constant of the model."""
+    """A random one-layer `CLIPTextModel`; its embedding of the empty prompt is a constant of the model."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
     return CLIPTextModel(
@@ -100,7 +99,7 @@ def build_scheduler() -> Any:
 
 
 def build_tokenizer(folder: Path, length: int = 4) -> Any:
-    """A ``CLIPTokenizer`` of four words, written to ``folder``; ``length``: tokens of every prompt."""
+    """A `CLIPTokenizer` of four words, written to `folder`; `length`: tokens of every prompt."""
     from transformers import CLIPTokenizer
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -124,7 +123,7 @@ def empty_prompt(text_encoder: Any, tokenizer: Any) -> torch.Tensor:
 
 
 def save_pipeline(folder: Path, vae: Any, unet: Any, text_encoder: Any, tokenizer: Any) -> None:
-    """Write a ``StableDiffusionPipeline`` folder, whole or not at all; an older one of this name is replaced."""
+    """Write a `StableDiffusionPipeline` folder, whole or not at all; it replaces an older one of this name."""
     from diffusers import StableDiffusionPipeline
 
     pipeline = StableDiffusionPipeline(

@@ -1,4 +1,4 @@
-"""Pictures to tune the tiny model's attention on, with the labels that their targets are made of."""
+"""Pictures for tuning the tiny model's attention, and the labels that give their targets."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 SIDE = 256  # pixels of a view
 CELLS = SIDE // tiny_teacher.CELL
 CENTRES = slice(tiny_teacher.CELL // 2, None, tiny_teacher.CELL)  # the pixels that cells are read at
-SHARES = (0.0, 0.3, 0.5, 1.0)  # of neighbours of one mean colour in a drawn scene …
-CHANCES = (0.4, 0.3, 0.2, 0.1)  # … and how often
+SHARES = (0.0, 0.3, 0.5, 1.0)  # of neighbours with one mean colour in a drawn scene
+CHANCES = (0.4, 0.3, 0.2, 0.1)  # of each share
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
-    """Everything that decides what comes out, beside the photographs and the model that is tuned."""
+class TuneRecipe:
+    """Everything that determines the result, except the photographs and the model."""
 
     seed: int = 0
     views: int = 3480
@@ -36,13 +36,13 @@ class Recipe:
     whole_after: float = 0.5  # part of the steps after which whole views are trained on
     rate: float = 6e-4
     ema: float = 0.998
-    scenes: float = 0.25  # part of the pictures that are drawn, with their exact masks
-    noise_scenes: float = 0.2  # part that are drawn and filled with noise as nature's
+    scenes: float = 0.25  # part of the pictures that are drawn scenes with exact masks
+    noise_scenes: float = 0.2  # part that are drawn scenes filled with 1/f noise
     collages: float = 0.2  # part that are photographs pasted together along drawn outlines
 
 
-def segment_photos(recipe: Recipe, photos: list[NDArray[np.uint8]], work: Path, progress: Any) -> int:
-    """Write views uint8 [N, 256, 256, 3] and their segmentations uint16 [N, 24, 64, 64] below `work`; returns N."""
+def segment_photos(recipe: TuneRecipe, photos: list[NDArray[np.uint8]], work: Path, progress: Any) -> int:
+    """Write views uint8 [N, 256, 256, 3] and their segmentations uint16 [N, 24, 64, 64] to `work`; return N."""
     order = np.random.default_rng(recipe.seed).permutation(len(photos))
     count = recipe.views
     views, labels = (work / f"{name}_{count}.npy" for name in ("views", "labels"))
@@ -67,7 +67,7 @@ def segment_photos(recipe: Recipe, photos: list[NDArray[np.uint8]], work: Path, 
 
 
 def _sharpened(rng: np.random.Generator, view: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Edges and grain back into a view that was enlarged from a small photograph; uint8 of the same shape."""
+    """Sharpen and add grain to a view that was enlarged from a small photograph; uint8 of the same shape."""
     values = view.astype(np.float32)
     values += rng.uniform(0, 1) * (values - np.asarray(cv2.GaussianBlur(values, (0, 0), 1.5), np.float32))
     noisy = values + rng.normal(0, rng.uniform(0, 4), values.shape)
@@ -77,8 +77,8 @@ def _sharpened(rng: np.random.Generator, view: NDArray[np.uint8]) -> NDArray[np.
 class Pictures:
     """Random training pictures with the labels of their cells, from photographs, drawn scenes and both."""
 
-    def __init__(self, recipe: Recipe, work: Path, first: int) -> None:
-        """`first`: what the random numbers start from, beside the recipe's seed."""
+    def __init__(self, recipe: TuneRecipe, work: Path, first: int) -> None:
+        """`first`: part of the random numbers' seed, so that a continued run draws other pictures."""
         self.recipe = recipe
         self.rng = np.random.default_rng([recipe.seed, 8, first])
         self.noise_scenes: deque[Scene] = deque(maxlen=300)
@@ -123,7 +123,7 @@ class Pictures:
         return picture, labels
 
     def _noise_scene(self) -> Scene:
-        """Each is slow to draw and seen about four times."""
+        """A noise scene. It is slow to draw, so each one is used about four times."""
         if len(self.noise_scenes) < 60 or self.rng.random() < 0.25:
             self.noise_scenes.append(draw_noise_scene(self.rng, SIDE))
         return self.noise_scenes[int(self.rng.integers(len(self.noise_scenes)))]
@@ -135,7 +135,7 @@ class Pictures:
     def _turned(
         self, view: NDArray[np.uint8], labels: NDArray[np.integer]
     ) -> tuple[NDArray[np.uint8], NDArray[np.integer]]:
-        """Mirrored and turned in more than half of the cases."""
+        """A view and its labels, mirrored and transposed at random."""
         for chance, mirror in ((0.5, (1, 2)), (0.25, (0, 1))):
             if self.rng.random() < chance:
                 view, labels = np.flip(view, mirror[0]), np.flip(labels, mirror[1])

@@ -1,7 +1,7 @@
-"""Pipelines of random weights in the published models' shapes, small and full-size: for tests and benchmarks.
+"""Pipelines of random weights in the shapes of published models, small and full-size: for tests and benchmarks.
 
-Random weights give almost uniform maps, on which a comparison sees nothing. Queries and keys of self-attention are
-therefore scaled until the rows' mean KL divergence to uniform exceeds 0.5.
+Random weights give almost uniform maps, in which a comparison finds no difference. Queries and keys of self-attention
+are therefore scaled until the mean KL divergence of rows to uniform exceeds 0.5.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _CROSS_DOWN, _CROSS_UP = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
 
 @dataclass(frozen=True, slots=True)
 class RandomFamily:
-    """Settings of one model. `unet`, `vae`: of diffusers' classes. `text`: of each CLIP text encoder in turn.
+    """Settings of one model.
 
-    `sharpness`: what queries and keys are multiplied by. `dtype`: of the weights, float16 where float32 would not
-    fit into 10 GB.
+    `unet`, `vae`: of diffusers' classes. `text`: of each CLIP text encoder in turn. `sharpness`: the factor on queries
+    and keys. `dtype`: of the weights; float16 where float32 would not fit into 10 GB.
     """
 
     unet: Mapping[str, Any]
@@ -94,7 +94,7 @@ _XL_UNET: dict[str, Any] = {
     "use_linear_projection": True,
     "addition_embed_type": "text_time",
 }
-# Shapes of the published BK-SDM: "small" has no mid block, "tiny" lacks the lowest level besides.
+# Shapes of the published BK-SDM: "small" has no mid block, "tiny" also lacks the lowest level.
 _NO_MID: dict[str, Any] = {"mid_block_type": None}
 _THREE_LEVELS: dict[str, Any] = _NO_MID | {"down_block_types": (_CROSS_DOWN,) * 3, "up_block_types": (_CROSS_UP,) * 3}
 
@@ -173,11 +173,10 @@ def save_random_pipeline(
     quick: str | None = None,
     **unet: Any,
 ) -> Path:
-    """Write a diffusers folder of random weights, component by component, in the type it is saved in.
+    """Write a diffusers folder of random weights, component by component, and return `folder`.
 
     `family`: a name in `FAMILIES`. `sharpness`: in place of the family's. `unet`: settings of the U-Net that differ.
-    `quick`: a type; weights of it are drawn in a tenth of the time, too roughly for maps that mean anything.
-    Returns `folder`.
+    `quick`: a type for weights that are drawn in a tenth of the time, too roughly for meaningful maps.
     """
     import diffusers
     import torch
@@ -198,7 +197,7 @@ def save_random_pipeline(
         module.save_pretrained(folder / part)
         index[part] = (type(module).__module__.split(".")[0], type(module).__name__)
 
-    # One after the other, so that only the largest is ever in memory.
+    # One after the other, so that memory holds only one of them at a time.
     with default_dtype(dtype), _unfilled() if quick else nullcontext(), tempfile.TemporaryDirectory() as words:
         save("unet", _sharpen(diffusers.UNet2DConditionModel(**{**shape.unet, **unet}), sharpness or shape.sharpness))
         save("vae", diffusers.AutoencoderKL(**shape.vae))
@@ -229,7 +228,7 @@ def _sharpen(unet: Any, sharpness: float) -> Any:
 
 
 def _fill(module: Any) -> None:
-    """Give every weight numbers of its own, cut from one random strip."""
+    """Fill all weights from one random strip, each from another offset."""
     import torch
 
     strip = torch.randn(2**20, dtype=torch.float32).mul_(0.02)
@@ -243,7 +242,7 @@ def _fill(module: Any) -> None:
 
 @contextlib.contextmanager
 def _unfilled() -> Iterator[None]:
-    """Modules made inside draw no weights."""
+    """Leave the weights of modules made inside uninitialised."""
     from unittest import mock
 
     import torch

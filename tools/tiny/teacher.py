@@ -1,8 +1,8 @@
-"""What the tiny model's attention is tuned towards: how often classical segmentations put two places together.
+"""Targets of the tiny model's attention: how often classical segmentations put two places into one segment.
 
-One graph-based segmentation (Felzenszwalb and Huttenlocher, IJCV 2004) is a poor guide: its borders move with its
-parameters. What two dozen of them, at several scales, agree on is a better one, and DiffSeg's own merge on that
-agreement segments better than each of them. No label by a person is in it.
+A single graph-based segmentation (Felzenszwalb and Huttenlocher, IJCV 2004) is a poor target: its borders move with its
+parameters. The agreement of two dozen of them, at several scales, is a better one: DiffSeg's own merge of that
+agreement segments better than each of them. No person's label is used.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ SCALES = (100, 200, 400, 800)
 SIGMAS = (0.5, 0.8, 1.2)  # pixels of smoothing beforehand
 CELL = 4  # pixels of a label: four labels to a token of 8×8 pixels
 MEMBERS = 2 * len(SCALES) * len(SIGMAS)
-POWER = 3  # of 2, 3 and 4, the one whose merge was best on 40 development photographs
-FLOOR = 2e-5  # what is never together gets this instead of 0: no target is infinitely far from another
+POWER = 3  # the best of 2, 3 and 4 on 40 development photographs
+FLOOR = 2e-5  # instead of 0 for places never together, so that all divergences are finite
 
 
 def teach(picture: NDArray[np.uint8]) -> NDArray[np.uint16]:
@@ -39,8 +39,8 @@ def teach(picture: NDArray[np.uint8]) -> NDArray[np.uint16]:
 def together(labels: NDArray[np.integer], rng: np.random.Generator) -> NDArray[np.float32]:
     """The share of segmentations that put two tokens together: float32 [n, n] from labels [K, 2·h, 2·w], n = h·w.
 
-    Each segmentation is asked at one random label of the four in a token, drawn anew for rows and columns: tokens
-    on a border are together with either side in part.
+    A token has four labels. One of them is drawn at random per segmentation, for rows and for columns apart, so that a
+    token on a border belongs to both sides in part.
     """
     members, height, width = labels.shape
     n = height * width // 4
@@ -53,6 +53,6 @@ def together(labels: NDArray[np.integer], rng: np.random.Generator) -> NDArray[n
 
 
 def target(labels: NDArray[np.integer], rng: np.random.Generator) -> NDArray[np.float32]:
-    """The attention that `labels` [K, 2·h, 2·w] ask for: float32 [n, n], rows sum to 1."""
+    """The target attention for `labels` [K, 2·h, 2·w]: float32 [n, n], n = h·w, rows sum to 1."""
     wanted = together(labels, rng) ** POWER + np.float32(FLOOR)
     return wanted / wanted.sum(axis=1, keepdims=True)

@@ -1,7 +1,7 @@
-"""Train the embedded tiny model from nothing: ``python -m tools.tiny.train --photos DIR --output FOLDER``.
+"""`python -m tools.tiny train --photos DIR --output FOLDER`: trains the tiny model from nothing.
 
-Three stages, each of which is skipped when its result lies in ``<output>.work`` already: autoencoder, latents of all
-pictures, U-Net. The U-Net stage goes on from its last checkpoint and writes a whole diffusers folder every few minutes.
+Three stages: autoencoder, latents of all pictures, U-Net. A stage is skipped when its result is already in
+`<output>.work`. The U-Net stage continues from its last checkpoint and writes a diffusers folder every few minutes.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
+from runtime.errors import DiffSegError
+from runtime.terminal import USAGE_ERROR, one_line_errors
 from tools.tiny import data as tiny_data
 from tools.tiny import losses as tiny_losses
 from tools.tiny import model as tiny_model
@@ -25,11 +27,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
-    """Everything that decides what comes out, beside the photographs."""
+class TrainRecipe:
+    """Everything that determines the result, except the photographs."""
 
     seed: int = 0
-    size: str = "tiny"  # a key of tiny_model.UNET_CHANNELS
+    size: str = "tiny"  # a key of `tiny_model.UNET_CHANNELS`
     autoencoder_steps: int = 1600
     latent_noise: float = 0.2  # deviation, while the autoencoder learns
     scenes: tuple[int, int] = (4000, 8000)  # drawn at 256 and at 160 pixels
@@ -41,19 +43,19 @@ class Recipe:
     ema: float = 0.999
 
 
-DEFAULT = Recipe()
+DEFAULT = TrainRecipe()
 
 
 def train_autoencoder(
-    recipe: Recipe, photos: list[NDArray[np.uint8]], work: Path, start: Path | None, progress: Any
+    recipe: TrainRecipe, photos: list[NDArray[np.uint8]], work: Path, start: Path | None, progress: Any
 ) -> Any:
-    """Reconstruction from noised latents, which are held at mean 0 and deviation 1.
+    """Train an autoencoder to reconstruct pictures from noised latents of mean 0 and deviation 1.
 
-    The noise makes the autoencoder spend the latent on what matters most to its losses: the colours and textures
-    of blocks, not the place of every stripe.
+    The noise makes the autoencoder use the latent for what its losses weigh most: the colours and textures of blocks,
+    not the place of every stripe.
 
-    ``start`` is the folder of an autoencoder to go on from; None begins with nothing.
-    Returns the frozen ``AutoencoderKL`` in evaluation mode; its scaling factor is 1 / deviation.
+    `start`: the folder of an autoencoder to continue with; None: random weights.
+    Returns the frozen `AutoencoderKL` in evaluation mode; its scaling factor is 1 / deviation.
     """
     import torch
     from diffusers import AutoencoderKL
@@ -75,14 +77,14 @@ def train_autoencoder(
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = highest * _schedule(step, steps, 50)
-        # Larger crops at the end: the group norms then see what they will see in use.
+        # Larger crops at the end: the group norms then see the same statistics as in use.
         side, batch = (64, 16) if step < 0.75 * steps else (128, 4)
         pictures = tiny_data.normalise(tiny_data.crops(rng, photos, scenes, side, batch))
         pictures = pictures.to(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
             mean = vae.encode(pictures).latent_dist.mean
             noisy = mean + recipe.latent_noise * torch.randn_like(mean)
-            # The decoder, which no engine contains, costs most: a quarter of the batch is enough for it.
+            # The decoder costs most and no engine contains it: a quarter of the batch is enough.
             few = max(1, batch // 4)
             output = vae.decode(noisy[:few]).sample.float()
         mean = mean.float()
@@ -107,9 +109,9 @@ def train_autoencoder(
 
 
 def encode_all(
-    recipe: Recipe, vae: Any, photos: list[NDArray[np.uint8]], work: Path, progress: Any
+    recipe: TrainRecipe, vae: Any, photos: list[NDArray[np.uint8]], work: Path, progress: Any
 ) -> dict[str, NDArray[np.float16]]:
-    """The scaled latents of all pictures, once: name → float16 [N, C, side/8, side/8]."""
+    """The scaled latents of all pictures, computed once: name → float16 [N, C, side/8, side/8]."""
     import torch
 
     result = {}
@@ -135,7 +137,7 @@ def encode_all(
 
 
 def train_unet(
-    recipe: Recipe,
+    recipe: TrainRecipe,
     vae: Any,
     latents: dict[str, NDArray[np.float16]],
     output: Path,
@@ -143,7 +145,7 @@ def train_unet(
     every: float,
     progress: Any,
 ) -> None:
-    """Train until ``recipe.steps`` or ``minutes`` are over; every ``every`` minutes ``output`` is written."""
+    """Train for `recipe.steps` or `minutes`, whichever ends first; write `output` every `every` minutes."""
     import torch
     from diffusers.models.attention_processor import AttnProcessor
 
@@ -215,7 +217,7 @@ def train_unet(
 
 
 def _schedule(step: int, steps: int, warmup: int) -> float:
-    """Linear warm-up, then a half cosine to 2 %."""
+    """Share of the highest learning rate: a linear warm-up, then half a cosine down to 2 %."""
     rest = 0.02 + 0.49 * (1 + np.cos(np.pi * min(1.0, step / max(1, steps))))
     return float(min(1.0, (step + 1) / warmup) * rest)
 
@@ -229,30 +231,36 @@ def _log(work: Path, **fields: object) -> None:
         file.write(json.dumps({"time": round(time.time()), **fields}) + "\n")
 
 
-def main(
-    photos: Annotated[Path, typer.Option(help="Folder of photographs (searched to the bottom).")],
-    output: Annotated[Path, typer.Option(help="Diffusers folder to write; intermediate results lie beside it.")],
+def train(
+    photos: Annotated[Path, typer.Option(help="Folder of photographs, searched with all its subfolders.")],
+    output: Annotated[Path, typer.Option(help="Diffusers folder to write; intermediate results go to OUTPUT.work.")],
     minutes: Annotated[float | None, typer.Option(help="Stop the U-Net stage after this time.")] = None,
     steps: Annotated[int, typer.Option(help="U-Net steps of the whole schedule.")] = DEFAULT.steps,
-    autoencoder_steps: Annotated[int, typer.Option()] = DEFAULT.autoencoder_steps,
-    autoencoder: Annotated[Path | None, typer.Option(help="Go on from this folder's autoencoder.")] = None,
+    autoencoder_steps: Annotated[int, typer.Option(help="Steps of the autoencoder.")] = DEFAULT.autoencoder_steps,
+    autoencoder: Annotated[Path | None, typer.Option(help="Continue with this folder's autoencoder.")] = None,
     scenes: Annotated[tuple[int, int], typer.Option(help="Scenes at 256 and at 160 pixels.")] = DEFAULT.scenes,
     texture_scenes: Annotated[int, typer.Option(help="Scenes of one mean colour.")] = DEFAULT.texture_scenes,
-    batch: Annotated[int, typer.Option(help="Pictures a step, in 16×16 latents.")] = DEFAULT.batch,
+    batch: Annotated[int, typer.Option(help="Pictures per step, as 16×16 latents.")] = DEFAULT.batch,
     rate: Annotated[float, typer.Option(help="Highest learning rate.")] = DEFAULT.rate,
     large_after: Annotated[float, typer.Option(help="Part of the steps on small crops.")] = DEFAULT.large_after,
-    seed: Annotated[int, typer.Option()] = DEFAULT.seed,
+    seed: Annotated[int, typer.Option(help="Of all random numbers.")] = DEFAULT.seed,
     size: Annotated[str, typer.Option(help="tiny, or test (for smoke tests).")] = DEFAULT.size,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
     snapshot_every: Annotated[float, typer.Option(help="Minutes between snapshots.")] = 4.0,
 ) -> None:
-    """Train the embedded tiny model from nothing; call again to go on after an interruption."""
+    """Train the tiny model from nothing. Run it again to continue after an interruption."""
+    with one_line_errors(USAGE_ERROR):
+        if size not in tiny_model.UNET_CHANNELS:
+            raise DiffSegError(f"--size: expected one of {', '.join(tiny_model.UNET_CHANNELS)}, found {size}")
+        if autoencoder is not None and not (autoencoder / "config.json").is_file():
+            raise DiffSegError(f"--autoencoder: expected a folder with config.json and weights, found {autoencoder}")
+    pictures = tiny_data.load_photos(photos)
     import torch
     from rich.console import Console
     from rich.progress import Progress
 
     torch.set_num_threads(threads)
-    recipe = Recipe(
+    recipe = TrainRecipe(
         seed=seed,
         size=size,
         autoencoder_steps=autoencoder_steps,
@@ -266,12 +274,7 @@ def main(
     work = _work_folder(output)
     work.mkdir(parents=True, exist_ok=True)
     _log(work, stage="start", recipe=str(recipe))
-    pictures = tiny_data.load_photos(photos)
     with Progress(console=Console(stderr=True)) as progress:
         vae = train_autoencoder(recipe, pictures, work, autoencoder, progress)
         latents = encode_all(recipe, vae, pictures, work, progress)
         train_unet(recipe, vae, latents, output, minutes, snapshot_every, progress)
-
-
-if __name__ == "__main__":
-    typer.run(main)

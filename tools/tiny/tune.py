@@ -1,7 +1,7 @@
-"""Tune the tiny model's attention: ``python -m tools.tiny.tune FOLDER --photos DIR --output FOLDER``.
+"""`python -m tools.tiny tune MODEL --photos DIR --output FOLDER`: trains the tiny model's attention.
 
-FOLDER is what tools.tiny.train wrote. Two stages, each of which goes on where it was interrupted: segmentations of
-the photographs (tools.tiny.teacher), then encoder and U-Net together, on frames as the engine will see them.
+MODEL is the folder that `train` wrote. Two stages: segmentations of the photographs (`tools.tiny.teacher`), then
+encoder and U-Net together, on frames as the engine gets them. Each stage continues where it was interrupted.
 """
 
 from __future__ import annotations
@@ -17,23 +17,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
+from runtime.errors import DiffSegError
+from runtime.terminal import USAGE_ERROR, one_line_errors
 from tools.tiny import attention as tiny_attention
 from tools.tiny import data as tiny_data
 from tools.tiny import losses as tiny_losses
 from tools.tiny import model as tiny_model
-from tools.tiny.pictures import Pictures, Recipe, segment_photos
+from tools.tiny.pictures import Pictures, TuneRecipe, segment_photos
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-DEFAULT = Recipe()
+DEFAULT = TuneRecipe()
 
 
 class Tuner:
-    """Encoder and U-Net under training; the autoencoder keeps drawing and the U-Net keeps denoising, a little."""
+    """Encoder and U-Net in training. Small losses keep the autoencoder drawing and the U-Net denoising."""
 
-    def __init__(self, recipe: Recipe, model: Path) -> None:
-        """`model`: a diffusers folder that tools.tiny.train wrote."""
+    def __init__(self, recipe: TuneRecipe, model: Path) -> None:
+        """`model`: a diffusers folder that `tools.tiny.train` wrote."""
         import torch
         from diffusers import AutoencoderKL, UNet2DConditionModel
         from transformers import CLIPTextModel, CLIPTokenizer
@@ -57,7 +59,7 @@ class Tuner:
         self.step = 0
 
     def train_on(self, pictures: NDArray[np.uint8], targets: NDArray[np.float32]) -> dict[str, float]:
-        """One step on pictures uint8 [B, s, s, 3] and targets float32 [B, n, n]; returns the losses."""
+        """Take one step on pictures uint8 [B, s, s, 3] and targets float32 [B, n, n]; return the losses by name."""
         import torch
 
         tokens = pictures.shape[1] // 8
@@ -65,7 +67,7 @@ class Tuner:
         scaling = self.vae.config.scaling_factor
         rows = torch.randperm(tokens**2)[:256].sort().values
         timesteps, alpha = torch.full((len(frames),), 300), torch.ones(len(frames), 1, 1, 1)
-        # Frames come without noise in use; every other step the first one has some, and the U-Net is to remove it.
+        # Frames have no noise in use. In every second step the first frame has some, which the U-Net learns to remove.
         denoise, draw = self.step % 2 == 0, self.step % 4 == 0
         if denoise:
             timesteps[0] = int(torch.randint(20, 700, (1,)))
@@ -135,7 +137,7 @@ class Tuner:
             torch._foreach_copy_(self.parameters, current)
 
     def load(self, checkpoint: Path) -> None:
-        """Go on from what `save` wrote."""
+        """Continue from a checkpoint that `save` wrote."""
         import torch
 
         state = torch.load(checkpoint, weights_only=True)
@@ -145,8 +147,9 @@ class Tuner:
         self.average, self.step = state["average"], state["step"]
 
 
-def tune(recipe: Recipe, tuner: Tuner, work: Path, output: Path, minutes: float | None, progress: Any) -> None:
-    """Train until the schedule is over, or `minutes` are; every four minutes `output` is written."""
+def run_schedule(tuner: Tuner, work: Path, output: Path, minutes: float | None, progress: Any) -> None:
+    """Train until the schedule or `minutes` are over; write `output` every four minutes and at the end."""
+    recipe = tuner.recipe
     checkpoint = work / "tuned.pt"
     if checkpoint.exists():
         tuner.load(checkpoint)
@@ -190,32 +193,34 @@ def tune(recipe: Recipe, tuner: Tuner, work: Path, output: Path, minutes: float 
     tuner.save(output, checkpoint)
 
 
-def main(
-    model: Annotated[Path, typer.Argument(help="Diffusers folder that tools.tiny.train wrote.")],
-    photos: Annotated[Path, typer.Option(help="Folder of photographs (searched to the bottom).")],
-    output: Annotated[Path, typer.Option(help="Diffusers folder to write; intermediate results lie beside it.")],
+def tune(
+    model: Annotated[Path, typer.Argument(help="Diffusers folder that train wrote.")],
+    photos: Annotated[Path, typer.Option(help="Folder of photographs, searched with all its subfolders.")],
+    output: Annotated[Path, typer.Option(help="Diffusers folder to write; intermediate results go to OUTPUT.work.")],
     minutes: Annotated[float | None, typer.Option(help="Stop after this time.")] = None,
     steps: Annotated[int, typer.Option(help="Steps of the whole schedule.")] = DEFAULT.steps,
-    views: Annotated[int, typer.Option(help="Views of photographs that are segmented beforehand.")] = DEFAULT.views,
-    batch: Annotated[int, typer.Option(help="Pictures a step.")] = DEFAULT.batch,
-    whole_after: Annotated[float, typer.Option(help="Part of the schedule on crops.")] = DEFAULT.whole_after,
-    seed: Annotated[int, typer.Option()] = DEFAULT.seed,
+    views: Annotated[int, typer.Option(help="Views of photographs to segment before training.")] = DEFAULT.views,
+    batch: Annotated[int, typer.Option(help="Pictures per step.")] = DEFAULT.batch,
+    whole_after: Annotated[float, typer.Option(help="Part of the schedule on crops, 0 to 1.")] = DEFAULT.whole_after,
+    seed: Annotated[int, typer.Option(help="Of all random numbers.")] = DEFAULT.seed,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
 ) -> None:
-    """Tune the attention of a tiny model; call again to go on after an interruption."""
+    """Tune the attention of a trained model. Run it again to continue after an interruption."""
+    with one_line_errors(USAGE_ERROR):
+        if not (model / "model_index.json").is_file():
+            raise DiffSegError(
+                f"{model}: expected a diffusers folder with model_index.json, as 'tools.tiny train' writes"
+            )
+    pictures = tiny_data.load_photos(photos)
     import torch
     from rich.console import Console
     from rich.progress import Progress
 
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
-    recipe = Recipe(seed=seed, views=views, steps=steps, batch=batch, whole_after=whole_after)
+    recipe = TuneRecipe(seed=seed, views=views, steps=steps, batch=batch, whole_after=whole_after)
     work = output.with_name(output.name + ".work")
     work.mkdir(parents=True, exist_ok=True)
     with Progress(console=Console(stderr=True)) as progress:
-        segment_photos(recipe, tiny_data.load_photos(photos), work, progress)
-        tune(recipe, Tuner(recipe, model), work, output, minutes, progress)
-
-
-if __name__ == "__main__":
-    typer.run(main)
+        segment_photos(recipe, pictures, work, progress)
+        run_schedule(Tuner(recipe, model), work, output, minutes, progress)

@@ -283,7 +283,7 @@ def test_what_is_wrong_is_said(tmp_path):
     root = drawn.bsds(tmp_path / "bsds")
     assert "no folder" in message("bsds", tmp_path / "none")
     assert "expected images/test and groundTruth/test" in message("bsds", tmp_path)
-    assert "no camvid there" in message("camvid", root) and "found BSDS500/" in message("camvid", root)
+    assert "camvid was not found" in message("camvid", root) and "found BSDS500/" in message("camvid", root)
     assert "--split" in message("bsds", root / "BSDS500/data/images")
     truths = root / "BSDS500/data/groundTruth/test"
     (truths / "1.mat").unlink()
@@ -296,19 +296,19 @@ def test_what_is_wrong_is_said(tmp_path):
     assert "expected the size of its image 1.jpg, 150x97, found 4x5" in text and "1 of 3 images left out" in text
     assert json.loads((tmp_path / "out/results.json").read_text())["images"] == 2
     (truths / "1.mat").write_bytes(b"MATLAB")
-    assert "1.mat: is no MATLAB file" in message("bsds", root)
+    assert "1.mat: cannot be read as a MATLAB file" in message("bsds", root)
     # Values and pixels.
     values = drawn.indexed(tmp_path / "voc", "images", "masks", (0, 99), count=1)
     options = ("--images", "images", "--masks", "masks")
-    assert "value 99 is in no class" in message("voc", values, *options)
+    assert "values, found 99" in message("voc", values, *options)
     empty = drawn.indexed(tmp_path / "empty", "images", "masks", (255,), count=1)
     assert "no pixel is labelled" in message("voc", empty, *options)
     # Settings.
     assert "expected one of 32-only, 16-only" in message("bsds", root, "--weights", "64-only", "--method", "diffseg")
     assert "expected 2 to 32" in message("bsds", root, "--grid", "40", "--method", "diffseg")
     assert "--threshold x" in message("bsds", root, "--threshold", "x", "--method", "diffseg")
-    assert "--refine: applies to none of one-segment" in message("bsds", root, "--refine", "snap")
-    assert "--engine: one-segment" in message("bsds", root, "--engine", tmp_path / "none.onnx")
+    assert "--refine: not used by one-segment" in message("bsds", root, "--refine", "snap")
+    assert "--engine: not used by one-segment" in message("bsds", root, "--engine", tmp_path / "none.onnx")
 
 
 def test_masks_in_unusual_files_are_what_is_stored(tmp_path):
@@ -359,7 +359,7 @@ def test_masks_in_unusual_files_are_what_is_stored(tmp_path):
 )
 def test_class_maps_that_are_none(content, tmp_path):
     (tmp_path / "map.json").write_text(json.dumps(content))
-    with pytest.raises(DiffSegError, match=r"is no class map"):
+    with pytest.raises(DiffSegError, match=r"not a valid class map"):
         read_protocol(tmp_path / "map.json")
 
 

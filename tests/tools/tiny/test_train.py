@@ -7,9 +7,10 @@ from typer.testing import CliRunner
 
 pytest.importorskip("diffusers")
 
+from runtime.errors import DiffSegError
 from tools.tiny import data as tiny_data
 from tools.tiny import losses as tiny_losses
-from tools.tiny import train as train_tiny
+from tools.tiny.__main__ import app
 
 
 @pytest.fixture(scope="module")
@@ -22,13 +23,9 @@ def photos(tmp_path_factory):
 
 
 def train(photos, output, *more):
-    import typer
-
-    app = typer.Typer()
-    app.command()(train_tiny.main)
     few = ["--size", "test", "--steps", "3", "--autoencoder-steps", "2", "--scenes", "3", "3"]
     few += ["--texture-scenes", "2", "--batch", "4", "--large-after", "0.6"]
-    return CliRunner().invoke(app, ["--photos", str(photos), "--output", str(output), *few, *more])
+    return CliRunner().invoke(app, ["train", "--photos", str(photos), "--output", str(output), *few, *more])
 
 
 def test_training_leaves_a_pipeline_and_goes_on(photos, tmp_path):
@@ -58,7 +55,7 @@ def test_training_leaves_a_pipeline_and_goes_on(photos, tmp_path):
 
 
 def test_no_photographs_is_said(tmp_path):
-    with pytest.raises(ValueError, match="--photos"):
+    with pytest.raises(DiffSegError, match="--photos"):
         tiny_data.load_photos(tmp_path)
 
 

@@ -15,7 +15,7 @@ from tools.tiny import attention as tiny_attention
 from tools.tiny import model as tiny_model
 from tools.tiny import pictures as tiny_pictures
 from tools.tiny import teacher as tiny_teacher
-from tools.tiny import tune as tune_tiny
+from tools.tiny.__main__ import app
 
 
 def test_teacher_keeps_a_disc_together_and_apart_from_its_ground():
@@ -107,7 +107,7 @@ def test_noise_scenes_have_the_grain_and_the_masks_they_say():
 
 def test_pictures_and_targets_fit_each_other(tmp_path):
     """Seen from the target, every drawn region is one: turned, cut and pasted alike."""
-    recipe = tiny_pictures.Recipe(views=2)
+    recipe = tiny_pictures.TuneRecipe(views=2)
     rng = np.random.default_rng(0)
     cells = rng.integers(0, 3, (4, 4)).repeat(16, 0).repeat(16, 1)
     view = np.array([(20, 20, 20), (120, 120, 120), (230, 230, 230)], np.uint8)[cells].repeat(4, 0).repeat(4, 1)
@@ -129,12 +129,8 @@ def test_tuning_moves_the_weights_and_goes_on(model, tmp_path):
     photos.mkdir()
     rng = np.random.default_rng(0)
     cv2.imwrite(str(photos / "a.png"), cv2.resize(rng.integers(0, 255, (6, 6, 3)).astype(np.uint8), (96, 96)))
-    import typer
-
-    app = typer.Typer()
-    app.command()(tune_tiny.main)
     output = tmp_path / "tuned"
-    few = [str(model), "--photos", str(photos), "--output", str(output), "--views", "2", "--batch", "2"]
+    few = ["tune", str(model), "--photos", str(photos), "--output", str(output), "--views", "2", "--batch", "2"]
     for minutes, steps in (("0", 0), ("9", 3)):
         result = CliRunner().invoke(app, [*few, "--steps", "3", "--minutes", minutes, "--whole-after", "0.4"])
         assert result.exit_code == 0, result.output

@@ -1,0 +1,13 @@
+"""`python -m tools.tiny`: trains the embedded engine's model."""
+
+from runtime.terminal import run
+from tools.command import command_group
+from tools.tiny.train import train
+from tools.tiny.tune import tune
+
+app = command_group("Train the model of the embedded engine: train first, then tune.")
+app.command()(train)
+app.command()(tune)
+
+if __name__ == "__main__":
+    run(app, "python -m tools.tiny")
