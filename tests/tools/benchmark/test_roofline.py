@@ -14,6 +14,7 @@ def test_the_pages_table():
     assert all(f"| {configuration.name} |" in page for configuration in CONFIGURATIONS)
 
 
+@pytest.mark.slow
 def test_counts_are_the_exported_graphs(small_pipeline, tmp_path):
     """What is counted on shapes alone is in the file: arithmetic within the attention's products, weights exactly."""
     from export.engine import ExportRequest, export_engine
