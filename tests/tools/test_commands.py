@@ -16,14 +16,23 @@ from tools.tiny.__main__ import app as tiny
 
 # Starts every command line without any package but those that `pip install .` brings.
 HELP = """
-import importlib, json, sys
-from importlib.metadata import packages_distributions
+import importlib, json, re, sys
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from typer.testing import CliRunner
 
-allowed = {"numpy", "opencv-python", "opencv-python-headless", "threadpoolctl", "typer", "rich"}
-allowed |= {"click", "shellingham", "typing_extensions", "typing-extensions", "markdown-it-py", "mdurl", "Pygments"}
-allowed |= {"colorama", "diffseg", "annotated-doc"}
-hidden = {name for name, owners in packages_distributions().items() if not allowed & set(owners)}
+allowed, asked = {"diffseg"}, ["numpy", "opencv-python", "threadpoolctl", "typer", "rich"]
+while asked:
+    name = re.match(r"[\\w.-]+", asked.pop())[0].lower().replace("_", "-")
+    if name not in allowed:
+        allowed.add(name)
+        try:
+            asked += [need for need in requires(name) or () if "extra ==" not in need]
+        except PackageNotFoundError:  # needed on another system only
+            pass
+hidden = {
+    module for module, owners in packages_distributions().items()
+    if not allowed & {owner.lower().replace("_", "-") for owner in owners}
+}
 
 class Without:
     def __init__(self, finder):

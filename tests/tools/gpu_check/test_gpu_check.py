@@ -7,37 +7,14 @@ from pathlib import Path
 
 import pytest
 import typer
-from typer.testing import CliRunner
 
 from runtime.engine.registry import EMBEDDED
 from runtime.errors import DiffSegError
 from runtime.gpu import probe
-from runtime.native import build
-from tools.benchmark import native as benchmark_native
-from tools.benchmark.__main__ import app as benchmark
 from tools.gpu_check import check as gpu_check
 from tools.gpu_check import plans as gpu_plans
 
 ROOT = Path(__file__).parents[3]
-
-
-@pytest.fixture
-def no_gpu(monkeypatch):
-    def absent():
-        raise DiffSegError("device 'cuda' needs an NVIDIA GPU")
-
-    probe.driver_architecture.cache_clear()
-    monkeypatch.setattr(probe, "check_driver", absent)
-    yield
-    probe.driver_architecture.cache_clear()
-
-
-def test_benchmark_without_a_gpu(no_gpu):
-    result = CliRunner().invoke(benchmark, ["core", "--device", "cuda"])
-    assert (result.exit_code, result.output) == (1, "error: device 'cuda' needs an NVIDIA GPU\n")
-    result = CliRunner().invoke(benchmark, ["core", "--device", "tpu"])
-    assert result.exit_code == 1
-    assert result.output.startswith("error: device: expected 'cpu', 'cuda' or 'cuda:N', found 'tpu'")
 
 
 def test_gpu_check_without_a_gpu():
@@ -62,26 +39,6 @@ def test_gpu_check_needs_a_place_for_its_report(tmp_path, capsys):
         assert caught.value.exit_code == 2 and f"found {path}, which {wrong}" in capsys.readouterr().err
 
 
-def test_counts_at_64():
-    """The figures of the embedding page."""
-    counted = benchmark_native.count([64, 32, 16, 8])
-    assert round(counted["aggregate"][0] / 1e6) == 139
-    assert round(counted["divergence"][1] / 1e9, 1) == round(counted["means"][1] / 1e9, 1) == 17.2
-    least = {
-        name: sum(benchmark_native.least_milliseconds(stage, card) for stage in counted.values())
-        for name, card in benchmark_native.CARDS.items()
-    }
-    page = (ROOT / "runtime" / "native" / "README.md").read_text()
-    for name, milliseconds in least.items():
-        assert f"{milliseconds:.2f} ms" in next(line for line in page.splitlines() if f"| {name} |" in line)
-
-
-def test_cards_are_found_by_name():
-    assert benchmark_native.find_card("NVIDIA H200") is benchmark_native.CARDS["H200"]
-    assert benchmark_native.find_card("NVIDIA A100-SXM4-80GB") is benchmark_native.CARDS["A100"]
-    assert benchmark_native.find_card("NVIDIA L40S") is None
-
-
 def test_results_are_read(tmp_path):
     path = tmp_path / "tests.xml"
     path.write_text(
@@ -95,18 +52,6 @@ def test_results_are_read(tmp_path):
         "skipped": 1,
         "reasons": {"a::y": "no tool", "a::z": "wrong"},
     }
-
-
-def test_measure_and_table(monkeypatch, tmp_path, capsys):
-    """The measuring itself, with the CPU build in the GPU's place."""
-    from runtime import native
-
-    library = native.load(path=build.build_cpu_library(tmp_path / build.NAME))
-    report = benchmark_native.measure(library, 16, 2)
-    assert report["difference"] <= 0.001
-    assert list(report["stages"]) == list(benchmark_native.count([64]))
-    benchmark_native.print_native(report)
-    assert "labels differ 0.0000%" in capsys.readouterr().out
 
 
 def test_engines_are_compared_stage_by_stage():

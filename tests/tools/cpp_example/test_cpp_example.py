@@ -16,7 +16,7 @@ from runtime.pyramid.config import MergeConfig
 from runtime.segmenter import Segmenter
 from tests.runtime.merge.test_merge import random_pyramid
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 GRIDS = [(24, 36), (12, 18)]
 pytestmark = pytest.mark.skipif(not shutil.which("cmake"), reason="cmake is not installed")
 
