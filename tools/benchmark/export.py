@@ -1,4 +1,4 @@
-"""`python -m tools.benchmark export`: time, memory and parity of an export at full size."""
+"""`python -m tools.benchmark export`: time, peak memory and parity of an export at full size."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def export(
 
 
 def measure_export(model: str, engine: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Export without the check; seconds by stage, peak memory, cost and size on disk."""
+    """Export without the check. Returns seconds by stage, peak memory, arithmetic, parameters and size on disk."""
     from export.engine import ExportRequest, export_engine
 
     done = export_engine(ExportRequest(model=model, **options), Path(engine), check=False)
@@ -67,7 +67,7 @@ def measure_export(model: str, engine: str, options: dict[str, Any]) -> dict[str
 
 
 def measure_check(model: str, engine: str) -> list[dict[str, Any]]:
-    """The comparison with PyTorch, output by output."""
+    """Compare an engine with PyTorch, output by output."""
     from export.check.maps import OutputCheck, check_engine
 
     return [

@@ -1,4 +1,4 @@
-"""`python -m tools.benchmark plan`: time, memory and size of plans at full size."""
+"""`python -m tools.benchmark plan`: time, peak memory and size of plans at full size."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def plan(
 
 
 def measure_plan(model: str, engine: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Export without the check, then build, each in a process of its own: seconds, peak memory, the sidecar."""
+    """Export without the check, then build, each in a process of its own. Returns seconds, peak memory and sidecar."""
     exported = in_fresh_process(measure_export, model, engine, options)
     return {
         **options,
@@ -56,7 +56,7 @@ def measure_plan(model: str, engine: str, options: dict[str, Any]) -> dict[str, 
 
 
 def measure_build(engine: str) -> dict[str, Any]:
-    """Build a plan beside an engine: as `python -m export plan` does."""
+    """Build a plan beside an engine, as `python -m export plan` does."""
     from export.plan.build import PlanRequest, build_plan
     from export.progress import Stages
 

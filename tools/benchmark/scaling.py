@@ -22,15 +22,15 @@ def scaling(
     model: Annotated[str, typer.Option(help="Diffusers folder; random weights if left out.")] = "",
     family: Annotated[str, typer.Option(help="Shape of the random weights: small, sd15 ...")] = "small",
     peer: Annotated[str, typer.Option(help="Program: " + ", ".join(list(PEERS)[1:]) + ".")] = "onnxruntime",
-    sizes: Annotated[str, typer.Option(help="Sides of the frame in pixels.")] = "256,384,512,768,1024",
+    sizes: Annotated[str, typer.Option(help="Sides of the frame in pixels, with commas.")] = "256,384,512,768,1024",
     grids: Annotated[str, typer.Option(help="Anchors per axis, merged at 64x64.")] = "8,16,24,32",
-    batches: Annotated[str, typer.Option(help="Frames per call, at the smallest side.")] = "1,2,4,8",
+    batches: Annotated[str, typer.Option(help="Frames per call, at the smallest of the sizes.")] = "1,2,4,8",
     threads: Annotated[int, typer.Option(min=1, help="Of the network.")] = 1,
     repeat: Annotated[int, typer.Option(min=1, help="Runs of each; medians.")] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of the table.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Write the curves as a PNG.")] = None,
 ) -> None:
-    """Time and memory against image size, grid and batch; an empty list leaves one out."""
+    """Time and memory against the size of the frame, the grid of anchors and the batch; an empty list leaves one out."""
     with one_line_errors(USAGE_ERROR):
         wanted = {
             "size": _numbers("--sizes", sizes, 1),
@@ -66,7 +66,7 @@ def scaling(
 
 
 def measure_network(model: str, peer: str, side: int, batch: int, threads: int, repeat: int) -> dict[str, float]:
-    """Export for this size and batch; seconds of network and merge per frame, and peak memory beyond the libraries."""
+    """Export for a size and batch, and measure seconds of network and merge per frame, and peak memory in MB."""
     import numpy as np
 
     from export.check.maps import random_frame
@@ -103,7 +103,7 @@ def measure_network(model: str, peer: str, side: int, batch: int, threads: int, 
 
 
 def measure_grid(grid: int, repeat: int) -> dict[str, float]:
-    """Seconds and memory of the merge at 64×64 with grid × grid anchors."""
+    """Seconds and peak memory in MB of the merge at 64×64 with `grid` × `grid` anchors."""
     from runtime.merge.segment import segment_attention
     from runtime.pyramid.config import MergeConfig
 

@@ -1,7 +1,7 @@
 // Labels of a picture from its attention maps, with the C library.
 //
-// The maps are .npy files, float32 or float16, [n, n] each, finest first. With the CUDA build they are uploaded; in an
-// application they would lie on the GPU already, where the network left them.
+// The maps are .npy files, float32 or float16, [n, n] each, finest first. The CUDA build uploads them; in an application
+// the network has left them on the GPU already.
 #include <memory>
 
 #include "diffseg.h"
@@ -44,7 +44,7 @@ void run(const example::Words &words) {
     config.iterations = static_cast<int32_t>(thresholds.size());
     for (size_t t = 0; t < thresholds.size() && t < DIFFSEG_MAX_ITERATIONS; ++t) config.thresholds[t] = thresholds[t];
 
-    // Labels of the picture's own size: the kernels upsample to any.
+    // Labels of the picture's own size: the kernels upsample to any size.
     diffseg_frames frames{};
     frames.struct_size = sizeof frames;
     frames.abi_version = DIFFSEG_ABI_VERSION;
@@ -86,7 +86,7 @@ void run(const example::Words &words) {
     must(diffseg_create(&config, nullptr, 0, &made));
     const std::unique_ptr<diffseg_handle, Destroy> handle(made);
     must(diffseg_run(handle.get(), &frames, nullptr));
-    must(diffseg_check(handle.get(), nullptr, nullptr));  // waits, and tells of maps that are no probabilities
+    must(diffseg_check(handle.get(), nullptr, nullptr));  // waits, and reports maps that are not probabilities
     must(diffseg_download(0, labels.data, found.get(), bytes, nullptr));
     std::cout << example::write_labels(picture, labels, labels_path, overlay_path) << " segments\n";
 }

@@ -1,7 +1,7 @@
 // Labels of a picture, with an engine of the head `labels` in OpenVINO.
 //
-// The whole of DiffSeg is in the graph (`python -m export MODEL --head labels`): the program feeds it a frame, uint8
-// [1, H, W, 3] BGR of the engine's own size, and one threshold per iteration, and reads labels.
+// The graph contains all of DiffSeg (`python -m export MODEL --head labels`). Its inputs are a frame, uint8 [1, H, W, 3]
+// BGR of the engine's own size, and one threshold per iteration; its output is the labels.
 #include <openvino/openvino.hpp>
 
 #include "example.h"
@@ -16,7 +16,7 @@ struct Engine {
 
 Engine open(const std::string &path) {
     try {
-        // Exact figures on every processor; leave the hint out for bfloat16 where the processor is fast at it.
+        // float32 on every processor. Leave the hint out for bfloat16 on a processor with units for it.
         const auto exact = ov::hint::inference_precision(ov::element::f32);
         ov::CompiledModel engine = ov::Core().compile_model(path, "CPU", exact);
         engine.output("labels");
@@ -42,7 +42,7 @@ void run(const example::Words &words) {
 
     engine.frame[0] = 1;
     const ov::Shape shape = engine.frame.to_shape();
-    cv::Mat frame = example::fit(picture, cv::Size(static_cast<int>(shape[2]), static_cast<int>(shape[1])));
+    cv::Mat frame = example::resize_frame(picture, cv::Size(static_cast<int>(shape[2]), static_cast<int>(shape[1])));
     engine.request.set_tensor("frame", ov::Tensor(ov::element::u8, shape, frame.data));
     engine.request.set_tensor("thresholds", ov::Tensor(ov::element::f32, {values.size()}, values.data()));
     engine.request.infer();

@@ -1,4 +1,4 @@
-// As engine_labels, with ONNX Runtime.
+// The same as engine_labels.cpp, with ONNX Runtime.
 #include <onnxruntime_cxx_api.h>
 
 #include "example.h"
@@ -36,7 +36,7 @@ void run(const example::Words &words) {
     if (shape[0] > 1) throw std::runtime_error(words[0] + ": expected an engine that takes one frame at a time");
     shape[0] = 1;  // a dynamic batch is -1
 
-    cv::Mat frame = example::fit(picture, cv::Size(static_cast<int>(shape[2]), static_cast<int>(shape[1])));
+    cv::Mat frame = example::resize_frame(picture, cv::Size(static_cast<int>(shape[2]), static_cast<int>(shape[1])));
     const Ort::MemoryInfo memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
     Ort::Value inputs[2]{
         Ort::Value::CreateTensor<uint8_t>(memory, frame.data, frame.total() * 3, shape.data(), shape.size()),

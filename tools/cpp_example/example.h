@@ -1,4 +1,4 @@
-// What the examples share: a picture in, labels and an overlay out, and errors in one line.
+// Shared by the examples: reading a picture, writing labels and an overlay, and errors in one line.
 #pragma once
 
 #include <algorithm>
@@ -22,7 +22,7 @@ namespace example {
 
 using Words = std::vector<std::string>;
 
-// Words of the command line that make no sense: exit code 2. Every other exception: 1.
+// An invalid command line: exit code 2. Every other exception: 1.
 struct Usage : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
@@ -55,8 +55,8 @@ inline cv::Mat read_picture(const std::string &path) {
 }
 
 // The frame at the engine's size: averaged along an axis that shrinks, interpolated along one that grows. INTER_AREA
-// does not average where one of the axes grows, so the two go one after the other.
-inline cv::Mat fit(const cv::Mat &picture, const cv::Size &size) {
+// does not average if one of the axes grows, so this takes two steps.
+inline cv::Mat resize_frame(const cv::Mat &picture, const cv::Size &size) {
     const cv::Size smaller(std::min(size.width, picture.cols), std::min(size.height, picture.rows));
     cv::Mat shrunk = picture, grown;
     if (smaller != picture.size()) cv::resize(picture, shrunk, smaller, 0, 0, cv::INTER_AREA);
@@ -65,7 +65,7 @@ inline cv::Mat fit(const cv::Mat &picture, const cv::Size &size) {
     return grown;
 }
 
-// Called before the work begins, so that none is lost.
+// Called before the work begins, so that a wrong name costs no time.
 inline void check_outputs(const std::string &picture, const std::string &labels, const std::string &overlay) {
     const auto suffix = [](const std::string &path) { return std::filesystem::path(path).extension(); };
     if (suffix(labels) != ".png") throw Usage(labels + ": expected a name that ends in .png, which loses nothing");
@@ -81,7 +81,7 @@ inline void check_outputs(const std::string &picture, const std::string &labels,
     }
 }
 
-// Written under a temporary name first, so that under its own it is whole or not there.
+// Writes to a temporary name first, so that a file under the final name is always whole.
 inline void write_picture(const std::string &path, const cv::Mat &picture) {
     std::vector<uchar> bytes;
     cv::imencode(std::filesystem::path(path).extension().string(), picture, bytes);
@@ -97,8 +97,8 @@ inline void write_picture(const std::string &path, const cv::Mat &picture) {
     throw error;
 }
 
-// Labels (uint8, uint16 or int32, of any size) to the picture's size and without gaps in their numbers; written as a
-// picture of 8 or 16 bits, and once more over the picture in colours. Returns the number of segments.
+// Resizes labels (uint8, uint16 or int32, of any size) to the picture's size and numbers them without gaps. Writes them
+// as a picture of 8 or 16 bits, and as colours over the picture. Returns the number of segments.
 inline int write_labels(const cv::Mat &picture, cv::Mat labels, const std::string &path, const std::string &overlay) {
     labels.convertTo(labels, CV_16U);  // at most 128 x 128 proposals
     cv::resize(labels, labels, picture.size(), 0, 0, cv::INTER_NEAREST_EXACT);
@@ -106,7 +106,7 @@ inline int write_labels(const cv::Mat &picture, cv::Mat labels, const std::strin
     for (const ushort label : cv::Mat_<ushort>(labels)) number[label] = 1;
     ushort count = 0;
     for (ushort &present : number) present = present ? count++ : 0;
-    // Hues step by the golden angle, so that neighbours in number are far apart.
+    // Hues advance by the golden angle, so that consecutive numbers have different colours.
     cv::Mat hues(1, count, CV_8UC3), colours;
     for (int i = 0; i < count; ++i) hues.at<cv::Vec3b>(i) = cv::Vec3b(cvRound(i * 68.75) % 180, 230, 255);
     cv::cvtColor(hues, colours, cv::COLOR_HSV2BGR);
@@ -124,7 +124,7 @@ inline int write_labels(const cv::Mat &picture, cv::Mat labels, const std::strin
     return count;
 }
 
-// A program: what it throws becomes one line and an exit code.
+// Runs a program: its exceptions become one line and an exit code.
 template <class Run>
 int run(int count, char **words, const char *usage, size_t least, size_t most, Run body) {
     int code = 1;

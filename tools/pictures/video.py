@@ -1,4 +1,4 @@
-"""`python -m tools.pictures.video`: frames of a moving drawn scene without and with identities, in one picture."""
+"""`python -m tools.pictures.video`: draws frames of a moving scene without and with identities, as one picture."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SEED, TIMES, WIDTH = 104, (2, 6, 10, 14, 18), 160
 
 
 def draw_strip(segmenter: Segmenter, seed: int = SEED, times: tuple[int, ...] = TIMES) -> NDArray[np.uint8]:
-    """Frames at `times` in columns: as they are, segmented frame by frame, and with identities. uint8 [H, W, 3]."""
+    """A column per frame number in `times`: the frame, its segments, and its identities; uint8 [H, W, 3] BGR."""
     from runtime.outputs.draw import borders
     from runtime.outputs.palette import palette
 
