@@ -30,7 +30,7 @@ def scaling(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of the table.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Write the curves as a PNG.")] = None,
 ) -> None:
-    """Time and memory against the size of the frame, the grid of anchors and the batch; an empty list leaves one out."""
+    """Time and memory against the frame's size, the grid of anchors and the batch. An empty list leaves one out."""
     with one_line_errors(USAGE_ERROR):
         wanted = {
             "size": _numbers("--sizes", sizes, 1),

@@ -1,7 +1,7 @@
 // Labels of a picture from its attention maps, with the C library.
 //
-// The maps are .npy files, float32 or float16, [n, n] each, finest first. The CUDA build uploads them; in an application
-// the network has left them on the GPU already.
+// The maps are .npy files, float32 or float16, [n, n] each, finest first. The CUDA build uploads them; in an
+// application the network has left them on the GPU already.
 #include <memory>
 
 #include "diffseg.h"

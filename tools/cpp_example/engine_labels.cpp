@@ -1,7 +1,7 @@
 // Labels of a picture, with an engine of the head `labels` in OpenVINO.
 //
-// The graph contains all of DiffSeg (`python -m export MODEL --head labels`). Its inputs are a frame, uint8 [1, H, W, 3]
-// BGR of the engine's own size, and one threshold per iteration; its output is the labels.
+// The graph contains all of DiffSeg (`python -m export MODEL --head labels`). Its inputs are a frame, uint8
+// [1, H, W, 3] BGR of the engine's own size, and one threshold per iteration; its output is the labels.
 #include <openvino/openvino.hpp>
 
 #include "example.h"
