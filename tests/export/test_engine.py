@@ -65,6 +65,7 @@ def test_dynamic_batch_equals_single_frames(small_engine):
             np.testing.assert_allclose(whole[index], alone[0], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_command_line_writes_engine_and_report(small_pipeline, tmp_path):
     result = run(small_pipeline, "--output", tmp_path / "new" / "unet", "--size", "64x128", "--compact")
     assert result.exit_code == 0, result.stderr
@@ -84,6 +85,7 @@ def test_check_finds_an_engine_of_another_model(small_engine, tmp_path):
     assert not all(check.passed for check in check_engine(small_engine, str(other)))
 
 
+@pytest.mark.slow
 def test_an_engine_that_fails_its_check_is_not_left(small_pipeline, tmp_path, monkeypatch):
     from export.engine import CheckFailed
 
@@ -139,6 +141,7 @@ def test_a_folder_where_the_engine_would_go(small_pipeline, tmp_path):
     assert result.exit_code == 1 and "x.onnx is a folder" in result.stderr
 
 
+@pytest.mark.slow
 def test_an_older_engine_is_replaced_whole(small_pipeline, tmp_path):
     for name in ("x.onnx", "x.onnx.json", "x.onnx.data"):
         (tmp_path / name).write_text("old")

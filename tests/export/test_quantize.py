@@ -28,6 +28,7 @@ def quantize(photographs, output, *more):
     return CliRunner().invoke(app, arguments)
 
 
+@pytest.mark.slow
 def test_int8_engine(photographs, tmp_path, monkeypatch):
     monkeypatch.setattr(export.quantize, "TIMED", 2)
     monkeypatch.setattr(export.quantize, "LEAST", 0.8)  # two photographs judge, which is too few to mean more
@@ -66,6 +67,7 @@ def test_refusals(photographs, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_fewer_layers_where_all_lose_too_much(photographs, tmp_path, monkeypatch):
     """The layers at the end, which make the maps, stay float: what is judged second is what is kept."""
     shares = iter((0.94, 0.96))

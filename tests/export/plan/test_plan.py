@@ -95,7 +95,10 @@ COMBINATIONS = {
 
 
 @needs_rtx
-@pytest.mark.parametrize(("head", "precision"), COMBINATIONS)
+@pytest.mark.parametrize(
+    ("head", "precision"),
+    [pair if pair == ("attention", "fp32") else pytest.param(*pair, marks=pytest.mark.slow) for pair in COMBINATIONS],
+)
 def test_every_head_in_every_precision(small_pipeline, small_engine, tmp_path, head, precision):
     """All of them build, with the types and in the precision that they say.
 
@@ -134,6 +137,7 @@ def test_every_head_in_every_precision(small_pipeline, small_engine, tmp_path, h
     assert found["softmax"] == {"fp32": 10 + 9 + 1}  # maps, prompts before the last map, and the VAE's own
 
 
+@pytest.mark.slow
 @needs_rtx
 def test_export_and_plan_in_one(small_pipeline, tmp_path):
     """In one command, and the builder in a process that PyTorch has left: run as people run it."""

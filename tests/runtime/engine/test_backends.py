@@ -37,6 +37,7 @@ def photographs():
     return counted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", LEAST)
 def test_openvino_agrees_with_onnxruntime(photographs, precision, tmp_path):
     if precision == "bf16" and not openvino.has_bfloat16():

@@ -90,11 +90,13 @@ def run_racing(racing, *arguments):
     return run([racing, *arguments], env=environment, timeout=300)
 
 
+@pytest.mark.slow
 def test_no_races(racing):
     code, output = run_racing(racing)
     assert (code, output) == (0, "ok, 2 segments, 0 wrong\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "number"), BARRIERS[:-1])
 def test_every_barrier_is_needed(racing, name, number):
     """Without it there is a race, and ThreadSanitizer reports it: so the test above means something."""
@@ -109,6 +111,7 @@ def test_every_barrier_is_tested():
     assert used == {name for name, _ in BARRIERS[:-1]}
 
 
+@pytest.mark.slow
 def test_compiles_for_every_gpu(tmp_path):
     """Warnings are errors; the library loads without a driver, says so, and refuses what is wrong."""
     try:
