@@ -47,7 +47,7 @@ def complain(message: str) -> None:
 
 @contextmanager
 def one_line_errors(status: int = FAILED) -> Iterator[None]:
-    """Turn a DiffSegError, an OSError or Ctrl-C into one line on stderr and an exit status."""
+    """Turn a DiffSegError, an OSError or Ctrl-C into one line on stderr and an exit status; a UsageError exits 2."""
     try:
         yield
     except DiffSegError as error:

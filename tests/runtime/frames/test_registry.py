@@ -202,3 +202,15 @@ def test_a_picture_that_cannot_be_read_keeps_its_number(tmp_path):
     (tmp_path / "s_5.png").write_bytes(b"damaged")
     found = frames_of(Source(tmp_path / "s_%d.png", Path("s"), "sequence"))
     assert [frame.number for frame in found] == [0, 1, 3]
+
+
+def test_bad_usage_ends_a_command_line_with_status_2(capsys):
+    import typer
+
+    from runtime.terminal import one_line_errors
+
+    for error, status in ((UsageError("-: need --size"), 2), (DiffSegError("damaged"), 1)):
+        with pytest.raises(typer.Exit) as caught, one_line_errors():
+            raise error
+        assert caught.value.exit_code == status
+    assert capsys.readouterr().err == "error: -: need --size\nerror: damaged\n"
