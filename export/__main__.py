@@ -30,4 +30,4 @@ app.command("plan")(plan)
 app.command("quantize")(quantize)
 
 if __name__ == "__main__":
-    run(app, "python -m export")
+    run(app, "python -m export", "export")

@@ -9,7 +9,7 @@ import typer
 
 from export.commands.options import Config
 from export.commands.report import report
-from runtime.terminal import one_line_errors
+from runtime.terminal import check_extra, one_line_errors
 
 
 def check(
@@ -19,6 +19,7 @@ def check(
     config: Config = None,
 ) -> None:
     """Compare an engine with PyTorch on a random frame. Exit status: 0 within bounds, 1 out of bounds, 2 bad usage."""
+    check_extra("export")
     with one_line_errors():
         from export.parity import check_engine
 

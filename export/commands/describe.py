@@ -13,7 +13,7 @@ from export.commands.options import (
     read_blocks,
     read_size,
 )
-from runtime.terminal import USAGE_ERROR, one_line_errors
+from runtime.terminal import USAGE_ERROR, check_extra, one_line_errors
 
 
 def list_model(
@@ -27,6 +27,7 @@ def list_model(
     """Show what the export of a model would give, from its configuration alone; nothing is written."""
     with one_line_errors(USAGE_ERROR):
         sides, blocks = read_size(size), read_blocks(attention)
+    check_extra("export")
     with one_line_errors():
         from export.model.describe import describe
 

@@ -29,7 +29,7 @@ from export.commands.report import report
 from export.heads.registry import HEADS
 from runtime.engine.plan import build_options
 from runtime.errors import DiffSegError
-from runtime.terminal import USAGE_ERROR, one_line_errors
+from runtime.terminal import USAGE_ERROR, check_extra, one_line_errors
 
 if TYPE_CHECKING:
     from export.engine import ExportReport
@@ -123,6 +123,7 @@ def export_model(
             weights=read_weights(weights),
             target=target,
         )
+        check_extra("export")
         check_request(request)
         if output.is_dir():
             raise DiffSegError(f"--output {output} is a folder; expected a name in it, such as {output}/NAME")

@@ -12,7 +12,7 @@ import typer
 
 from runtime.engine.plan import OPTIMIZATION_LEVEL, WORKSPACE, build_options
 from runtime.errors import DiffSegError
-from runtime.terminal import USAGE_ERROR, one_line_errors
+from runtime.terminal import USAGE_ERROR, fresh_process, one_line_errors
 
 if TYPE_CHECKING:
     from export.plan.build import PlanRequest
@@ -108,7 +108,7 @@ def build_afresh(engine: Path, **options: Any) -> None:
 
     PyTorch does not return its memory to the system, and a builder in the same process would need as much again.
     """
-    command = [sys.executable, "-m", "export", "plan", str(engine), *build_options(**options)]
+    command = fresh_process("export", "plan", str(engine), *build_options(**options))
     if os.name == "posix":
         sys.stdout.flush()
         sys.stderr.flush()

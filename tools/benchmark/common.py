@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from runtime.errors import DiffSegError
-from runtime.terminal import one_line_errors
+from runtime.terminal import check_extra, check_packages, errors_end_the_process
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -119,11 +119,8 @@ def in_fresh_process(
 def _answer() -> None:
     """The other end of `in_fresh_process`."""
     module, name, arguments = json.loads(sys.argv[1])
-    try:
-        with one_line_errors():
-            print(json.dumps(getattr(import_module(module), name)(*arguments)))
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
+    with errors_end_the_process():
+        print(json.dumps(getattr(import_module(module), name)(*arguments)))
 
 
 def check_options(model: str, family: str, plot: Path | None) -> None:
@@ -132,6 +129,9 @@ def check_options(model: str, family: str, plot: Path | None) -> None:
 
     if not model and family not in FAMILIES:
         raise DiffSegError(f"--family: expected one of {', '.join(FAMILIES)}, found {family}")
+    check_extra("export")
+    if plot:
+        check_packages("matplotlib")
     if plot and (not plot.absolute().parent.is_dir() or plot.suffix.lower() != ".png"):
         raise DiffSegError(f"--plot: expected a .png in a folder that exists, found {plot}")
 

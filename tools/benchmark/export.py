@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from runtime.terminal import check_extra
 from tools.benchmark.common import in_fresh_process, machine, say
 
 SECONDS, PEAK_GB = 240.0, {"fp32": 12.0, "fp16": 7.0, "bf16": 7.0}
@@ -27,6 +28,7 @@ def export(
 
     Exit 1: above the budget of time (without the check) or memory, or outside the parity bound.
     """
+    check_extra("export")
     with tempfile.TemporaryDirectory() as folder:
         if not model:
             from tools.tiny.random_pipelines import save_random_pipeline

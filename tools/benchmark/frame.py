@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from runtime.errors import DiffSegError
-from runtime.terminal import USAGE_ERROR, one_line_errors
+from runtime.terminal import USAGE_ERROR, check_packages, one_line_errors
 from tools.benchmark.common import check_options, in_fresh_process, machine, say
 from tools.benchmark.peers import PEERS, make_engine, measure_peak, measure_peer
 
@@ -40,6 +40,7 @@ def frame(
         if unknown:
             raise DiffSegError(f"--peers: expected some of {', '.join(PEERS)}, found {', '.join(unknown)}")
         check_options(model, family, plot)
+        check_packages(*(PEERS[name].backend for name in chosen if PEERS[name].backend))
     threads = threads or os.cpu_count() or 1
     with tempfile.TemporaryDirectory() as temporary:
         folder = keep or Path(temporary)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from runtime.terminal import check_extra
 from tools.benchmark.common import in_fresh_process, machine, say
 from tools.benchmark.export import measure_export
 
@@ -26,6 +27,10 @@ def plan(
 
     Exit 1: above the budget of time or memory.
     """
+    from export.plan.build import PlanRequest, check_request
+
+    check_extra("export")
+    check_request(PlanRequest())
     with tempfile.TemporaryDirectory() as folder:
         if not model:
             from tools.tiny.random_pipelines import save_random_pipeline

@@ -16,4 +16,4 @@ app.command()(scenes)
 app.command()(agreement)
 
 if __name__ == "__main__":
-    run(app, "python -m tools.evaluate")
+    run(app, "python -m tools.evaluate", "evaluate")

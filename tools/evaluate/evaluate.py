@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import sys
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from runtime.errors import DiffSegError
-from runtime.terminal import FAILED, complain
+from runtime.terminal import FAILED, check_extra, complain
 
 if TYPE_CHECKING:
     from tools.evaluate.masks import Protocol
@@ -111,9 +110,7 @@ def evaluate(
     """Evaluate methods on a data set with ground truth."""
     from rich.console import Console
 
-    for package in ("scipy", "skimage", "PIL"):
-        if importlib.util.find_spec(package) is None:
-            raise DiffSegError(f'evaluation needs {package}: pip install "diffseg[evaluate]"')
+    check_extra("evaluate")
     from runtime.engine.registry import EMBEDDED
     from tools.evaluate import report, runner
     from tools.evaluate.datasets import open_dataset
