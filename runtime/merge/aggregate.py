@@ -5,11 +5,13 @@ Paper: "Diffuse, Attend, and Segment" (Tian et al., CVPR 2024), section 3.2, "At
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from runtime.merge.scratch import scratch
 from runtime.merge.threads import one_thread
 from runtime.pyramid.checks import check_pyramid
 from runtime.pyramid.weights import Grid, resolution_ratios
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Aggregation", "aggregate_attention", "interpolation", "resolution_ratios"]
 
+IN_CACHE = 1 << 18  # numbers worked on at a time: 1 MB
 SMALLEST_SUM = 1e-30  # of a row: one divided by less, times the number of pixels, may be no float32
 
 
@@ -89,11 +92,13 @@ class Aggregation:
         self._scale: NDArray[np.float32] | None = None
         self.pooled = np.zeros((n, down * across), np.float32)
         if ratios[0] > 0:
-            for y, line in enumerate(self._finest):
-                line = np.ascontiguousarray(line, np.float32)
-                pooled = self.pooled[y * w : (y + 1) * w]
-                _pool(line, self.shape, self.cells_per_axis, pooled)
-                _check(line, pooled.sum(axis=1), name.format(0))
+            rows = self._finest.reshape(n, n)
+            step = max(1, IN_CACHE // n)
+            for start in range(0, n, step):
+                part = np.ascontiguousarray(rows[start : start + step], np.float32)
+                pooled = self.pooled[start : start + step]
+                _pool(part, self.shape, self.cells_per_axis, pooled)
+                _check(part, pooled.sum(axis=1), name.format(0))
             self._scale = (ratios[0] * total / self.pooled.sum(axis=1)).reshape(h, w)
             self.pooled *= self._scale.reshape(n, 1)
         levels = [index for index in range(1, len(maps)) if ratios[index] > 0]
@@ -115,22 +120,24 @@ class Aggregation:
         """Add a coarse resolution to the groups, every row summing to `share`."""
         assert self._coarse is not None
         h, w = shape
-        down, across = interpolation(h, self.shape[0]), interpolation(w, self.shape[1])
+        down, across = _interpolation(h, self.shape[0]), _interpolation(w, self.shape[1])
         # Normalising after the interpolation is the same as weighting every pixel by its share in it.
         pixels = np.outer(down.sum(axis=0), across.sum(axis=0)).ravel()
         row_of_group = np.flatnonzero(np.diff(self._rows, prepend=-1)) * h // self.shape[0]
         column_of_group = np.flatnonzero(np.diff(self._columns, prepend=-1)) * w // self.shape[1]
-        for y in range(h):
-            groups = np.flatnonzero(row_of_group == y)
-            line = maps[y * w : (y + 1) * w].astype(np.float32)
-            sums = line @ pixels
-            _check(line, sums, name)
-            line *= (share / sums)[:, None]
-            wide = (line.reshape(-1, w) @ across.T).reshape(w, h, -1)
-            full = np.matmul(down, wide).reshape(1, w, -1)
-            if len(groups):
-                target = self._coarse[groups[0] : groups[-1] + 1]
-                _add_repeated(target, full, np.zeros(len(groups), np.intp), column_of_group)
+        step = max(1, IN_CACHE // (w * self.n))
+        for y in range(0, h, step):
+            lines = maps[y * w : (y + step) * w].astype(np.float32)
+            high = len(lines)
+            sums = np.matmul(lines, pixels)
+            _check(lines, sums, name)
+            lines *= (share / sums)[:, None]
+            wide = np.matmul(lines.reshape(-1, w), across.T, out=scratch("wide", high * h, len(across)))
+            full = np.matmul(down, wide.reshape(high, h, -1), out=scratch("full", high, *self.shape))
+            full = full.reshape(-1, w, self.n)
+            first, end = np.searchsorted(row_of_group, (y, y + step))
+            if first < end:
+                _add_repeated(self._coarse[first:end], full, row_of_group[first:end] - y, column_of_group)
 
     def block(self, ys: slice, xs: slice, out: NDArray[np.float32]) -> NDArray[np.float32]:
         """Write the rows of A of a rectangle of queries into `out` [queries, n], which may be strided by rows."""
@@ -148,9 +155,18 @@ class Aggregation:
 
     def rows(self, queries: NDArray[np.intp], out: NDArray[np.float32]) -> NDArray[np.float32]:
         """Write single rows of A into `out` [len(queries), n]."""
-        for query, row in zip(queries, out, strict=True):
-            y, x = divmod(int(query), self.shape[1])
-            self.block(np.s_[y : y + 1], np.s_[x : x + 1], row[None])
+        step = max(1, IN_CACHE // 4 // self.n)
+        parts = [(queries[start : start + step], out[start : start + step]) for start in range(0, len(queries), step)]
+        if self._scale is None:
+            out[...] = 0
+        else:
+            finest, scale = self._finest.reshape(self.n, self.n), self._scale.ravel()
+            for part, target in parts:
+                np.multiply(finest[part], scale[part, None], out=target, casting="same_kind")
+        if self._coarse is not None:
+            for part, target in parts:
+                ys, xs = np.divmod(part, self.shape[1])
+                target += self._coarse[self._rows[ys], self._columns[xs]]
         return out
 
     def pool(self, maps: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -178,6 +194,9 @@ def interpolation(source: int, target: int) -> NDArray[np.float32]:
     np.add.at(matrix, (index, np.clip(below, 0, source - 1)), 1 - share)
     np.add.at(matrix, (index, np.clip(below + 1, 0, source - 1)), share)
     return matrix.astype(np.float32)
+
+
+_interpolation = functools.lru_cache(maxsize=32)(interpolation)
 
 
 def _groups(coarse: Sequence[int], fine: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

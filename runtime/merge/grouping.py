@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from runtime.merge.divergence import SMALLEST_PROBABILITY
+from runtime.merge.divergence import divergences
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,23 +34,20 @@ def group_proposals(
         int32 [len(thresholds), P]: the group of every proposal, numbered without gaps by their first members.
     """
     maps = np.asarray(proposals, np.float64)
-    logs = np.log(np.maximum(maps, SMALLEST_PROBABILITY))
-    cross = maps @ logs.T
-    entropy = np.diagonal(cross)
-    divergences = (entropy[:, None] + entropy - cross - cross.T) / 2
-    np.fill_diagonal(divergences, np.inf)
+    distances = divergences(maps)
+    np.fill_diagonal(distances, np.inf)
     weights = np.asarray(areas, np.float64).copy()
     group = np.arange(len(maps))
     levels = np.empty((len(thresholds), len(maps)), np.int32)
     for level, threshold in enumerate(thresholds):
         while True:
-            kept, gone = sorted(divmod(int(divergences.argmin()), len(maps)))
-            if not divergences[kept, gone] < threshold:
+            kept, gone = sorted(divmod(int(distances.argmin()), len(maps)))
+            if not distances[kept, gone] < threshold:
                 break
             share = weights[gone] / (weights[kept] + weights[gone])
-            mean = divergences[kept] * (1 - share) + divergences[gone] * share
-            divergences[kept] = divergences[:, kept] = mean
-            divergences[gone] = divergences[:, gone] = np.inf
+            mean = distances[kept] * (1 - share) + distances[gone] * share
+            distances[kept] = distances[:, kept] = mean
+            distances[gone] = distances[:, gone] = np.inf
             weights[kept] += weights[gone]
             group[group == gone] = kept
         levels[level] = np.unique(group, return_inverse=True)[1]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from runtime.merge.aggregate import Aggregation
-from runtime.merge.proposals import _merge
+from runtime.merge.proposals import solve
 from runtime.merge.suppress import suppress
 from runtime.merge.threads import one_thread
 from runtime.pyramid.anchors import anchor_queries
@@ -66,6 +66,6 @@ def segment_attention(
     labels = np.empty((len(frames), height, width), np.int32)
     for frame, target in zip(frames, labels, strict=True):
         # One frame at a time: a batch needs no more memory than a frame.
-        proposals = _merge(Aggregation(frame, shapes, ratios, total=n), config)
+        proposals = solve(Aggregation(frame, shapes, ratios, total=n), config)
         target[...] = suppress(proposals, shapes[0], (height, width))
     return labels[0] if maps[0].ndim == 2 else labels

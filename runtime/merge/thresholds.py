@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from runtime.merge.aggregate import Aggregation
-from runtime.merge.proposals import _merge_proposals
+from runtime.merge.divergence import divergences
+from runtime.merge.iterations import merge_proposals
 from runtime.merge.threads import one_thread
 from runtime.pyramid.anchors import anchor_queries
 from runtime.pyramid.checks import check_pyramid
@@ -56,15 +57,15 @@ def stable_thresholds(
 
 def _most_stable(maps: NDArray[np.float32], cells: NDArray[np.intp], thresholds: tuple[float, ...]) -> int:
     """Which step of the sweep; `cells` says in which block of the maps each anchor lies."""
-    divergences = _divergences(maps)
+    found = divergences(maps.astype(np.float64), total=maps.shape[1])
     together = np.zeros((len(FACTORS), len(maps), len(maps)), np.float32)
     for factor, pairs in zip(FACTORS.tolist(), together, strict=True):
-        members = (divergences < factor * thresholds[0]).astype(np.float32)
+        members = (found < factor * thresholds[0]).astype(np.float32)
         if members.sum() == len(maps):
             continue  # nothing merges: many such steps would be the same for no merit of theirs
         proposals = members @ maps / members.sum(axis=1, keepdims=True)
         for threshold in thresholds[1:]:
-            proposals = _merge_proposals(proposals, factor * threshold)
+            proposals = merge_proposals(proposals, factor * threshold)
         labels = proposals[:, cells].argmax(axis=0)
         pairs[...] = labels[:, None] == labels
         np.fill_diagonal(pairs, 0)
@@ -73,17 +74,6 @@ def _most_stable(maps: NDArray[np.float32], cells: NDArray[np.intp], thresholds:
     # On a tie, as of a flat frame where no two steps agree on anything, the step nearest to the usual thresholds.
     best = np.flatnonzero(agreement >= agreement.max() - TIE)
     return int(best[np.abs(np.log(FACTORS[best])).argmin()])
-
-
-def _divergences(maps: NDArray[np.float32]) -> NDArray[np.float64]:
-    """D between every two maps that sum to their number of cells; 0 from each to itself."""
-    exact = maps.astype(np.float64)
-    logs = np.log(np.maximum(exact, 1e-9))
-    cross = exact @ logs.T
-    entropy = np.diagonal(cross)
-    divergences = (entropy[:, None] + entropy - cross - cross.T) / (2 * maps.shape[1])
-    np.fill_diagonal(divergences, 0)
-    return divergences
 
 
 def _agreement(together: NDArray[np.float32], pairs: int) -> NDArray[np.float64]:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from runtime.pyramid.weights import Weights, check_weights
-
-if TYPE_CHECKING:
-    pass
+from runtime.pyramid.solvers import solver_named
+from runtime.pyramid.weights import Weights, as_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +19,8 @@ class MergeConfig:
         grid: anchors per axis, from 2 to the shorter side of the finest resolution.
         weights: of the resolutions in the aggregation: "proportional" to the side (the authors' code),
             "per-tensor" (the paper's text), or one number per resolution, finest first.
-        refine: "kmeans" replaces the proposals by the cluster means of K-means on the maps, seeded by them.
+        solver: how maps become proposals: "merge" (the paper's), "kmeans" (the cluster means of K-means that starts
+            from the merge's proposals), or another one that `runtime.pyramid.solvers` lists.
 
     Raises:
         ValueError: if a value is out of range.
@@ -31,7 +29,7 @@ class MergeConfig:
     thresholds: tuple[float, ...] = (1.1, 1.1, 1.1)
     grid: int = 16
     weights: Weights = "proportional"
-    refine: Literal["none", "kmeans"] = "none"
+    solver: str = "merge"
 
     def __post_init__(self) -> None:
         try:
@@ -48,8 +46,7 @@ class MergeConfig:
                 f"grid: expected a whole number of anchors per axis, at least 2, found {self.grid!r}; "
                 "give for example 16"
             )
-        if self.refine not in ("none", "kmeans"):
-            raise ValueError(f"refine: expected 'none' or 'kmeans', found {self.refine!r}; choose one of them")
+        solver_named(self.solver)
         object.__setattr__(self, "thresholds", thresholds)
         object.__setattr__(self, "grid", int(self.grid))
-        object.__setattr__(self, "weights", check_weights(self.weights))
+        object.__setattr__(self, "weights", as_weights(self.weights))

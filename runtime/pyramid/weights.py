@@ -17,7 +17,7 @@ Grid: TypeAlias = tuple[int, int]
 Weights: TypeAlias = Literal["proportional", "per-tensor"] | tuple[float, ...]
 
 
-def check_weights(weights: Any) -> Weights:
+def as_weights(weights: Any) -> Weights:
     """Return the weights with lists made tuples; ValueError where they cannot be used for any pyramid."""
     if isinstance(weights, str):
         if weights not in ("proportional", "per-tensor"):
@@ -49,7 +49,7 @@ def resolution_ratios(weights: Any, grids: Sequence[Grid], layers: Sequence[int]
     Raises:
         ValueError: if weights or layers do not fit the resolutions.
     """
-    chosen = check_weights(weights)
+    chosen = as_weights(weights)
     sides = [float(np.sqrt(h * w)) for h, w in grids]
     if chosen == "proportional":
         values = sides

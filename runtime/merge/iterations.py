@@ -1,0 +1,162 @@
+"""The iterations of DiffSeg's merge.
+
+Paper: "Diffuse, Attend, and Segment" (Tian et al., CVPR 2024), section 3.3, "Iterative Attention Merging".
+All maps here sum to n, their number of pixels: see `runtime.merge.divergence`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from runtime.merge.aggregate import Aggregation
+from runtime.merge.divergence import SMALLEST_PROBABILITY, divergences, logarithm, negative_entropy
+from runtime.merge.scratch import scratch
+from runtime.merge.threads import add_in_threads
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+TILE, LARGE_TILE = 8, 16  # queries per axis that share a matrix product; small tiles need fewer anchors each
+SCREENING_MARGIN = 1e-4  # far above what float32 may round in D
+
+
+def merge_around_anchors(
+    source: Aggregation, anchors: NDArray[np.intp], threshold: float, seeds: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
+    """Iteration 0: every anchor becomes the mean of all maps nearer to it than the threshold, float32 [P, n].
+
+    Seeds are anchors that are no map of this frame; one without a map near it is left out.
+
+    D is one matrix product of the pairs (a, log a) and (log b, b), taken for a tile of neighbouring queries and those
+    anchors that may be near one of them.
+    """
+    n, (h, w) = source.n, source.shape
+    seeded = 0 if seeds is None else len(seeds)
+    count = seeded + len(anchors)
+    centres = scratch("centres", count, 2, n)
+    pooled = source.pooled[anchors]
+    if seeds is not None:
+        np.multiply(seeds, n, out=centres[:seeded, 0])
+        pooled = np.concatenate([source.pool(centres[:seeded, 0]), pooled])
+    source.rows(anchors, centres[seeded:, 0])
+    logarithm(centres[:, 0], centres[:, 1])
+    centre_entropy = negative_entropy(centres[:, 0], centres[:, 1])
+
+    candidates = screen(source.pooled, n, pooled, threshold)
+    candidates[np.arange(seeded, count), anchors] = True
+    side = TILE if 2 * np.count_nonzero(candidates) < candidates.size else LARGE_TILE
+    corners = [(y, x) for y in range(0, h, side) for x in range(0, w, side)]
+    active = active_tiles(candidates.reshape(count, h, w), side)
+    anchor_y, anchor_x = np.divmod(anchors, w)
+    tile_of_anchor = anchor_y // side * -(-w // side) + anchor_x // side
+
+    def add_tiles(tiles: Sequence[int]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Sums and numbers of the members in some tiles."""
+        sums, counts = np.zeros((count, n), np.float32), np.zeros(count, np.float32)
+        tile_buffer = scratch("tile", side * side, 2, n)
+        active_buffer, sums_buffer = scratch("active", count, 2, n), scratch("sums", count, n)
+        for tile in tiles:
+            near = np.flatnonzero(active[:, tile])
+            if not len(near):
+                continue
+            y, x = corners[tile]
+            high, wide = min(side, h - y), min(side, w - x)
+            pairs = tile_buffer[: high * wide]
+            logs, maps = pairs[:, 0], pairs[:, 1]
+            source.block(slice(y, y + high), slice(x, x + wide), maps)
+            logarithm(maps, logs)
+            entropy = negative_entropy(maps, logs)
+            left = centres
+            if len(near) < count:
+                left = np.take(centres, near, axis=0, out=active_buffer[: len(near)], mode="clip")
+            cross = np.matmul(left.reshape(len(near), -1), pairs.reshape(len(pairs), -1).T)
+            member = centre_entropy[near, None] + entropy - cross < 2 * n * threshold
+            inside = np.flatnonzero(tile_of_anchor == tile)  # D(a, a) is 0, but its products may round
+            own = (anchor_y[inside] - y) * wide + anchor_x[inside] - x
+            member[np.searchsorted(near, seeded + inside), own] = True
+            members = member.astype(np.float32)
+            numbers = members.sum(axis=1)
+            some = np.flatnonzero(numbers)
+            near = near[some]
+            counts[near] += numbers[some]
+            add_rows(sums, near, np.matmul(members[some], maps, out=sums_buffer[: len(near)]))
+        return sums, counts
+
+    sums, counts = add_in_threads(add_tiles, range(len(corners)))
+    if seeded and not counts[:seeded].all():
+        sums, counts = sums[counts > 0], counts[counts > 0]
+    sums /= counts[:, None]
+    return sums
+
+
+def active_tiles(candidates: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
+    """Which anchors have a candidate in each tile: bool [anchors, tiles] of [anchors, h, w]. `side` is 8 or 16."""
+    count, h, w = candidates.shape
+    down, across = -(-h // side), -(-w // side)
+    if h % side or w % side:
+        candidates = np.pad(candidates, ((0, 0), (0, down * side - h), (0, across * side - w)))
+    bits = np.packbits(candidates).reshape(count, down, side, across, side // 8)
+    return bits.any(axis=(2, 4)).reshape(count, -1)
+
+
+def add_rows(target: NDArray[np.float32], rows: NDArray[np.intp], values: NDArray[np.float32]) -> None:
+    """target[rows] += values, for ascending rows: a slice for every run of them, without a copy."""
+    ends = (np.flatnonzero(rows[1:] - rows[:-1] != 1) + 1).tolist()
+    firsts = rows.tolist()
+    for start, end in zip([0, *ends], [*ends, len(rows)], strict=True):
+        part = target[firsts[start] : firsts[start] + end - start]
+        part += values[start:end]
+
+
+def screen(
+    pooled: NDArray[np.float32], n: int, anchors: NDArray[np.float32], threshold: float
+) -> NDArray[np.bool_]:
+    """Which maps may be nearer to an anchor than the threshold, bool [anchors, n]: no member is ever left out.
+
+    D never grows when pixels are summed into blocks (the data-processing inequality), and there it costs next to
+    nothing: what is too far even so needs no exact divergence. `pooled` and `anchors` hold maps that sum to n, in equal
+    blocks.
+    """
+    # The smallest probability is added, where the exact logarithm takes a maximum: so the inequality holds at 0.
+    cells = pooled.shape[1]
+
+    def pair(maps: NDArray[np.float32], order: int) -> NDArray[np.float32]:
+        """(a, log a, h(a), 1), or with `order` −1 (log a, a, −1, −h(a)): their product is minus twice D."""
+        terms = scratch(f"screen {order}", len(maps), 2 * cells + 2)
+        coarse, logs = (terms[:, :cells], terms[:, cells : 2 * cells])[::order]
+        np.multiply(maps, np.float32(cells / n), out=coarse)
+        coarse += np.float32(n * SMALLEST_PROBABILITY)
+        np.log(coarse, out=logs)
+        entropy = negative_entropy(coarse, logs)
+        if order == 1:
+            terms[:, -2], terms[:, -1] = entropy, 1
+        else:
+            terms[:, -2], terms[:, -1] = -1, -entropy
+        return terms
+
+    minus_twice = scratch("screened", len(anchors), len(pooled))
+    np.matmul(pair(anchors, 1), pair(pooled, -1).T, out=minus_twice)
+    return np.asarray(minus_twice > -cells * (2 * threshold + SCREENING_MARGIN))
+
+
+def merge_proposals(proposals: NDArray[np.float32], threshold: float) -> NDArray[np.float32]:
+    """Iteration t ≥ 1: in order, each proposal not yet claimed becomes the mean of all that are near it."""
+    near = divergences(proposals, total=proposals.shape[1]) < threshold
+    members = near[first_come(len(near), near.__getitem__)].astype(np.float32)
+    sums = np.matmul(members, proposals)
+    sums /= members.sum(axis=1, keepdims=True)
+    return sums
+
+
+def first_come(count: int, near: Callable[[int], NDArray[np.bool_]]) -> list[int]:
+    """Which of `count` proposals no earlier one of them has claimed. `near(i)`, bool [count], is what i claims."""
+    claimed = np.zeros(count, bool)
+    kept = []
+    for index in range(count):
+        if not claimed[index]:
+            kept.append(index)
+            claimed |= near(index)
+    return kept

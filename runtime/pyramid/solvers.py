@@ -1,0 +1,37 @@
+"""The solvers: how aggregated attention becomes proposals. A registry that is data.
+
+A new solver is one entry here and one module in `runtime/merge/solvers/`; the README of `runtime/merge` says how.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Solver:
+    """One solver.
+
+    Attributes:
+        name: how `MergeConfig.solver` names it.
+        module: its module's name in `runtime/merge/solvers/`.
+        function: the function of that module that runs.
+        packages: Python packages it imports beyond those that the runtime always has, as `import` names them.
+    """
+
+    name: str
+    module: str
+    function: str = "solve"
+    packages: tuple[str, ...] = ()
+
+
+SOLVERS = (Solver("merge", "merge"), Solver("kmeans", "kmeans"))
+
+
+def solver_named(name: object) -> Solver:
+    """The entry of a solver. Raises ValueError where no entry has this name."""
+    for solver in SOLVERS:
+        if solver.name == name:
+            return solver
+    *others, last = [repr(solver.name) for solver in SOLVERS]
+    raise ValueError(f"solver: expected {', '.join(others)} or {last}, found {name!r}; choose one of them")
