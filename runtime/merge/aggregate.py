@@ -103,9 +103,10 @@ class Aggregation:
             self.pooled *= self._scale.reshape(n, 1)
         levels = [index for index in range(1, len(maps)) if ratios[index] > 0]
         # Queries that share their row in every coarse resolution form one group: per axis, since rows replicate so.
-        self._rows, rows = _groups([shapes[index][0] for index in levels], h)
-        self._columns, columns = _groups([shapes[index][1] for index in levels], w)
-        self._coarse = np.zeros((rows[-1] + 1, columns[-1] + 1, n), np.float32) if levels else None
+        self._rows, self._row_starts = _groups(tuple(shapes[index][0] for index in levels), h)
+        self._columns, self._column_starts = _groups(tuple(shapes[index][1] for index in levels), w)
+        groups = len(self._row_starts), len(self._column_starts)
+        self._coarse = np.zeros((*groups, n), np.float32) if levels else None
         if self._coarse is None:
             return
         for index in levels:
@@ -123,8 +124,8 @@ class Aggregation:
         down, across = _interpolation(h, self.shape[0]), _interpolation(w, self.shape[1])
         # Normalising after the interpolation is the same as weighting every pixel by its share in it.
         pixels = np.outer(down.sum(axis=0), across.sum(axis=0)).ravel()
-        row_of_group = np.flatnonzero(np.diff(self._rows, prepend=-1)) * h // self.shape[0]
-        column_of_group = np.flatnonzero(np.diff(self._columns, prepend=-1)) * w // self.shape[1]
+        row_of_group = self._row_starts * h // self.shape[0]
+        column_of_group = self._column_starts * w // self.shape[1]
         step = max(1, IN_CACHE // (w * self.n))
         for y in range(0, h, step):
             lines = maps[y * w : (y + step) * w].astype(np.float32)
@@ -199,14 +200,14 @@ def interpolation(source: int, target: int) -> NDArray[np.float32]:
 _interpolation = functools.lru_cache(maxsize=32)(interpolation)
 
 
-def _groups(coarse: Sequence[int], fine: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Number the runs of an axis whose positions have the same source in every coarse axis; and those numbers."""
+@functools.lru_cache(maxsize=32)
+def _groups(coarse: tuple[int, ...], fine: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Runs of an axis whose positions have the same source in every coarse axis: run of every position, their starts."""
     position = np.arange(fine)
-    change = np.zeros(fine, bool)
+    starts = position == 0
     for side in coarse:
-        change |= np.diff(position * side // fine, prepend=0) != 0
-    numbers = np.cumsum(change)
-    return numbers, np.unique(numbers)
+        starts |= np.diff(position * side // fine, prepend=0) != 0
+    return np.cumsum(starts) - 1, np.flatnonzero(starts)
 
 
 def _add_repeated(

@@ -6,6 +6,7 @@ All maps here sum to n, their number of pixels: see `runtime.merge.divergence`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -52,6 +53,9 @@ def merge_around_anchors(
     active = active_tiles(candidates.reshape(count, h, w), side)
     anchor_y, anchor_x = np.divmod(anchors, w)
     tile_of_anchor = anchor_y // side * -(-w // side) + anchor_x // side
+    by_tile = np.argsort(tile_of_anchor, kind="stable")
+    inside_tiles = np.split(by_tile, np.searchsorted(tile_of_anchor[by_tile], range(1, len(corners))))
+    limits = centre_entropy[:, None] - 2 * n * threshold
 
     def add_tiles(tiles: Sequence[int]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Sums and numbers of the members in some tiles."""
@@ -73,8 +77,8 @@ def merge_around_anchors(
             if len(near) < count:
                 left = np.take(centres, near, axis=0, out=active_buffer[: len(near)], mode="clip")
             cross = np.matmul(left.reshape(len(near), -1), pairs.reshape(len(pairs), -1).T)
-            member = centre_entropy[near, None] + entropy - cross < 2 * n * threshold
-            inside = np.flatnonzero(tile_of_anchor == tile)  # D(a, a) is 0, but its products may round
+            member = cross > limits[near] + entropy
+            inside = inside_tiles[tile]  # D(a, a) is 0, but its products may round
             own = (anchor_y[inside] - y) * wide + anchor_x[inside] - x
             member[np.searchsorted(near, seeded + inside), own] = True
             members = member.astype(np.float32)
@@ -99,7 +103,8 @@ def active_tiles(candidates: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
     if h % side or w % side:
         candidates = np.pad(candidates, ((0, 0), (0, down * side - h), (0, across * side - w)))
     bits = np.packbits(candidates).reshape(count, down, side, across, side // 8)
-    return bits.any(axis=(2, 4)).reshape(count, -1)
+    lines = functools.reduce(np.bitwise_or, (bits[:, :, line] for line in range(side)))
+    return lines.any(axis=3).reshape(count, -1)
 
 
 def add_rows(target: NDArray[np.float32], rows: NDArray[np.intp], values: NDArray[np.float32]) -> None:

@@ -39,14 +39,19 @@ def suppress(proposals: NDArray[Any], grid_shape: tuple[int, int], size: tuple[i
             f"{list(proposals.shape)}; pass the proposals of merge_attention and the same (h, w)"
         )
     maps = np.asarray(proposals, np.float32).reshape(-1, h, w)
-    labels = np.zeros((height, width), np.int32)
-    best = cv2.resize(maps[0], (width, height), interpolation=cv2.INTER_LINEAR).reshape(height, width)
+    labels = np.zeros((height, width), np.min_scalar_type(len(maps) - 1))  # narrow, for speed
+
+    def at_full_size(proposal: NDArray[np.float32]) -> NDArray[np.float32]:
+        wide = cv2.resize(proposal, (width, height), interpolation=cv2.INTER_LINEAR)
+        return np.asarray(wide.reshape(height, width), np.float32)
+
+    best = at_full_size(maps[0])
     # A running maximum: only one interpolated proposal exists at a time.
     for index in range(1, len(maps)):
-        current = cv2.resize(maps[index], (width, height), interpolation=cv2.INTER_LINEAR).reshape(height, width)
-        np.copyto(labels, index, where=current > best)
+        current = at_full_size(maps[index])
+        np.maximum(labels, (current > best) * labels.dtype.type(index), out=labels)
         np.maximum(best, current, out=best)
-    return labels
+    return labels.astype(np.int32)
 
 
 def renumber(labels: NDArray[Any]) -> tuple[NDArray[np.int32], int]:
