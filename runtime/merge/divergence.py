@@ -59,7 +59,9 @@ def divergences(a: NDArray[Any], b: NDArray[Any] | None = None, *, total: float 
     if b is None:
         cross = np.matmul(a, logs.T)
         own = np.diagonal(cross)
-        found = own[:, None] + own - cross - cross.T
+        found = own[:, None] + own
+        found -= cross
+        found -= cross.T
         np.fill_diagonal(found, 0)
     else:
         other = centred(b, "logarithms of b")

@@ -86,7 +86,7 @@ def merge_around_anchors(
             some = np.flatnonzero(numbers)
             near = near[some]
             counts[near] += numbers[some]
-            add_rows(sums, near, np.matmul(members[some], maps, out=sums_buffer[: len(near)]))
+            sums[near] += np.matmul(members[some], maps, out=sums_buffer[: len(near)])
         return sums, counts
 
     sums, counts = add_in_threads(add_tiles, range(len(corners)))
@@ -105,15 +105,6 @@ def active_tiles(candidates: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
     bits = np.packbits(candidates).reshape(count, down, side, across, side // 8)
     lines = functools.reduce(np.bitwise_or, (bits[:, :, line] for line in range(side)))
     return lines.any(axis=3).reshape(count, -1)
-
-
-def add_rows(target: NDArray[np.float32], rows: NDArray[np.intp], values: NDArray[np.float32]) -> None:
-    """target[rows] += values, for ascending rows: a slice for every run of them, without a copy."""
-    ends = (np.flatnonzero(rows[1:] - rows[:-1] != 1) + 1).tolist()
-    firsts = rows.tolist()
-    for start, end in zip([0, *ends], [*ends, len(rows)], strict=True):
-        part = target[firsts[start] : firsts[start] + end - start]
-        part += values[start:end]
 
 
 def screen(

@@ -9,6 +9,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+LEAST = 1 << 20  # numbers (4 MB): from this size on NumPy asks the system for huge pages
 MOST_KEPT = 1 << 23  # numbers (32 MB): a larger array is given back
 
 _local = threading.local()
@@ -24,5 +25,5 @@ def scratch(name: str, *shape: int) -> "NDArray[np.float32]":
         return np.empty(shape, np.float32)
     kept: dict[str, NDArray[np.float32]] = _local.__dict__
     if name not in kept or kept[name].size < size:
-        kept[name] = np.empty(size, np.float32)
+        kept[name] = np.empty(max(size, LEAST), np.float32)
     return kept[name][:size].reshape(shape)

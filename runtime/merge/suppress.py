@@ -41,15 +41,17 @@ def suppress(proposals: NDArray[Any], grid_shape: tuple[int, int], size: tuple[i
     maps = np.asarray(proposals, np.float32).reshape(-1, h, w)
     labels = np.zeros((height, width), np.min_scalar_type(len(maps) - 1))  # narrow, for speed
 
-    def at_full_size(proposal: NDArray[np.float32]) -> NDArray[np.float32]:
-        wide = cv2.resize(proposal, (width, height), interpolation=cv2.INTER_LINEAR)
-        return np.asarray(wide.reshape(height, width), np.float32)
+    def at_full_size(index: int) -> NDArray[np.float32]:
+        wide = cv2.resize(maps[index], (width, height), interpolation=cv2.INTER_LINEAR)
+        return np.asarray(wide, np.float32).reshape(height, width)
 
-    best = at_full_size(maps[0])
+    best = at_full_size(0)
     # A running maximum: only one interpolated proposal exists at a time.
     for index in range(1, len(maps)):
-        current = at_full_size(maps[index])
-        np.maximum(labels, (current > best) * labels.dtype.type(index), out=labels)
+        current = at_full_size(index)
+        wins = (current > best).astype(labels.dtype)
+        wins *= labels.dtype.type(index)
+        np.maximum(labels, wins, out=labels)
         np.maximum(best, current, out=best)
     return labels.astype(np.int32)
 
