@@ -166,10 +166,10 @@ def _numbers(text: str | None, option: str) -> float | tuple[float, ...] | None:
 
 def _levels(text: str) -> tuple[float, ...]:
     """Thresholds of a hierarchy's levels, ascending."""
-    from runtime.merge.grouping import check_sweep
+    from runtime.merge.grouping import as_sweep
 
     try:
-        return check_sweep(_numbers(text, "--hierarchy"))  # type: ignore[arg-type]
+        return as_sweep(_numbers(text, "--hierarchy"))  # type: ignore[arg-type]
     except ValueError as error:
         raise DiffSegError(f"--hierarchy: {error}") from None
 

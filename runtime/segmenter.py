@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from runtime.engine.registry import open_engine
 from runtime.errors import DiffSegError
 from runtime.pyramid.config import MergeConfig
-from runtime.pyramid.weights import check_weights
+from runtime.pyramid.weights import as_weights
 from runtime.refine.refinement import Refinement, split_refine
 from runtime.routes.registry import open_route
 from runtime.stages import Stages
@@ -118,8 +118,8 @@ class Segmenter:
                 default,
                 thresholds=_every_iteration(given, iterations, default.thresholds),
                 grid=default.grid if grid is None else grid,
-                weights=default.weights if weights is None else check_weights(weights),
-                refine=solver,  # type: ignore[arg-type]
+                weights=default.weights if weights is None else as_weights(weights),
+                solver=solver,
             )
             refinement = Refinement(names, min_area)
         except (TypeError, ValueError) as error:
@@ -238,7 +238,7 @@ def default_config(engine: Engine) -> MergeConfig:
     finest = spec.levels[0]
     try:
         return MergeConfig(
-            spec.thresholds, min(spec.grid, finest.height, finest.width), weights=check_weights(spec.weights)
+            spec.thresholds, min(spec.grid, finest.height, finest.width), weights=as_weights(spec.weights)
         )
     except ValueError as error:
         raise DiffSegError(f"the engine's own defaults cannot be used: {error}; export it again") from None

@@ -9,6 +9,7 @@ import numpy as np
 from export.check.agreement import ENOUGH, LARGE, large_segments, matched_agreement
 from export.check.maps import Reference
 from runtime.merge.aggregate import aggregate_attention
+from runtime.merge.divergence import divergences
 from runtime.merge.segment import segment_attention
 from runtime.pyramid.anchors import anchor_queries
 from runtime.pyramid.config import MergeConfig
@@ -130,9 +131,9 @@ def _choose_threshold(spec: "EngineSpec", pyramid: Sequence["NDArray[Any]"]) -> 
     A threshold with margin is preferred: if a divergence nearly equals the threshold, rounding changes the labels.
     """
     fallback: tuple[tuple[bool, int], float, NDArray[np.int32]] | None = None
-    divergences = _anchor_divergences(spec, [level[0] for level in pyramid])
+    distances = _anchor_divergences(spec, [level[0] for level in pyramid])
     for quantile in QUANTILES:
-        threshold = max(float(np.quantile(divergences, quantile)), 1e-9)
+        threshold = max(float(np.quantile(distances, quantile)), 1e-9)
         labels = core_labels(spec, pyramid, threshold)
         segments = min(large_segments(frame) for frame in labels)
         nudged = (core_labels(spec, pyramid, threshold * (1 + sign * NUDGE)) for sign in (-1, 1))
@@ -151,7 +152,4 @@ def _anchor_divergences(spec: "EngineSpec", pyramid: Sequence["NDArray[Any]"]) -
     layers = [level.layers for level in spec.levels]
     aggregated = aggregate_attention(pyramid, grids=grids, layers=layers, weights=spec.weights)
     maps = aggregated[anchor_queries(grids[0], spec.grid)].astype(np.float64)
-    cross = maps @ np.log(np.maximum(maps, 1e-12)).T
-    entropy = np.diagonal(cross)
-    divergences = (entropy[:, None] + entropy - cross - cross.T) / 2
-    return divergences[np.triu_indices(len(maps), 1)]
+    return divergences(maps)[np.triu_indices(len(maps), 1)]

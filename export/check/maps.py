@@ -8,6 +8,7 @@ import numpy as np
 
 from runtime.engine.spec import EngineSpec
 from runtime.errors import DiffSegError
+from runtime.merge.divergence import SMALLEST_PROBABILITY
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -118,7 +119,7 @@ def mean_divergence(found: "NDArray", expected: "NDArray") -> float:
     """
     divergence = 0.0
     for ours, theirs in zip(found.reshape(-1, found.shape[-1]), expected.reshape(-1, found.shape[-1]), strict=True):
-        p, q = np.maximum(theirs.astype(np.float64), 1e-12), np.maximum(ours.astype(np.float64), 1e-12)
+        p, q = (np.maximum(row.astype(np.float64), SMALLEST_PROBABILITY) for row in (theirs, ours))
         divergence += float(p @ np.log(p / q)) + float(q.sum() - p.sum())
     return divergence / (found.size / found.shape[-1])
 

@@ -9,7 +9,7 @@ import typer
 
 from export.model.families import BLOCKS
 from runtime.errors import DiffSegError
-from runtime.pyramid.weights import Weights, check_weights
+from runtime.pyramid.weights import Weighting, as_weights
 
 Model = Annotated[
     str,
@@ -67,10 +67,10 @@ def read_thresholds(text: str | None) -> tuple[float, ...] | None:
     return thresholds
 
 
-def read_weights(text: str) -> Weights:
+def read_weights(text: str) -> Weighting:
     """A rule's name, or `1,0,0,0` → numbers. Raises DiffSegError for anything else."""
     try:
-        return check_weights(text if text in ("proportional", "per-tensor") else text.split(","))
+        return as_weights(text if text in ("proportional", "per-tensor") else text.split(","))
     except ValueError as error:
         raise DiffSegError(f"--{error}") from None
 

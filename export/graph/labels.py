@@ -29,7 +29,7 @@ from export.graph.labels_tensors import (
 from runtime.engine.spec import Level
 from runtime.merge.aggregate import interpolation
 from runtime.merge.divergence import SMALLEST_PROBABILITY
-from runtime.merge.proposals import SCREENING_MARGIN
+from runtime.merge.iterations import SCREENING_MARGIN
 from runtime.pyramid.anchors import anchor_queries
 from runtime.pyramid.weights import resolution_ratios
 

@@ -14,7 +14,7 @@ import numpy as np
 from runtime.merge.scratch import scratch
 from runtime.merge.threads import one_thread
 from runtime.pyramid.checks import check_pyramid
-from runtime.pyramid.weights import Grid, resolution_ratios
+from runtime.pyramid.weights import Shape, resolution_ratios
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -80,7 +80,7 @@ class Aggregation:
     def __init__(
         self,
         maps: Sequence[NDArray[Any]],
-        shapes: Sequence[Grid],
+        shapes: Sequence[Shape],
         ratios: Sequence[float],
         total: float = 1.0,
         name: str = "pyramid[{}]",
@@ -117,7 +117,7 @@ class Aggregation:
             _pool(line, self.shape, self.cells_per_axis, target)
         self.pooled += cells[np.ix_(self._rows, self._columns)].reshape(n, -1)
 
-    def _add_level(self, maps: NDArray[Any], shape: Grid, share: float, name: str) -> None:
+    def _add_level(self, maps: NDArray[Any], shape: Shape, share: float, name: str) -> None:
         """Add a coarse resolution to the groups, every row summing to `share`."""
         assert self._coarse is not None
         h, w = shape
@@ -227,7 +227,7 @@ def _add_repeated(
         target += source[np.ix_(rows, columns)]
 
 
-def _pool(maps: NDArray[np.float32], shape: Grid, cells: Grid, out: NDArray[np.float32]) -> None:
+def _pool(maps: NDArray[np.float32], shape: Shape, cells: Shape, out: NDArray[np.float32]) -> None:
     """Sum every map's pixels in equal blocks."""
     import cv2
 

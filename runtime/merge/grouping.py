@@ -54,8 +54,8 @@ def group_proposals(
     return levels
 
 
-def check_sweep(thresholds: Iterable[float]) -> tuple[float, ...]:
-    """The thresholds in ascending order, each once; ValueError where they are none."""
+def as_sweep(thresholds: Iterable[float]) -> tuple[float, ...]:
+    """The thresholds in ascending order, each once. Raises ValueError where one is not a finite number above 0."""
     try:
         values = sorted({float(threshold) for threshold in thresholds})
     except (TypeError, ValueError):

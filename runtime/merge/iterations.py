@@ -141,18 +141,22 @@ def screen(
 def merge_proposals(proposals: NDArray[np.float32], threshold: float) -> NDArray[np.float32]:
     """Iteration t ≥ 1: in order, each proposal not yet claimed becomes the mean of all that are near it."""
     near = divergences(proposals, total=proposals.shape[1]) < threshold
-    members = near[first_come(len(near), near.__getitem__)].astype(np.float32)
+    members = first_come(len(near), near.__getitem__).astype(np.float32)
     sums = np.matmul(members, proposals)
     sums /= members.sum(axis=1, keepdims=True)
     return sums
 
 
-def first_come(count: int, near: Callable[[int], NDArray[np.bool_]]) -> list[int]:
-    """Which of `count` proposals no earlier one of them has claimed. `near(i)`, bool [count], is what i claims."""
+def first_come(count: int, near: Callable[[int], NDArray[np.bool_]]) -> NDArray[np.bool_]:
+    """Who is near each proposal that no earlier one has claimed, bool [kept, count].
+
+    The proposals are taken in order. One that is not yet claimed is kept, and claims all that are near it, claimed or
+    not. `near(i)`, bool [count], is asked for the kept ones only; each is near itself.
+    """
     claimed = np.zeros(count, bool)
     kept = []
     for index in range(count):
         if not claimed[index]:
-            kept.append(index)
-            claimed |= near(index)
-    return kept
+            kept.append(near(index))
+            claimed |= kept[-1]
+    return np.stack(kept)

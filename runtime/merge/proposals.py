@@ -55,13 +55,13 @@ def propose(
 
 
 @one_thread()
-def merge_attention(aggregated: NDArray[Any], config: MergeConfig, grid_shape: tuple[int, int]) -> NDArray[np.float32]:
+def merge_attention(aggregated: NDArray[Any], config: MergeConfig, shape: tuple[int, int]) -> NDArray[np.float32]:
     """Merge similar maps into proposals (paper, section 3.3, "Iterative Attention Merging").
 
     Args:
         aggregated: float [n, n], rows sum to 1; float32 is used without a copy.
         config: thresholds, grid and refinement; the weights play no part here.
-        grid_shape: (h, w) with h·w = n.
+        shape: (h, w) with h·w = n.
 
     Returns:
         float32 [P, n]: the proposals in the order in which they arise, 1 ≤ P ≤ grid².
@@ -70,7 +70,7 @@ def merge_attention(aggregated: NDArray[Any], config: MergeConfig, grid_shape: t
         ValueError: if shapes do not fit or the maps have a NaN or an infinity.
     """
     maps = np.asarray(aggregated)
-    h, w = grid_shape
+    h, w = shape
     if maps.ndim != 2 or maps.shape != (h * w, h * w):
         raise ValueError(
             f"aggregated: expected [{h * w}, {h * w}] for the grid {h}x{w}, found {list(maps.shape)}; "

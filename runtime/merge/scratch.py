@@ -1,4 +1,4 @@
-"""Arrays that are used again, call after call: the system zeroes fresh memory page by page, which costs milliseconds."""
+"""Arrays that are used again, call after call: fresh memory costs milliseconds, since the system zeroes every page."""
 
 import math
 import threading

@@ -15,7 +15,7 @@ from runtime.merge.proposals import solve
 from runtime.merge.suppress import suppress
 from runtime.merge.threads import one_thread
 from runtime.pyramid.anchors import anchor_queries
-from runtime.pyramid.checks import check_pyramid, check_size
+from runtime.pyramid.checks import as_size, check_pyramid
 from runtime.pyramid.config import MergeConfig
 from runtime.pyramid.weights import resolution_ratios
 
@@ -60,7 +60,7 @@ def segment_attention(
     maps, shapes = check_pyramid(pyramid, grids)
     ratios = resolution_ratios(config.weights, shapes, layers)
     anchor_queries(shapes[0], config.grid)
-    height, width = check_size(size)
+    height, width = as_size(size)
     n = maps[0].shape[-1]
     frames = [maps] if maps[0].ndim == 2 else [[level[b] for level in maps] for b in range(len(maps[0]))]
     labels = np.empty((len(frames), height, width), np.int32)

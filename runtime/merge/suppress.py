@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from runtime.pyramid.checks import check_size
+from runtime.pyramid.checks import as_size
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def suppress(proposals: NDArray[Any], grid_shape: tuple[int, int], size: tuple[int, int]) -> NDArray[np.int32]:
+def suppress(proposals: NDArray[Any], shape: tuple[int, int], size: tuple[int, int]) -> NDArray[np.int32]:
     """Label every pixel with its strongest proposal (paper, section 3.4, "Non-Maximum Suppression").
 
     Args:
         proposals: float [P, n].
-        grid_shape: (h, w) with h·w = n.
+        shape: (h, w) with h·w = n.
         size: (H, W) of the labels; proposals are interpolated bilinearly, with half-pixel centres.
 
     Returns:
@@ -31,8 +31,8 @@ def suppress(proposals: NDArray[Any], grid_shape: tuple[int, int], size: tuple[i
     """
     import cv2
 
-    h, w = grid_shape
-    height, width = check_size(size)
+    h, w = shape
+    height, width = as_size(size)
     if proposals.ndim != 2 or len(proposals) < 1 or proposals.shape[1] != h * w:
         raise ValueError(
             f"proposals: expected [P, {h * w}] with P ≥ 1 for the grid {h}x{w}, found "

@@ -100,12 +100,12 @@ def run(
 
     from runtime.gpu.arrays import device_array
     from runtime.pyramid.anchors import anchor_queries
-    from runtime.pyramid.checks import check_pyramid, check_size
+    from runtime.pyramid.checks import as_size, check_pyramid
     from runtime.pyramid.weights import resolution_ratios
 
     number = device_number(device)
-    if config.refine != "none":
-        raise ValueError(f"refine: expected 'none' on device {device!r}, found {config.refine!r}; use device='cpu'")
+    if config.solver != "merge":
+        raise ValueError(f"solver: expected 'merge' on device {device!r}, found {config.solver!r}; use device='cpu'")
     levels = list(pyramid) if not isinstance(pyramid, np.ndarray) else pyramid
     there = [device_array(level, f"pyramid[{index}]") for index, level in enumerate(levels)]
     if any(there) and not all(there):
@@ -128,7 +128,7 @@ def run(
         maps = [level.astype(dtype, copy=False) for level in checked]
     ratios = resolution_ratios(config.weights, shapes, layers)
     anchor_queries(shapes[0], config.grid)
-    height, width = check_size(size)
+    height, width = as_size(size)
     library = library or load(number, engine)
     single = checked[0].ndim == 2
     batch = 1 if single else len(checked[0])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from runtime.pyramid.weights import Grid, _sizes
+from runtime.pyramid.weights import Shape, _sizes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def check_pyramid(
     pyramid: Sequence[Any], grids: Sequence[Sequence[int]] | None = None
-) -> tuple[list[NDArray[Any]], list[Grid]]:
+) -> tuple[list[NDArray[Any]], list[Shape]]:
     """Check shapes and types of a pyramid; the values are checked while they are aggregated.
 
     Returns:
@@ -72,7 +72,7 @@ def check_pyramid(
     return maps, shapes
 
 
-def _square(index: int, n: int) -> Grid:
+def _square(index: int, n: int) -> Shape:
     side = int(np.sqrt(n) + 0.5)
     if side * side != n:
         raise ValueError(
@@ -82,8 +82,8 @@ def _square(index: int, n: int) -> Grid:
     return side, side
 
 
-def check_size(size: Sequence[int]) -> tuple[int, int]:
-    """Return (H, W) as whole numbers; ValueError if they are none."""
+def as_size(size: Sequence[int]) -> tuple[int, int]:
+    """(H, W) as whole numbers. Raises ValueError where they are not two whole numbers from 1."""
     try:
         whole = len(size) == 2 and all(int(side) == side >= 1 for side in size)
     except (TypeError, ValueError, OverflowError):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from runtime.pyramid.solvers import solver_named
-from runtime.pyramid.weights import Weights, as_weights
+from runtime.pyramid.weights import Weighting, as_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class MergeConfig:
 
     thresholds: tuple[float, ...] = (1.1, 1.1, 1.1)
     grid: int = 16
-    weights: Weights = "proportional"
+    weights: Weighting = "proportional"
     solver: str = "merge"
 
     def __post_init__(self) -> None:

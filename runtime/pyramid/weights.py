@@ -11,13 +11,13 @@ if TYPE_CHECKING:
     pass
 
 
-Grid: TypeAlias = tuple[int, int]
+Shape: TypeAlias = tuple[int, int]
 
 
-Weights: TypeAlias = Literal["proportional", "per-tensor"] | tuple[float, ...]
+Weighting: TypeAlias = Literal["proportional", "per-tensor"] | tuple[float, ...]
 
 
-def as_weights(weights: Any) -> Weights:
+def as_weights(weights: Any) -> Weighting:
     """Return the weights with lists made tuples; ValueError where they cannot be used for any pyramid."""
     if isinstance(weights, str):
         if weights not in ("proportional", "per-tensor"):
@@ -38,7 +38,7 @@ def as_weights(weights: Any) -> Weights:
     return values
 
 
-def resolution_ratios(weights: Any, grids: Sequence[Grid], layers: Sequence[int] | None = None) -> list[float]:
+def resolution_ratios(weights: Any, grids: Sequence[Shape], layers: Sequence[int] | None = None) -> list[float]:
     """R_r of every resolution, summing to 1 (paper, equation 4).
 
     Args:
@@ -71,5 +71,5 @@ def resolution_ratios(weights: Any, grids: Sequence[Grid], layers: Sequence[int]
     return [value / total for value in values]
 
 
-def _sizes(grids: Sequence[Grid]) -> str:
+def _sizes(grids: Sequence[Shape]) -> str:
     return ", ".join(f"{h}x{w}" for h, w in grids)

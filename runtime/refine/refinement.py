@@ -14,7 +14,7 @@ from runtime.refine import registry
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from runtime.pyramid.weights import Grid
+    from runtime.pyramid.weights import Shape
 
 SOLVER = "kmeans"  # a word of --refine that is no refinement: it is how the merge finds its proposals
 
@@ -51,7 +51,7 @@ class Refinement:
                 "example 0.002 or 500"
             )
 
-    def __call__(self, labels: NDArray[np.int32], frame: NDArray[np.uint8], grid: Grid) -> NDArray[np.int32]:
+    def __call__(self, labels: NDArray[np.int32], frame: NDArray[np.uint8], grid: Shape) -> NDArray[np.int32]:
         """Refine labels.
 
         A frame of more than 4 megapixels is refined at 4 megapixels, where `names` has any: a border then has steps of
@@ -76,7 +76,7 @@ class Refinement:
         return np.asarray(cv2.resize(small, labels.shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT), np.int32)
 
     def _refine(
-        self, labels: NDArray[np.int32], frame: NDArray[np.uint8], grid: Grid, area: float
+        self, labels: NDArray[np.int32], frame: NDArray[np.uint8], grid: Shape, area: float
     ) -> NDArray[np.int32]:
         """Apply the refinements, and absorb regions below `area` pixels or what the refinements leave as specks."""
         steps = [step for step in registry.REFINEMENTS if step.name in self.names]

@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from runtime.pyramid.weights import Grid
+    from runtime.pyramid.weights import Shape
 
 
 PIXELS_PER_TOKEN = 4  # at which the filter's coefficients are found; its window is one token to each side
@@ -22,7 +22,7 @@ EPSILON = 1e-3  # variance of a colour, of 0…1, below which a window counts as
 PAIRS = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))  # a symmetric 3×3 matrix, as six planes
 
 
-def snap(labels: NDArray[np.int32], frame: NDArray[np.uint8], grid: Grid) -> NDArray[np.int32]:
+def snap(labels: NDArray[np.int32], frame: NDArray[np.uint8], grid: Shape) -> NDArray[np.int32]:
     """Move the borders of segments to edges of the image that are within about a token of them.
 
     Every segment's mask is filtered by the guided filter with the frame as guide (He, Sun and Tang, "Guided Image

@@ -28,10 +28,10 @@ class DeviceRoute(Route):
     def __init__(self, engine: Engine, config: MergeConfig, auto: bool = False) -> None:
         """Raises DiffSegError where there is no native core for the GPU, or it cannot do what the config asks for."""
         super().__init__(engine, config, auto)
-        if config.refine != "none":
+        if config.solver != "merge":
             raise DiffSegError(
                 f"refine: expected none on device {engine.device}, whose merge core cannot refine, found "
-                f"{config.refine}; use --device cpu, or leave it out"
+                f"{config.solver}; use --device cpu, or leave it out"
             )
         self._library = native.load(native.device_number(engine.device), engine.path)
 

@@ -64,9 +64,9 @@ class GraphRoute(Route):
                     f"{name}: expected {_text(expected)}, which is part of this engine's graph, found {_text(found)}; "
                     f"{rebuild_command(spec, option)} changes it, and the head attention leaves it open"
                 )
-        if config.refine != "none":
+        if config.solver != "merge":
             raise DiffSegError(
-                f"refine: expected none, for an engine with the head labels cannot refine, found {config.refine}; "
+                f"refine: expected none, for an engine with the head labels cannot refine, found {config.solver}; "
                 f"'python -m export {spec.source} --head attention --output engines/NAME' makes one that can"
             )
 

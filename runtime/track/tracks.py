@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
+from runtime.merge.divergence import divergences
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -144,10 +146,7 @@ def divergence(a: Sequence[NDArray[np.float32]], b: Sequence[NDArray[np.float32]
 
     def normalised(maps: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
         rows = np.stack([one.ravel() for one in maps])
-        return np.maximum(rows / rows.sum(axis=1, keepdims=True), np.float32(1e-12))
+        return np.asarray(rows * (rows.shape[1] / rows.sum(axis=1, keepdims=True)), np.float32)
 
     p, q = normalised(a), normalised(b)
-    log_p, log_q = np.log(p * p.shape[1]), np.log(q * q.shape[1])  # n·p: see runtime.merge
-    own = (p * log_p).sum(axis=1)[:, None] + (q * log_q).sum(axis=1)
-    found: NDArray[np.float32] = 0.5 * (own - p @ log_q.T - log_p @ q.T)
-    return found
+    return divergences(p, q, total=p.shape[1])

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from runtime.merge.iterations import first_come
 from runtime.pyramid.anchors import anchor_queries
 
 if TYPE_CHECKING:
@@ -42,16 +43,19 @@ def merge_jensen_shannon(
         members = near[jensen_shannon(maps[anchor], maps[near]) < thresholds[0]]
         proposals[index] = maps[members if anchor in members else np.append(members, anchor)].mean(0)
     for threshold in thresholds[1:]:
-        claimed = np.zeros(len(proposals), bool)
-        merged = []
-        for index in range(len(proposals)):
-            if not claimed[index]:
-                members_of = jensen_shannon(proposals[index], proposals) < threshold
-                members_of[index] = True
-                claimed |= members_of
-                merged.append(proposals[members_of].mean(0))
-        proposals = np.stack(merged)
+        proposals = _merge_proposals(proposals, threshold)
     return proposals
+
+
+def _merge_proposals(proposals: NDArray[np.float32], threshold: float) -> NDArray[np.float32]:
+    """A later iteration, as `runtime.merge.iterations.merge_proposals`."""
+
+    def near(index: int) -> NDArray[np.bool_]:
+        members = jensen_shannon(proposals[index], proposals) < threshold
+        members[index] = True
+        return members
+
+    return np.stack([proposals[members].mean(0) for members in first_come(len(proposals), near)])
 
 
 def _negative_entropy(maps: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -124,8 +124,8 @@ def _merge(variant: Variant, spec: EngineSpec, pyramid: list[NDArray[Any]], size
         proposals = merge_jensen_shannon(maps, shapes["grids"][0], variant.grid, variant.thresholds)
         return suppress(proposals, shapes["grids"][0], size)
     weights = parse_weights(variant.weights or "proportional", spec)
-    refine: Literal["kmeans", "none"] = "kmeans" if "kmeans" in (variant.refine or "") else "none"
-    config = MergeConfig(variant.thresholds, variant.grid, weights, refine)
+    solver = "kmeans" if "kmeans" in (variant.refine or "") else "merge"
+    config = MergeConfig(variant.thresholds, variant.grid, weights, solver)
     if variant.auto:
         from runtime.merge.thresholds import stable_thresholds
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from runtime.errors import DiffSegError
 from runtime.pyramid.config import MergeConfig
-from runtime.pyramid.weights import Weights, check_weights, resolution_ratios
+from runtime.pyramid.weights import Weighting, as_weights, resolution_ratios
 from tools.evaluate.divergence import KL_PER_JS
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def settle(method: str, engine: str, spec: EngineSpec, protocol: Protocol, wish:
     )
 
 
-def parse_weights(text: str, spec: EngineSpec) -> Weights:
+def parse_weights(text: str, spec: EngineSpec) -> Weighting:
     """Weights of the aggregation from their text: proportional, per-tensor, 64-only, or numbers with commas.
 
     Raises DiffSegError when the engine does not have that resolution, or has another number of them.
@@ -115,7 +115,7 @@ def parse_weights(text: str, spec: EngineSpec) -> Weights:
                 raise ValueError(f"expected one of {', '.join(f'{side}-only' for side in sides)}")
             return tuple(float(one == side) for one in sides)
         named = text in ("proportional", "per-tensor")
-        weights = check_weights(text if named else tuple(float(part) for part in text.split(",")))
+        weights = as_weights(text if named else tuple(float(part) for part in text.split(",")))
         resolution_ratios(weights, [(level.height, level.width) for level in spec.levels], [1] * len(sides))
     except ValueError as error:
         raise DiffSegError(

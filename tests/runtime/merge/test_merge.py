@@ -19,7 +19,7 @@ from runtime.pyramid.config import MergeConfig
 DATA = Path(__file__).parents[2] / "data"
 
 
-# DiffSeg as DESIGN.md words it, in float64 and without a shortcut.
+# DiffSeg as the paper words it, in float64 and without a shortcut.
 
 
 def plain_upsample(image, height, width):
@@ -188,7 +188,7 @@ def test_labels_equal_the_plain_ones(grids, seed):
 def test_screening_leaves_no_member_out(quantile):
     """Blocks, tiles and thresholds of every size against the dense product, with zeros among the maps."""
     from runtime.merge.aggregate import Aggregation
-    from runtime.merge.proposals import _candidates
+    from runtime.merge.iterations import screen
     from runtime.pyramid.anchors import anchor_queries
 
     rng = np.random.default_rng(5)
@@ -200,13 +200,13 @@ def test_screening_leaves_no_member_out(quantile):
         divergence = np.array([plain_divergence(maps[a].astype(float), maps[::11]) for a in anchors])
         threshold = float(np.quantile(divergence, quantile))
         pooled = Aggregation([maps], [shape], [1.0], total=len(maps)).pooled
-        candidates = _candidates(pooled, len(maps), pooled[anchors], threshold)[:, ::11]
+        candidates = screen(pooled, len(maps), pooled[anchors], threshold)[:, ::11]
         assert candidates[divergence < threshold].all()
 
 
 def test_screening_leaves_out_most_maps_that_are_too_far():
     from runtime.merge.aggregate import Aggregation
-    from runtime.merge.proposals import _candidates
+    from runtime.merge.iterations import screen
     from runtime.pyramid.anchors import anchor_queries
 
     maps = aggregate_attention(random_pyramid(np.random.default_rng(0), [(s, s) for s in (32, 16, 8, 4)]))
@@ -214,7 +214,7 @@ def test_screening_leaves_out_most_maps_that_are_too_far():
     divergence = np.array([plain_divergence(maps[anchor], maps) for anchor in anchors])
     threshold = float(np.quantile(divergence, 0.2))
     pooled = Aggregation([maps], [(32, 32)], [1.0], total=len(maps)).pooled
-    assert _candidates(pooled, len(maps), pooled[anchors], threshold).mean() < 0.25
+    assert screen(pooled, len(maps), pooled[anchors], threshold).mean() < 0.25
 
 
 def test_input_of_320_pixels():
@@ -337,7 +337,7 @@ def test_kmeans_gives_cluster_means():
     pyramid = random_pyramid(np.random.default_rng(0), [(16, 16), (8, 8)])
     maps = aggregate_attention(pyramid)
     plain = merge_attention(maps, MergeConfig((0.3,) * 3, 8), (16, 16))
-    centres = merge_attention(maps, MergeConfig((0.3,) * 3, 8, refine="kmeans"), (16, 16))
+    centres = merge_attention(maps, MergeConfig((0.3,) * 3, 8, solver="kmeans"), (16, 16))
     assert centres.shape == plain.shape
     assert len(centres) > 1
 
@@ -355,11 +355,11 @@ def test_kmeans_gives_cluster_means():
 
 
 def test_kmeans_keeps_a_centre_without_maps():
-    from runtime.merge.kmeans import _kmeans
+    from runtime.merge.solvers.kmeans import kmeans
 
     maps = np.eye(4, dtype=np.float32)[[0, 0, 1, 1]]
     centres = np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 9, 9]], np.float32)
-    np.testing.assert_array_equal(_kmeans(maps, centres), centres)
+    np.testing.assert_array_equal(kmeans(maps, centres), centres)
 
 
 def test_suppress_equals_the_plain_one():
@@ -407,7 +407,7 @@ def test_config_is_a_value():
         ({"weights": (1.0, -1.0)}, "not negative"),
         ({"weights": ()}, "found ()"),
         ({"weights": None}, "found None"),
-        ({"refine": "crf"}, "'none' or 'kmeans', found 'crf'"),
+        ({"solver": "crf"}, "solver: expected 'merge' or 'kmeans', found 'crf'; choose one"),
     ],
 )
 def test_config_errors(arguments, message):

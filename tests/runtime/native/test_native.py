@@ -369,7 +369,7 @@ def test_python_says_what_is_wrong(library):
         ([bad], MergeConfig(grid=4), "NaN"),
         ([good[:10]], MergeConfig(grid=4), r"expected maps \[n, n\]"),
         ([good], MergeConfig(grid=9), "expected 2 to 8 anchors"),
-        ([good], MergeConfig(grid=4, refine="kmeans"), "refine: expected 'none' on device"),
+        ([good], MergeConfig(grid=4, solver="kmeans"), "solver: expected 'merge' on device"),
         ([good], MergeConfig((1.0,) * 17, 4), "thresholds: .* 16 at most, found 17"),
     ):
         with pytest.raises(ValueError, match=message):
