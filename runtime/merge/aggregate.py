@@ -202,7 +202,7 @@ _interpolation = functools.lru_cache(maxsize=32)(interpolation)
 
 @functools.lru_cache(maxsize=32)
 def _groups(coarse: tuple[int, ...], fine: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Runs of an axis whose positions have the same source in every coarse axis: run of every position, their starts."""
+    """Runs of positions that have the same source in every coarse axis: the run of each position, and their starts."""
     position = np.arange(fine)
     starts = position == 0
     for side in coarse:

@@ -42,7 +42,8 @@ def divergences(a: NDArray[Any], b: NDArray[Any] | None = None, *, total: float 
     """D between every two of some maps, or between every map of `a` and every map of `b`.
 
     Args:
-        a, b: float32 or float64 [A, n] and [B, n], not negative. The precision of the result is theirs.
+        a: float32 or float64 [A, n], not negative. The result has its precision.
+        b: [B, n], as `a`.
         total: what every map sums to.
 
     Returns:

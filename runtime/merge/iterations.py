@@ -107,9 +107,7 @@ def active_tiles(candidates: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
     return lines.any(axis=3).reshape(count, -1)
 
 
-def screen(
-    pooled: NDArray[np.float32], n: int, anchors: NDArray[np.float32], threshold: float
-) -> NDArray[np.bool_]:
+def screen(pooled: NDArray[np.float32], n: int, anchors: NDArray[np.float32], threshold: float) -> NDArray[np.bool_]:
     """Which maps may be nearer to an anchor than the threshold, bool [anchors, n]: no member is ever left out.
 
     D never grows when pixels are summed into blocks (the data-processing inequality), and there it costs next to

@@ -25,7 +25,8 @@ class Solver:
     packages: tuple[str, ...] = ()
 
 
-SOLVERS = (Solver("merge", "merge"), Solver("kmeans", "kmeans"))
+DEFAULT = "merge"  # the paper's, and the only one of the GPU's core and of engines that give labels
+SOLVERS = (Solver(DEFAULT, "merge"), Solver("kmeans", "kmeans"))
 
 
 def solver_named(name: object) -> Solver:

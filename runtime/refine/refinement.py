@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
+from runtime.pyramid import solvers
 from runtime.refine import registry
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from runtime.pyramid.weights import Shape
-
-SOLVER = "kmeans"  # a word of --refine that is no refinement: it is how the merge finds its proposals
 
 LARGEST = 2048 * 2048  # pixels; a larger frame is refined at this size, which bounds time and memory
 
@@ -90,18 +89,22 @@ class Refinement:
 
 
 def split_refine(refine: str) -> tuple[str, tuple[str, ...]]:
-    """`--refine` → the merge's solver ("none" or "kmeans"), and the names of the refinements.
+    """`--refine` → the solver ("merge" where no word names another), and the names of the refinements.
 
         split_refine("kmeans,snap")  # ("kmeans", ("snap",))
 
-    Raises ValueError for anything but "none", or words with commas between them: kmeans and the registry's.
+    Raises ValueError for anything but "none", or words with commas between them: at most one solver, and refinements.
     """
-    known = (SOLVER, *registry.refinement_names())
+    others = tuple(solver.name for solver in solvers.SOLVERS if solver.name != solvers.DEFAULT)
+    known = (*others, *registry.refinement_names())
     words = tuple(dict.fromkeys(word.strip() for word in refine.split(","))) if isinstance(refine, str) else ()
     if words == ("none",):
-        return "none", ()
+        return solvers.DEFAULT, ()
     if not words or not set(words) <= set(known):
         raise ValueError(
             f"refine: expected none, or one or more of {', '.join(known)} with commas between them, found {refine!r}"
         )
-    return SOLVER if SOLVER in words else "none", tuple(word for word in words if word != SOLVER)
+    chosen = [word for word in words if word in others]
+    if len(chosen) > 1:
+        raise ValueError(f"refine: expected one solver at most, found {', '.join(chosen)}; choose one of them")
+    return (*chosen, solvers.DEFAULT)[0], tuple(word for word in words if word not in others)

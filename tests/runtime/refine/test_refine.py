@@ -123,8 +123,8 @@ def test_bad_refine(refine):
 
 
 def test_what_the_words_of_refine_mean():
-    assert split_refine("none") == ("none", ())
-    assert split_refine("kmeans, snap") == ("kmeans", ("snap",)) and split_refine("snap") == ("none", ("snap",))
+    assert split_refine("none") == ("merge", ())
+    assert split_refine("kmeans, snap") == ("kmeans", ("snap",)) and split_refine("snap") == ("merge", ("snap",))
     for names in (("edges",), "snap", True, ("absorb",)):
         with pytest.raises(ValueError, match="refine: expected names of snap, found"):
             Refinement(names)
