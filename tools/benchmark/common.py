@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from runtime.errors import DiffSegError
+from runtime.errors import DiffSegError, UsageError
 from runtime.terminal import check_extra, check_packages, errors_end_the_process
 
 if TYPE_CHECKING:
@@ -124,16 +124,19 @@ def _answer() -> None:
 
 
 def check_options(model: str, family: str, plot: Path | None) -> None:
-    """Raise DiffSegError when the family is unknown, or when the plot could not be written after all the measuring."""
+    """Refuse an unknown family, a plot that could not be written, and missing packages, before all the measuring.
+
+    Raises UsageError and ModuleNotFoundError.
+    """
     from tools.tiny.random_pipelines import FAMILIES
 
     if not model and family not in FAMILIES:
-        raise DiffSegError(f"--family: expected one of {', '.join(FAMILIES)}, found {family}")
+        raise UsageError(f"--family: expected one of {', '.join(FAMILIES)}, found {family}")
     check_extra("export")
     if plot:
         check_packages("matplotlib")
     if plot and (not plot.absolute().parent.is_dir() or plot.suffix.lower() != ".png"):
-        raise DiffSegError(f"--plot: expected a .png in a folder that exists, found {plot}")
+        raise UsageError(f"--plot: expected a .png in a folder that exists, found {plot}")
 
 
 def core_pyramid(side: int) -> tuple[list[Maps], tuple[float, ...]]:

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from runtime.errors import DiffSegError
-from runtime.terminal import USAGE_ERROR, one_line_errors
+from runtime.errors import UsageError
 from tools.benchmark.common import GRID, core_pyramid, in_fresh_process, machine, resident, say, timed
 from tools.benchmark.elementwise import core_elementwise
 from tools.benchmark.products import PRODUCTS_RATIO, PRODUCTS_SIDE, photo_pyramids, products_ratio
@@ -45,8 +44,7 @@ def core(
 
         native_core(side, repeat, as_json, device)
     if side % 8:
-        with one_line_errors(USAGE_ERROR):
-            raise DiffSegError(f"--side: expected a multiple of 8, for four resolutions; found {side}")
+        raise UsageError(f"--side: expected a multiple of 8, for four resolutions; found {side}")
     import cv2
     import numpy as np
     from threadpoolctl import threadpool_limits

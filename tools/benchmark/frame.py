@@ -15,8 +15,8 @@ from typing import Annotated, Any
 
 import typer
 
-from runtime.errors import DiffSegError
-from runtime.terminal import USAGE_ERROR, check_packages, one_line_errors
+from runtime.errors import UsageError
+from runtime.terminal import check_packages
 from tools.benchmark.common import check_options, in_fresh_process, machine, say
 from tools.benchmark.peers import PEERS, make_engine, measure_peak, measure_peer
 
@@ -36,11 +36,10 @@ def frame(
     """Frame to labels on a CPU: PyTorch eager, ONNX Runtime and OpenVINO side by side, taking turns."""
     chosen = [name.strip() for name in peers.split(",")]
     unknown = [name for name in chosen if name not in PEERS]
-    with one_line_errors(USAGE_ERROR):
-        if unknown:
-            raise DiffSegError(f"--peers: expected some of {', '.join(PEERS)}, found {', '.join(unknown)}")
-        check_options(model, family, plot)
-        check_packages(*(PEERS[name].backend for name in chosen if PEERS[name].backend))
+    if unknown:
+        raise UsageError(f"--peers: expected some of {', '.join(PEERS)}, found {', '.join(unknown)}")
+    check_options(model, family, plot)
+    check_packages(*(PEERS[name].backend for name in chosen if PEERS[name].backend))
     threads = threads or os.cpu_count() or 1
     with tempfile.TemporaryDirectory() as temporary:
         folder = keep or Path(temporary)

@@ -12,8 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from runtime.errors import DiffSegError
-from runtime.terminal import USAGE_ERROR, one_line_errors
+from runtime.errors import UsageError
 from tools.benchmark.common import check_options, core_pyramid, in_fresh_process, machine, resident, say
 from tools.benchmark.peers import PEERS, make_engine
 
@@ -31,17 +30,16 @@ def scaling(
     plot: Annotated[Path | None, typer.Option(help="Write the curves as a PNG.")] = None,
 ) -> None:
     """Time and memory against the size of frames, the grid of anchors and the batch; an empty list leaves one out."""
-    with one_line_errors(USAGE_ERROR):
-        wanted = {
-            "size": _numbers("--sizes", sizes, 1),
-            "grid": _numbers("--grids", grids, 2),
-            "batch": _numbers("--batches", batches, 1),
-        }
-        if not any(wanted.values()):
-            raise DiffSegError("expected --sizes, --grids or --batches, found all three empty")
-        if peer not in PEERS or PEERS[peer].engine is None:
-            raise DiffSegError(f"--peer: expected one of {', '.join(list(PEERS)[1:])}, found {peer}")
-        check_options(model, family, plot)
+    wanted = {
+        "size": _numbers("--sizes", sizes, 1),
+        "grid": _numbers("--grids", grids, 2),
+        "batch": _numbers("--batches", batches, 1),
+    }
+    if not any(wanted.values()):
+        raise UsageError("expected --sizes, --grids or --batches, found all three empty")
+    if peer not in PEERS or PEERS[peer].engine is None:
+        raise UsageError(f"--peer: expected one of {', '.join(list(PEERS)[1:])}, found {peer}")
+    check_options(model, family, plot)
     curves: dict[str, list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -129,7 +127,7 @@ def _numbers(option: str, text: str, least: int) -> list[int]:
         numbers = [int(word) for word in text.split(",") if word.strip()]
         if min(numbers, default=least) >= least:
             return numbers
-    raise DiffSegError(f"{option}: expected whole numbers with commas, at least {least}, found {text!r}")
+    raise UsageError(f"{option}: expected whole numbers with commas, at least {least}, found {text!r}")
 
 
 def print_scaling(report: dict[str, Any]) -> None:

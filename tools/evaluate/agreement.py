@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +10,7 @@ import numpy as np
 import typer
 
 from export.check.agreement import ENOUGH, LARGE, matched_agreement, says_something
+from runtime.errors import DiffSegError
 
 
 def agreement(
@@ -26,30 +26,26 @@ def agreement(
 
     Photographs with fewer than four segments of at least 1 % (by the second engine) do not count.
     """
-    from runtime.errors import DiffSegError
     from runtime.frames.decode import read_frame
     from runtime.frames.find import find_sources
     from runtime.segmenter import Segmenter
 
-    try:
-        segmenter = Segmenter.open(engine, "cpu", backend=backend, thresholds=threshold)
-        other = Segmenter.open(reference, "cpu", thresholds=threshold)
-        sources, failures = find_sources(inputs)
-        if failures:
-            raise DiffSegError(failures[0])
-        shares: dict[str, float] = {}
-        for source in sources:
-            frame = read_frame(source.path)
-            expected = other(frame).labels
-            if says_something(expected):
-                shares[str(source.path)] = matched_agreement(segmenter(frame).labels, expected)
-        if not shares:
-            raise DiffSegError(
-                f"none of {len(sources)} photographs has {ENOUGH} segments of at least {LARGE:.0%}; lower --threshold"
-            )
-    except DiffSegError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(1) from None
+    segmenter = Segmenter.open(engine, "cpu", backend=backend, thresholds=threshold)
+    other = Segmenter.open(reference, "cpu", thresholds=threshold)
+    sources, failures = find_sources(inputs)
+    if failures:
+        raise DiffSegError(failures[0])
+    shares: dict[str, float] = {}
+    for source in sources:
+        frame = read_frame(source.path)
+        expected = other(frame).labels
+        if says_something(expected):
+            shares[str(source.path)] = matched_agreement(segmenter(frame).labels, expected)
+    if not shares:
+        raise DiffSegError(
+            f"expected a photograph with {ENOUGH} segments of at least {LARGE:.0%}, found none in {len(sources)}; "
+            "lower --threshold"
+        )
     values = list(shares.values())
     report: dict[str, Any] = {
         "photographs": len(sources),

@@ -20,8 +20,8 @@ from typing import Annotated, Any
 
 import typer
 
-from runtime.errors import DiffSegError
-from runtime.terminal import USAGE_ERROR, complain, one_line_errors
+from runtime.errors import DiffSegError, UsageError
+from runtime.terminal import complain
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -43,18 +43,16 @@ def check(
     from runtime.gpu.probe import check_driver
     from tools.benchmark.native import measure
 
-    with one_line_errors(USAGE_ERROR):
-        if output.is_dir() or not output.parent.is_dir():
-            why = "is a folder" if output.is_dir() else "is in no folder that exists"
-            raise DiffSegError(f"--output: expected a file to write, found {output}, which {why}; choose another")
-    with one_line_errors():
-        try:
-            check_driver()
-        except DiffSegError as error:
-            found = str(error).rpartition("; ")[0]
-            raise DiffSegError(f"{found}; run this where there is one: 'python -m pytest' tests the rest") from None
-        library = native.load(device)
-        core = measure(library, side, repeat, device)
+    if output.is_dir() or not output.parent.is_dir():
+        why = "is a folder" if output.is_dir() else "is in no folder that exists"
+        raise UsageError(f"--output: expected a file to write, found {output}, which {why}; choose another")
+    try:
+        check_driver()
+    except DiffSegError as error:
+        found = str(error).rpartition("; ")[0]
+        raise DiffSegError(f"{found}; run this where there is one: 'python -m pytest' tests the rest") from None
+    library = native.load(device)
+    core = measure(library, side, repeat, device)
     tests = run_tests()
     engines = measure_engines(device, repeat, full)
     report = {

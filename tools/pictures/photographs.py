@@ -1,4 +1,4 @@
-"""`python -m tools.pictures.photographs`: photographs and their segments, in one picture.
+"""`python -m tools.pictures photographs`: draws photographs and their segments, as one picture.
 
 The photographs come with scikit-image and are free of rights: the astronaut (NASA, public domain), the cup of coffee
 (CC0, Rachel Michetti), the cat (CC0, Stefan van der Walt) and the rocket (SpaceX, public domain).
@@ -7,10 +7,11 @@ The photographs come with scikit-image and are free of rights: the astronaut (NA
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import cv2
 import numpy as np
+import typer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,7 +39,10 @@ def draw_sheet(segmenter: Segmenter, names: tuple[str, ...] = NAMES) -> NDArray[
     return np.asarray(np.hstack(columns), np.uint8)
 
 
-if __name__ == "__main__":
+def photographs(output: Annotated[Path, typer.Option(help="The picture, a .png.")] = PICTURE) -> None:
+    """Draw photographs and, below them, their segments."""
+    from runtime.files import write_atomically
     from runtime.segmenter import Segmenter
 
-    cv2.imwrite(str(PICTURE), draw_sheet(Segmenter.open()), [cv2.IMWRITE_PNG_COMPRESSION, 9])
+    encoded = cv2.imencode(".png", draw_sheet(Segmenter.open()), [cv2.IMWRITE_PNG_COMPRESSION, 9])[1]
+    write_atomically(output, encoded.tobytes())

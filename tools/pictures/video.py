@@ -1,12 +1,13 @@
-"""`python -m tools.pictures.video`: draws frames of a moving scene without and with identities, as one picture."""
+"""`python -m tools.pictures video`: draws frames of a moving scene without and with identities, as one picture."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import cv2
 import numpy as np
+import typer
 
 from tools.scenes.moving import draw_moving_scene
 
@@ -40,7 +41,10 @@ def draw_strip(segmenter: Segmenter, seed: int = SEED, times: tuple[int, ...] = 
     return np.asarray(np.hstack(columns), np.uint8)
 
 
-if __name__ == "__main__":
-    from runtime import Segmenter
+def video(output: Annotated[Path, typer.Option(help="The picture, a .png.")] = PICTURE) -> None:
+    """Draw frames of a moving scene, their segments, and their identities."""
+    from runtime.files import write_atomically
+    from runtime.segmenter import Segmenter
 
-    cv2.imwrite(str(PICTURE), draw_strip(Segmenter.open()), [cv2.IMWRITE_PNG_COMPRESSION, 9])
+    encoded = cv2.imencode(".png", draw_strip(Segmenter.open()), [cv2.IMWRITE_PNG_COMPRESSION, 9])[1]
+    write_atomically(output, encoded.tobytes())

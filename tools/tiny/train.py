@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
-from runtime.errors import DiffSegError
-from runtime.terminal import USAGE_ERROR, one_line_errors
+from runtime.errors import UsageError
 from tools.tiny import data as tiny_data
 from tools.tiny import losses as tiny_losses
 from tools.tiny import model as tiny_model
@@ -249,11 +248,10 @@ def train(
     snapshot_every: Annotated[float, typer.Option(help="Minutes between snapshots.")] = 4.0,
 ) -> None:
     """Train the tiny model from nothing. Run it again to continue after an interruption."""
-    with one_line_errors(USAGE_ERROR):
-        if size not in tiny_model.UNET_CHANNELS:
-            raise DiffSegError(f"--size: expected one of {', '.join(tiny_model.UNET_CHANNELS)}, found {size}")
-        if autoencoder is not None and not (autoencoder / "config.json").is_file():
-            raise DiffSegError(f"--autoencoder: expected a folder with config.json and weights, found {autoencoder}")
+    if size not in tiny_model.UNET_CHANNELS:
+        raise UsageError(f"--size: expected one of {', '.join(tiny_model.UNET_CHANNELS)}, found {size}")
+    if autoencoder is not None and not (autoencoder / "config.json").is_file():
+        raise UsageError(f"--autoencoder: expected a folder with config.json and weights, found {autoencoder}")
     pictures = tiny_data.load_photos(photos)
     import torch
     from rich.console import Console

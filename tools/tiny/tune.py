@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
-from runtime.errors import DiffSegError
-from runtime.terminal import USAGE_ERROR, one_line_errors
+from runtime.errors import UsageError
 from tools.tiny import attention as tiny_attention
 from tools.tiny import data as tiny_data
 from tools.tiny import losses as tiny_losses
@@ -206,11 +205,8 @@ def tune(
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
 ) -> None:
     """Tune the attention of a trained model. Run it again to continue after an interruption."""
-    with one_line_errors(USAGE_ERROR):
-        if not (model / "model_index.json").is_file():
-            raise DiffSegError(
-                f"{model}: expected a diffusers folder with model_index.json, as 'tools.tiny train' writes"
-            )
+    if not (model / "model_index.json").is_file():
+        raise UsageError(f"{model}: expected a diffusers folder with model_index.json, as 'tools.tiny train' writes")
     pictures = tiny_data.load_photos(photos)
     import torch
     from rich.console import Console

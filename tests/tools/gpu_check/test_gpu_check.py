@@ -6,13 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
-import typer
+from typer.testing import CliRunner
 
 from runtime.engine.registry import EMBEDDED
 from runtime.errors import DiffSegError
 from runtime.gpu import probe
 from tools.gpu_check import check as gpu_check
 from tools.gpu_check import plans as gpu_plans
+from tools.gpu_check.__main__ import app
 
 ROOT = Path(__file__).parents[3]
 
@@ -31,12 +32,11 @@ def test_gpu_check_without_a_gpu():
         pytest.skip("there is a GPU")
 
 
-def test_gpu_check_needs_a_place_for_its_report(tmp_path, capsys):
+def test_gpu_check_needs_a_place_for_its_report(tmp_path):
     """Before the minutes of work that it would tell of."""
     for path, wrong in ((tmp_path, "is a folder"), (tmp_path / "no" / "report.json", "is in no folder that exists")):
-        with pytest.raises(typer.Exit) as caught:
-            gpu_check.check(path)
-        assert caught.value.exit_code == 2 and f"found {path}, which {wrong}" in capsys.readouterr().err
+        result = CliRunner().invoke(app, ["--output", str(path)])
+        assert result.exit_code == 2 and f"found {path}, which {wrong}" in result.stderr
 
 
 def test_results_are_read(tmp_path):

@@ -1,0 +1,1 @@
+"""The pictures of the READMEs, and the programs that draw them."""
