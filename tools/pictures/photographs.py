@@ -7,10 +7,13 @@ The photographs come with scikit-image and are free of rights: the astronaut (NA
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import cv2
 import numpy as np
+import typer
+
+from runtime.terminal import run
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,7 +41,18 @@ def draw_sheet(segmenter: Segmenter, names: tuple[str, ...] = NAMES) -> NDArray[
     return np.asarray(np.hstack(columns), np.uint8)
 
 
-if __name__ == "__main__":
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(output: Annotated[Path, typer.Option(help="Picture to write, .png.")] = PICTURE) -> None:
+    """Draw the README's picture of photographs and their segments."""
+    from runtime.files import write_atomically
     from runtime.segmenter import Segmenter
 
-    cv2.imwrite(str(PICTURE), draw_sheet(Segmenter.open()), [cv2.IMWRITE_PNG_COMPRESSION, 9])
+    encoded = cv2.imencode(".png", draw_sheet(Segmenter.open()), [cv2.IMWRITE_PNG_COMPRESSION, 9])[1]
+    write_atomically(output, encoded.tobytes())
+
+
+if __name__ == "__main__":
+    run(app, "python -m tools.pictures.photographs", "evaluate")

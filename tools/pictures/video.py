@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import cv2
 import numpy as np
+import typer
 
+from runtime.terminal import run
 from tools.scenes.moving import draw_moving_scene
 
 if TYPE_CHECKING:
@@ -40,7 +42,18 @@ def draw_strip(segmenter: Segmenter, seed: int = SEED, times: tuple[int, ...] = 
     return np.asarray(np.hstack(columns), np.uint8)
 
 
-if __name__ == "__main__":
-    from runtime import Segmenter
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-    cv2.imwrite(str(PICTURE), draw_strip(Segmenter.open()), [cv2.IMWRITE_PNG_COMPRESSION, 9])
+
+@app.command()
+def main(output: Annotated[Path, typer.Option(help="Picture to write, .png.")] = PICTURE) -> None:
+    """Draw the README's picture of a moving scene's frames and segments."""
+    from runtime.files import write_atomically
+    from runtime.segmenter import Segmenter
+
+    encoded = cv2.imencode(".png", draw_strip(Segmenter.open()), [cv2.IMWRITE_PNG_COMPRESSION, 9])[1]
+    write_atomically(output, encoded.tobytes())
+
+
+if __name__ == "__main__":
+    run(app, "python -m tools.pictures.video", "video")
