@@ -134,6 +134,15 @@ def test_usage_lines_name_the_command(diffseg, crowded, name):
     assert failed.returncode == 2 and f"diffseg {name}" in failed.stderr
 
 
+@pytest.mark.parametrize("page", ["CHANGELOG.md", "CONTRIBUTING.md"])
+def test_what_a_page_names_exists(page):
+    text = (ROOT / page).read_text()
+    links = [target.split("#")[0] for target in re.findall(r"\]\((?!http)([^)]+)\)", text)]
+    registries = re.findall(r"`((?:runtime|export|tests)/[\w./]+)`", text)
+    for path in links + registries:
+        assert (ROOT / path).exists(), path
+
+
 @pytest.mark.parametrize("readme", ["README.md", "runtime/README.md"])
 def test_python_code_of_the_readmes_runs(tmp_path, readme):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / readme).read_text(), re.DOTALL)
