@@ -11,9 +11,9 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-SMALLEST_SIDE = 32  # of the picture on which motion is estimated; the flow's pyramid needs so many pixels
-BLUR = 7  # pixels over which two frames are compared, so that fine texture, which no flow follows, plays no part
-TOLERANCE = 25.0  # grey levels by which a pixel may differ from the one it came from
+SMALLEST_SIDE = 32  # pixels; the pyramid of the optical flow needs at least these
+BLUR = 7  # pixels; frames are blurred before they are compared, since the flow cannot follow fine texture
+TOLERANCE = 25.0  # grey levels by which a pixel may differ from its origin
 # A cut changes the picture's layout and its colours; a flash changes the colours alone, a fast pan the layout alone.
 LEAST_CORRELATION, LEAST_COMMON_COLOURS, MOST_DIFFERENCE = 0.7, 0.65, 20.0
 
@@ -24,7 +24,7 @@ class Motion:
 
     Attributes:
         x, y: float32 [h, w], position in the frame before, in pixels of the small picture.
-        trust: float32 [h, w], 1 where a pixel looks like the one it came from, near 0 where that was hidden or outside.
+        trust: float32 [h, w], 1 where a pixel looks like its origin, near 0 where the origin was hidden or outside.
         cut: whether the two frames belong to different scenes.
     """
 

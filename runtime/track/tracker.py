@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from runtime.result import Result
     from runtime.track.motion import Motion
 
-LEAST_OVERLAP = 0.1  # intersection over union that makes a pair by itself
-LIKE, LIKE_OVERLAP = 0.7, 0.02  # exp(−D) of proposals, and overlap, that make a pair together
-LOST_LIKE, LOST_WEIGHT = 0.5, 0.1  # how alike something must be to come back; any pair in sight comes first
-YOUNG = 12  # frames for which a new identity may turn out to be one that had gone out of sight
-SMALLEST_AREA = 0.001  # of the frame; less is no segment
-NUMBERS = 1 << 16  # identities that a label picture of 16 bits tells apart
+LEAST_OVERLAP = 0.1  # intersection over union that is enough for a match
+LIKE, LIKE_OVERLAP = 0.7, 0.02  # exp(−D) of proposals and overlap that together are enough for a match
+LOST_LIKE, LOST_WEIGHT = 0.5, 0.1  # likeness at which an identity reappears; its weight beside matches in sight
+YOUNG = 12  # frames during which a new identity may still be recognised as an earlier one
+SMALLEST_AREA = 0.001  # of the frame; identities below it count as out of sight
+NUMBERS = 1 << 16  # identities that fit into a label picture of 16 bits
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from runtime.result import Result
     from runtime.track.motion import Motion
 
-MOST_OF_IT, FORGET = 0.85, 0.99  # of its usual area, which is forgotten by this factor a frame
-SAME_COLOUR = 45.0  # distance of mean BGR colours
-REACH = 0.4  # of the longer side: how far from its course something may come back
-SEEN_ENOUGH = 4  # sightings that make something a thing that can come back
-STAND_IN = 32  # side of the maps that stand in for the proposals of an engine that gives none
+MOST_OF_IT, FORGET = 0.85, 0.99  # share of the usual area that counts as whole; decay of the usual area per frame
+SAME_COLOUR = 45.0  # largest distance between mean BGR colours of one object
+REACH = 0.4  # of the longer side: how far from its expected place an object may reappear
+SEEN_ENOUGH = 4  # sightings after which an identity may reappear
+STAND_IN = 32  # side of the blurred masks used where an engine gives no proposals
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +31,8 @@ class Sighting:
     Attributes:
         mask: float32 [h, w], its share in every pixel.
         proposal: float32 [h', w'], its attention map; or its blurred mask, where the engine gives no maps.
-        colour: float32 [3], mean BGR, of its middle above all.
-        place: float64 [2], its middle (x, y) in pixels.
+        colour: float32 [3], mean BGR, weighted towards its middle.
+        place: float64 [2], its centre (x, y) in pixels.
     """
 
     mask: NDArray[np.float32]
@@ -49,12 +49,12 @@ class Track:
         number: the identity.
         mask: float32 [h, w], its share in every pixel; all tracks' sum to 1. None: out of sight.
         proposal: float32 [h', w'], carried along the flow and blended.
-        portrait: the last sighting of most of it, by which it is known when it comes back; `age` frames old.
+        portrait: the last sighting at about its full size, by which it is recognised; `age` frames old.
         velocity: pixels (x, y) a frame, mean of the sightings.
         area: of a usual sighting, in pixels.
         unseen: frames since a segment was last matched with it.
         known: frames since it was born.
-        seen: sightings; what was seen a few times only is no thing to come back.
+        seen: number of sightings.
     """
 
     number: int
@@ -69,7 +69,7 @@ class Track:
     seen: int = 1
 
     def move(self, motion: Motion) -> None:
-        """Go on to the next frame, with the picture."""
+        """Advance to the next frame: mask and proposal follow the motion."""
         self.age += 1
         self.unseen += 1
         self.known += 1
@@ -78,13 +78,13 @@ class Track:
             self.proposal = motion.carry(self.proposal)
 
     def see(self, sighting: Sighting) -> None:
-        """Take over what its segment in this frame looks like."""
+        """Update it from the segment it was matched with in this frame."""
         self.unseen = 0
         self.seen += 1
         self.proposal = 0.5 * (self.proposal + sighting.proposal)
         area = float(sighting.mask.sum())
         self.area *= FORGET
-        if area < MOST_OF_IT * self.area:  # going behind something: remember it as it was
+        if area < MOST_OF_IT * self.area:  # partly hidden: keep the portrait of the whole
             return
         self.area = max(self.area, area)
         if self.age == 1:
@@ -93,9 +93,10 @@ class Track:
         self.age = 0
 
     def resembles(self, sighting: Sighting) -> float:
-        """Whether this, out of sight, could be it: exp(−D) of the proposals, its own moved to the other's place.
+        """How likely a segment is this identity, which is out of sight: exp(−D) of their proposals.
 
-        0 where the colours differ, where it cannot have come to since it was seen, or when it was hardly ever seen.
+        The identity's own proposal is moved to the segment's place first. The likeness is 0 if the colours differ, if the
+        segment is too far from where the identity should be, or if the identity was seen too rarely.
         """
         portrait = self.portrait
         astray = np.linalg.norm(sighting.place - portrait.place - self.age * self.velocity)
@@ -113,7 +114,7 @@ class Track:
 
 
 def sightings(result: Result, small: NDArray[np.uint8]) -> list[Sighting]:
-    """Every segment of a result, as it shows on the small picture uint8 [h, w, 3] of its frame."""
+    """Every segment of a result, measured on the small picture uint8 [h, w, 3] of its frame."""
     colours = small.reshape(-1, 3).astype(np.float32)
     places = np.indices(small.shape[:2])[::-1].reshape(2, -1)
     found = []
@@ -123,7 +124,7 @@ def sightings(result: Result, small: NDArray[np.uint8]) -> list[Sighting]:
         if result.proposals is not None:
             proposal = result.proposals[index]
         else:
-            # Spread, so that a divergence grows with distance and is never infinite.
+            # Blurred, so that the divergence grows with distance and is never infinite.
             proposal = cv2.GaussianBlur(cv2.resize(mask, (STAND_IN, STAND_IN), interpolation=cv2.INTER_AREA), (0, 0), 2)
             proposal = np.asarray(proposal + 0.01, np.float32)
         middle = _middle(mask).ravel()
@@ -133,7 +134,7 @@ def sightings(result: Result, small: NDArray[np.uint8]) -> list[Sighting]:
 
 
 def _middle(mask: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Weights float32 [h, w] of a segment's pixels: its rim may show what lies around it."""
+    """Weights float32 [h, w] of a segment's pixels; low at its rim, which may show its surroundings."""
     inside = np.pad(mask > 0.5, 1).astype(np.uint8)
     if not inside.any():
         return mask.copy()
