@@ -179,7 +179,7 @@ NEEDS = {
     "tools.evaluate bsds500 photos": "skimage scipy PIL",
     "tools.evaluate agreement small.onnx small.onnx photos": "scipy",
     "tools.benchmark video --scenes 1 --frames 12": "scipy",
-    "tools.benchmark pipeline --frames 10": "scipy av",
+    "tools.benchmark pipeline": "scipy av",
     "tools.benchmark frame --plot plot.png": "torch openvino matplotlib",
     "tools.benchmark scaling --plot plot.png": "torch diffusers matplotlib",
     "tools.benchmark plan": "torch tensorrt_rtx",

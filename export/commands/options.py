@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from export.model.families import BLOCKS
 from runtime.errors import DiffSegError
-from runtime.pyramid.weights import Weighting, as_weights
+
+if TYPE_CHECKING:
+    from runtime.pyramid.weights import Weighting
 
 Model = Annotated[
     str,
@@ -69,6 +71,8 @@ def read_thresholds(text: str | None) -> tuple[float, ...] | None:
 
 def read_weights(text: str) -> Weighting:
     """A rule's name, or `1,0,0,0` → numbers. Raises DiffSegError for anything else."""
+    from runtime.pyramid.weights import as_weights
+
     try:
         return as_weights(text if text in ("proportional", "per-tensor") else text.split(","))
     except ValueError as error:

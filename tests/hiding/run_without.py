@@ -3,6 +3,7 @@
 A process is forked for each command, because importing NumPy, OpenCV and PyTorch anew for each would take longest.
 """
 
+import contextlib
 import json
 import os
 import runpy
@@ -30,11 +31,14 @@ def attempt(module, arguments, hidden, folder, seconds):
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         child = os.fork()
         if not child:
+            os.setpgid(0, 0)
             os.dup2(out.fileno(), 1)
             os.dup2(err.fileno(), 2)
             signal.alarm(seconds)
             become(module, arguments, hidden, folder)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        with contextlib.suppress(ProcessLookupError):  # processes that it started, where time was up
+            os.killpg(child, signal.SIGKILL)
         texts = []
         for file in (out, err):
             file.seek(0)

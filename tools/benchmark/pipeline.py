@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from runtime.terminal import check_extra
 from tools.benchmark.common import in_fresh_process, machine
 from tools.benchmark.streams import (
     backends,
@@ -57,6 +58,8 @@ def pipeline(
     Exit 1: a bound is missed.
     """
     wanted = parts or list(Part)
+    if Part.clip in wanted:
+        check_extra("video")
     report: dict[str, Any] = {"machine": machine(), "cores": _cores()}
     with tempfile.TemporaryDirectory() as folder:
         if {Part.photographs, Part.stand_in} & set(wanted):
