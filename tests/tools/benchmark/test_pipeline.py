@@ -2,12 +2,14 @@
 
 import json
 
+import pytest
 from typer.testing import CliRunner
 
 from tools.benchmark.__main__ import app
 
 
-def test_pipeline():
+@pytest.mark.slow
+def test_all_parts():
     result = CliRunner().invoke(app, ["pipeline", "--count", "10", "--frames", "10", "--every", "5", "--json"])
     report = json.loads(result.stdout)
     assert {found["backend"] for found in report["photographs"]} == {"onnxruntime", "openvino"}
@@ -20,4 +22,12 @@ def test_pipeline():
     assert set(report["clip"][0]["busy"]) == {
         *("decode", "resize", "network", "merge", "labels", "track", "draw", "encode")
     }
+    assert result.exit_code == bool(report["missed"])
+
+
+def test_one_part():
+    result = CliRunner().invoke(app, ["pipeline", "--part", "stand-in", "--count", "10", "--json"])
+    report = json.loads(result.stdout)
+    assert report["stand_in"]["frames"] == 10 and report["stand_in"]["ms"] >= 5
+    assert "photographs" not in report and "clip" not in report
     assert result.exit_code == bool(report["missed"])

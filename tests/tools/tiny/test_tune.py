@@ -124,6 +124,7 @@ def test_pictures_and_targets_fit_each_other(tmp_path):
         assert picture.shape == (192, 192, 3) and target.shape == (576, 576)
 
 
+@pytest.mark.slow
 def test_tuning_moves_the_weights_and_goes_on(model, tmp_path):
     photos = tmp_path / "photos"
     photos.mkdir()
