@@ -61,8 +61,7 @@ def divergences(a: NDArray[Any], b: NDArray[Any] | None = None, *, total: float 
         cross = np.matmul(a, logs.T)
         own = np.diagonal(cross)
         found = own[:, None] + own
-        found -= cross
-        found -= cross.T
+        found -= cross + cross.T  # so that D(a, b) and D(b, a) are rounded alike
         np.fill_diagonal(found, 0)
     else:
         other = centred(b, "logarithms of b")

@@ -63,7 +63,7 @@ def _most_stable(maps: NDArray[np.float32], cells: NDArray[np.intp], thresholds:
         members = (found < factor * thresholds[0]).astype(np.float32)
         if members.sum() == len(maps):
             continue  # nothing merges: many such steps would be the same for no merit of theirs
-        proposals = members @ maps / members.sum(axis=1, keepdims=True)
+        proposals = np.matmul(members, maps) / members.sum(axis=1, keepdims=True)
         for threshold in thresholds[1:]:
             proposals = merge_proposals(proposals, factor * threshold)
         labels = proposals[:, cells].argmax(axis=0)
@@ -81,7 +81,7 @@ def _agreement(together: NDArray[np.float32], pairs: int) -> NDArray[np.float64]
 
     0 where both put everything into one segment, or nothing: they are the same, but have found nothing.
     """
-    common = (together @ together.T).astype(np.float64)
+    common = np.matmul(together, together.T).astype(np.float64)
     own = np.diagonal(common)
     chance = np.outer(own, own) / pairs
     room = (own[:, None] + own) / 2 - chance

@@ -14,7 +14,7 @@ from runtime.native.core import Core, native_config
 from runtime.native.library import STAGES, Frames, Memory
 from runtime.pyramid.config import MergeConfig
 from runtime.pyramid.weights import resolution_ratios
-from tests.runtime.merge.test_merge import GRIDS, random_pyramid, reference
+from tests.runtime.merge.plain import GRIDS, random_pyramid, reference
 
 ALLOWED = 0.001  # of the pixels
 STATUS = {"null": 1, "abi": 2, "grid": 3, "anchors": 4, "threshold": 5, "weight": 6, "type": 7, "batch": 8, "size": 9}

@@ -20,7 +20,7 @@ from runtime.merge.segment import segment_attention
 from runtime.native import build
 from runtime.native.library import Config, Frames, Library
 from runtime.pyramid.config import MergeConfig
-from tests.runtime.merge.test_merge import random_pyramid
+from tests.runtime.merge.plain import random_pyramid
 from tests.runtime.native.test_native_gpu import SMALL
 
 SOURCES = Path(build.__file__).parent

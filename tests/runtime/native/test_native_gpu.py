@@ -12,7 +12,7 @@ import pytest
 from runtime.merge.segment import segment_attention
 from runtime.native.library import Frames, Memory
 from runtime.pyramid.config import MergeConfig
-from tests.runtime.merge.test_merge import random_pyramid
+from tests.runtime.merge.plain import random_pyramid
 from tests.runtime.native.test_native import core_for
 
 pytestmark = pytest.mark.gpu

@@ -14,7 +14,7 @@ from runtime.merge.segment import segment_attention
 from runtime.merge.suppress import renumber
 from runtime.pyramid.config import MergeConfig
 from runtime.segmenter import Segmenter
-from tests.runtime.merge.test_merge import random_pyramid
+from tests.runtime.merge.plain import random_pyramid
 
 ROOT = Path(__file__).parents[3]
 GRIDS = [(24, 36), (12, 18)]

@@ -1,0 +1,78 @@
+"""Solvers, and how one is added."""
+
+import importlib
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from runtime.merge.aggregate import aggregate_attention
+from runtime.merge.proposals import merge_attention
+from runtime.merge.segment import segment_attention
+from runtime.merge.solvers.kmeans import kmeans
+from runtime.pyramid.config import MergeConfig
+from runtime.pyramid.solvers import SOLVERS, Solver
+from runtime.refine.refinement import split_refine
+from tests.runtime.merge.plain import random_pyramid
+
+
+def test_kmeans_gives_cluster_means():
+    pyramid = random_pyramid(np.random.default_rng(0), [(16, 16), (8, 8)])
+    maps = aggregate_attention(pyramid)
+    plain = merge_attention(maps, MergeConfig((0.3,) * 3, 8), (16, 16))
+    centres = merge_attention(maps, MergeConfig((0.3,) * 3, 8, solver="kmeans"), (16, 16))
+    assert centres.shape == plain.shape
+    assert len(centres) > 1
+
+    def inertia(points):
+        return ((maps[:, None] - points) ** 2).sum(-1).min(1).sum()
+
+    assert inertia(centres) <= inertia(plain)
+    expected = plain.astype(np.float64)
+    for _ in range(10):
+        nearest = ((maps[:, None] - expected) ** 2).sum(-1).argmin(1)
+        expected = np.array(
+            [maps[nearest == k].mean(0) if (nearest == k).any() else expected[k] for k in range(len(expected))]
+        )
+    np.testing.assert_allclose(centres, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_kmeans_keeps_a_centre_without_maps():
+    maps = np.eye(4, dtype=np.float32)[[0, 0, 1, 1]]
+    centres = np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 9, 9]], np.float32)
+    np.testing.assert_array_equal(kmeans(maps, centres), centres)
+
+
+def test_a_solver_is_an_entry_and_a_module(monkeypatch):
+    """The dummy's proposals are the first and the last map: it finds two segments."""
+    dummy = types.ModuleType("runtime.merge.solvers.ends")
+    dummy.solve = lambda source, config, seeds=None: source.rows(
+        np.array([0, source.n - 1]), np.empty((2, source.n), np.float32)
+    )
+    monkeypatch.setitem(sys.modules, "runtime.merge.solvers.ends", dummy)
+    monkeypatch.setattr("runtime.pyramid.solvers.SOLVERS", (*SOLVERS, Solver("ends", "ends")))
+    pyramid = [np.kron(np.eye(2), np.full((32, 32), 1 / 32)).astype(np.float32)]  # the upper half, and the lower
+    labels = segment_attention(pyramid, MergeConfig(grid=4, solver="ends"), size=(8, 8))
+    np.testing.assert_array_equal(labels, np.repeat([0, 1], 32).reshape(8, 8))
+    proposals = merge_attention(pyramid[0], MergeConfig(grid=4, solver="ends"), (8, 8))
+    np.testing.assert_allclose(proposals, pyramid[0][[0, -1]], rtol=1e-6)
+    assert split_refine("ends") == ("ends", ())
+    with pytest.raises(ValueError, match="refine: expected one solver at most, found kmeans, ends; choose one"):
+        split_refine("kmeans,ends")
+    with pytest.raises(ValueError, match="solver: expected 'merge', 'kmeans' or 'ends', found 'middle'; choose one"):
+        MergeConfig(solver="middle")
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch):
+    monkeypatch.setattr(
+        "runtime.pyramid.solvers.SOLVERS", (*SOLVERS, Solver("ends", "ends", packages=("no_such_package",)))
+    )
+    with pytest.raises(ValueError, match="solver: 'ends' needs the package no_such_package, which is not installed"):
+        segment_attention([np.eye(16)], MergeConfig(grid=2, solver="ends"), size=(8, 8))
+
+
+def test_every_entry_names_a_function():
+    for solver in SOLVERS:
+        module = importlib.import_module(f"runtime.merge.solvers.{solver.module}")
+        assert callable(getattr(module, solver.function))
