@@ -95,8 +95,8 @@ class Track:
     def resembles(self, sighting: Sighting) -> float:
         """How likely a segment is this identity, which is out of sight: exp(−D) of their proposals.
 
-        The identity's own proposal is moved to the segment's place first. The likeness is 0 if the colours differ, if the
-        segment is too far from where the identity should be, or if the identity was seen too rarely.
+        The identity's own proposal is moved to the segment's place first. The likeness is 0 if the colours differ, if
+        the segment is too far from where the identity should be, or if the identity was seen too rarely.
         """
         portrait = self.portrait
         astray = np.linalg.norm(sighting.place - portrait.place - self.age * self.velocity)
