@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from dataclasses import replace
 from types import ModuleType
 
 import numpy as np
@@ -15,6 +16,7 @@ from export.check.maps import compare_maps
 from export.engine import CheckFailed, ExportRequest, export_engine
 from export.parity import check_engine
 from runtime import DiffSegError
+from runtime.engine.heads import HEADS as runtime_heads
 from runtime.engine.registry import open_engine
 
 
@@ -53,7 +55,7 @@ def dummy_head(monkeypatch):
     """The head `sharpened`, in both registries."""
     head = registry.Head("sharpened", "squared maps", "heads_of_tests", {"grid": "its maps are not merged"})
     monkeypatch.setattr(registry, "HEADS", (*registry.HEADS, head))
-    monkeypatch.setattr("runtime.engine.spec.HEADS", (*(known.name for known in registry.HEADS), head.name))
+    monkeypatch.setitem(runtime_heads, head.name, replace(runtime_heads["attention"], name=head.name))
     monkeypatch.setitem(sys.modules, head.module, dummy_module())
     return head
 
