@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from export.check.maps import Check, OutputCheck
 from export.graph.count import Cost, graph_cost, network_cost
-from export.heads.registry import find_head, load_head, refuse_options
+from export.heads.registry import extra_inputs, find_head, load_head, refuse_options
 from export.model.families import BLOCKS
 from export.parity import check_engine, check_installed_for
 from export.progress import Stages
@@ -145,8 +145,6 @@ def check_request(request: ExportRequest, *, check: bool = True) -> None:
 def _write(request: ExportRequest, path: Path, stages: Stages) -> tuple[EngineSpec, Cost, Cost]:
     """Load, rewrite, trace and write; the model is freed on return."""
     with stages("load"):
-        import onnxscript  # noqa: F401 - the tracer needs it; if it is missing, that is found before the weights load
-
         from export.graph.network import FrameToPyramid, pyramid_levels
         from export.graph.onnx_file import write_engine
         from export.graph.trace import trace
@@ -182,7 +180,7 @@ def _write(request: ExportRequest, path: Path, stages: Stages) -> tuple[EngineSp
     before = Cost(parameters, network_cost(network, height, width).flops)
     head = load_head(spec.head)
     with stages("trace"):
-        graph = trace(head.assemble(network, spec), spec, head.extra_inputs(spec))
+        graph = trace(head.assemble(network, spec), spec, extra_inputs(spec))
     with stages("write"):
         write_engine(graph, spec, path)
     return spec, before, graph_cost(graph, spec.batch or 1)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from export.heads.registry import load_head
+from export.heads.registry import extra_inputs
 from runtime.engine.spec import METADATA_KEY, EngineSpec, sidecar_path
 from runtime.errors import DiffSegError
 from runtime.files import write_atomically
@@ -57,9 +57,6 @@ def quantize_engine(engine: Path, images: Sequence[str], output: Path, *, thresh
     Raises DiffSegError when the engine is not float32, there are too few photographs, none has enough segments, or
     fewer than 95 % of the pixels keep their segment; nothing is left at `output` then.
     """
-    import onnx  # noqa: F401 - a missing package is found now and not after minutes
-    import scipy.optimize  # noqa: F401
-
     from runtime.engine.registry import open_engine
     from runtime.frames.decode import read_frame
     from runtime.frames.find import find_sources
@@ -115,7 +112,7 @@ def write_quantized(
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-    extra = load_head(spec.head).extra_inputs(spec)
+    extra = extra_inputs(spec)
 
     class Reader(CalibrationDataReader):  # type: ignore[misc, unused-ignore]
         def get_next(self) -> dict[str, Any] | None:

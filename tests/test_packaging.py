@@ -173,7 +173,7 @@ NEEDS = {
     "scipy huggingface_hub",
     "export list ./pipeline": "torch diffusers transformers safetensors huggingface_hub",
     "export check small.onnx ./pipeline": "torch diffusers transformers safetensors onnxruntime scipy huggingface_hub",
-    "export quantize small.onnx --images photos --output int8": "onnx onnxruntime",
+    "export quantize small.onnx --images photos --output int8": "onnx onnxruntime scipy",
     "export plan small.onnx": "tensorrt tensorrt_rtx",
     "tools.evaluate scenes --count 1": "skimage scipy",
     "tools.evaluate bsds500 photos": "skimage scipy PIL",

@@ -21,6 +21,7 @@ def check(
     """Compare an engine with PyTorch on a random frame. Exit status: 0 within bounds, 1 out of bounds, 2 bad usage."""
     check_extra("export")
     with one_line_errors():
+        check_extra("export")
         from export.parity import check_engine
 
         checks = check_engine(engine, model, vae=vae, config=config)

@@ -103,6 +103,7 @@ def export_model(
     with one_line_errors(USAGE_ERROR):
         from export.engine import CheckFailed, ExportRequest, check_request, export_engine
 
+        check_extra("export")
         _check_choices(precision, target, timestep, grid, noise_seed, compact)
         request = ExportRequest(
             model=model,

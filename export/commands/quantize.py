@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from export.commands.options import NewEngine, engine_path
-from runtime.terminal import one_line_errors
+from runtime.terminal import check_packages, one_line_errors
 
 
 def quantize(
@@ -27,6 +27,7 @@ def quantize(
     """
     path = engine_path(output)
     with one_line_errors():
+        check_packages("onnx", "onnxruntime", "scipy")
         from export.quantize import quantize_engine
 
         done = quantize_engine(engine, images, path, threshold=threshold)

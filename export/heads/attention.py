@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from export.check.labels import compare_labels, core_labels
 from export.check.maps import compare_maps
@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from numpy.typing import NDArray
     from torch import nn
 
     from export.check.maps import Check, Reference
@@ -22,11 +21,6 @@ if TYPE_CHECKING:
 def assemble(network: nn.Module, spec: EngineSpec) -> nn.Module:
     """The network itself."""
     return network
-
-
-def extra_inputs(spec: EngineSpec) -> dict[str, NDArray[Any]]:
-    """None: the graph takes the frame only."""
-    return {}
 
 
 def compare(path: Path, start: Callable[[Path], Engine], reference: Reference) -> list[Check]:

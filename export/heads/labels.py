@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from export.check.labels import compare_labels
 from export.check.maps import compare_maps
 
@@ -26,11 +24,6 @@ def assemble(network: nn.Module, spec: EngineSpec) -> nn.Module:
     from export.graph.labels import FrameToLabels, LabelsHead
 
     return FrameToLabels(network, LabelsHead(spec.levels, (spec.height, spec.width), spec.grid, spec.weights))
-
-
-def extra_inputs(spec: EngineSpec) -> dict[str, NDArray[Any]]:
-    """`thresholds` float32 [iterations]."""
-    return {"thresholds": np.array(spec.thresholds, np.float32)}
 
 
 def compare(path: Path, start: Callable[[Path], Engine], reference: Reference) -> list[Check]:

@@ -1,11 +1,17 @@
-"""The heads that an engine can have, as data, and what the module of a head must define."""
+"""The heads that can be exported, as data, and what the module of a head must define.
+
+What an engine with a head takes and gives is said by the head's entry in `runtime.engine.heads`.
+"""
 
 import importlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
+import numpy as np
+
+from runtime.engine import heads as runtime_heads
 from runtime.errors import DiffSegError
 
 if TYPE_CHECKING:
@@ -45,12 +51,9 @@ class HeadModule(Protocol):
         """The module that is traced.
 
         `network`: frames uint8 [B, H, W, 3] BGR → attention maps float32 [B, n, n], finest first. The result takes the
-        frames and the extra inputs. It gives the outputs that `spec` names, and may give the maps after them.
+        frames and the inputs that the runtime's registry adds to them. It gives the outputs that `spec` names, and may
+        give the maps after them.
         """
-        ...
-
-    def extra_inputs(self, spec: "EngineSpec") -> "dict[str, NDArray[Any]]":
-        """The graph's inputs after the frame, by name, with the values that the engine has as defaults."""
         ...
 
     def compare(self, path: Path, start: "Callable[[Path], Engine]", reference: "Reference") -> "list[Check]":
@@ -72,6 +75,11 @@ def find_head(name: str) -> Head:
 def load_head(name: str) -> HeadModule:
     """Import the module of a head. Raises DiffSegError when there is no head of this name."""
     return cast(HeadModule, importlib.import_module(find_head(name).module))
+
+
+def extra_inputs(spec: "EngineSpec") -> "dict[str, NDArray[np.float32]]":
+    """The graph's inputs after the frame, by name, with the values that the engine has as defaults."""
+    return {each.name: np.array(each.default(spec), np.float32) for each in runtime_heads.HEADS[spec.head].inputs}
 
 
 def refuse_options(head: Head, given: Collection[str]) -> None:

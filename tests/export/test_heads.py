@@ -16,7 +16,7 @@ from export.check.maps import compare_maps
 from export.engine import CheckFailed, ExportRequest, export_engine
 from export.parity import check_engine
 from runtime import DiffSegError
-from runtime.engine.heads import HEADS as runtime_heads
+from runtime.engine.heads import HEADS, Input
 from runtime.engine.registry import open_engine
 
 
@@ -24,38 +24,41 @@ def run(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
+POWERS = (1.0, 2.0, 2.0, 3.0)
+
+
 class Sharpened(torch.nn.Module):
-    """The network with its maps squared."""
+    """The network with its maps raised to powers."""
 
     def __init__(self, network):
         super().__init__()
         self.network = network
 
-    def forward(self, frame):
-        return tuple(maps.square() for maps in self.network(frame))
+    def forward(self, frame, powers):
+        return tuple(maps ** powers[level] for level, maps in enumerate(self.network(frame)))
 
 
-def dummy_module(power=2):
+def dummy_module(powers=POWERS):
     """What somebody who adds a head writes."""
     module = ModuleType("heads_of_tests")
 
     def compare(path, start, reference):
         engine = start(path)
-        roots = [maps ** (1 / power) for maps in engine.infer(reference.frames)]
+        roots = [maps ** (1 / power) for maps, power in zip(engine.infer(reference.frames), powers, strict=True)]
         return compare_maps(engine.spec, roots, reference)
 
     module.assemble = lambda network, spec: Sharpened(network)
-    module.extra_inputs = lambda spec: {}
     module.compare = compare
     return module
 
 
 @pytest.fixture
 def dummy_head(monkeypatch):
-    """The head `sharpened`, in both registries."""
-    head = registry.Head("sharpened", "squared maps", "heads_of_tests", {"grid": "its maps are not merged"})
+    """The head `sharpened`, in both registries. Its graph takes the powers as an input, one per level."""
+    head = registry.Head("sharpened", "powers of the maps", "heads_of_tests", {"grid": "its maps are not merged"})
+    powers = Input("powers", lambda spec: POWERS, "one per level", "--power P,P")
     monkeypatch.setattr(registry, "HEADS", (*registry.HEADS, head))
-    monkeypatch.setitem(runtime_heads, head.name, replace(runtime_heads["attention"], name=head.name))
+    monkeypatch.setitem(HEADS, head.name, replace(HEADS["attention"], name=head.name, inputs=(powers,)))
     monkeypatch.setitem(sys.modules, head.module, dummy_module())
     return head
 
@@ -66,15 +69,14 @@ def test_a_head_is_an_entry_and_a_module(dummy_head, small_pipeline, small_engin
     report = export_engine(request, path)
     assert [check.output for check in report.checks] == list(report.spec.outputs) and report.spec.head == "sharpened"
     frames = np.random.default_rng(0).integers(0, 256, (1, 128, 192, 3), np.uint8)
-    for squared, maps in zip(
-        open_engine(path, "cpu").infer(frames), open_engine(small_engine, "cpu").infer(frames), strict=True
-    ):
-        np.testing.assert_allclose(squared, maps**2, atol=1e-6)
+    found, maps = open_engine(path, "cpu").infer(frames), open_engine(small_engine, "cpu").infer(frames)
+    for sharpened, level, power in zip(found, maps, POWERS, strict=True):
+        np.testing.assert_allclose(sharpened, level**power, atol=1e-6)
     assert all(check.passed for check in check_engine(path, str(small_pipeline)))
 
 
 def test_its_own_comparison_decides(dummy_head, small_pipeline, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, dummy_head.module, dummy_module(power=3))
+    monkeypatch.setitem(sys.modules, dummy_head.module, dummy_module(powers=(1.0, 3.0, 2.0, 3.0)))
     with pytest.raises(CheckFailed, match=r"does not reproduce PyTorch: attention_\d+x\d+ has mean row KL"):
         export_engine(ExportRequest(model=str(small_pipeline), size=(64, 64), head="sharpened"), tmp_path / "x.onnx")
     assert list(tmp_path.iterdir()) == []
@@ -90,7 +92,7 @@ def test_options_that_a_head_refuses(dummy_head, tmp_path):
 def test_every_head_defines_what_the_export_calls(head):
     module = registry.load_head(head.name)
     asked = [name for name in vars(registry.HeadModule) if not name.startswith("_")]
-    assert len(asked) == 3 and all(callable(getattr(module, name)) for name in asked)
+    assert asked == ["assemble", "compare"] and all(callable(getattr(module, name)) for name in asked)
 
 
 def test_an_unknown_head():
