@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Hierarchy:
-    """Segmentations from fine to coarse: every segment of a level lies within one segment of the next.
+    """Segmentations from fine to coarse: every segment of a level is part of one segment of the next.
 
     Attributes:
         thresholds: KL threshold τ of every level, ascending.

@@ -60,15 +60,15 @@ def aggregate_attention(
 
 
 class Aggregation:
-    """One frame's aggregated attention A, a block of queries at a time: A itself need not exist.
+    """One frame's aggregated attention A, which is computed a block of queries at a time.
 
-    Coarse maps have few distinct rows: each is interpolated once, and the resolutions are summed where they share
-    their rows, here; `block` adds that sum to the finest maps.
+    Coarse maps have few distinct rows. Each is interpolated once, here, and the coarse resolutions are summed where
+    they share their rows; `block` adds that sum to the finest maps.
 
     Args:
         maps, shapes, ratios: as checked by `check_pyramid` and `resolution_ratios`.
         total: what the rows of A sum to.
-        name: what messages call the maps; "{}" stands for the resolution.
+        name: how messages name the maps; "{}" is replaced by the number of the resolution.
 
     Attributes:
         pooled: float32 [n, cells], A summed into equal blocks of pixels, `cells_per_axis` of them.

@@ -23,12 +23,12 @@ def group_proposals(
 
     The two groups with the smallest mean divergence D between their members become one, and so on (average linkage;
     D of the paper's equation 5, members weighted by their area). That divergence never falls from one union to the
-    next, so a threshold cuts the tree of unions in one place, and groups at a higher one consist of whole groups.
+    next. So every group at a threshold consists of whole groups of the thresholds below it.
 
     Args:
         proposals: float [P, n], every one sums to 1.
-        areas: of the segments, in pixels, above 0.
-        thresholds: ascending; the unions below each are made.
+        areas: of the proposals' segments, in pixels, above 0.
+        thresholds: ascending; at each, groups nearer to each other than it are united.
 
     Returns:
         int32 [len(thresholds), P]: the group of every proposal, numbered without gaps by their first members.

@@ -29,10 +29,15 @@ def merge_around_anchors(
 ) -> NDArray[np.float32]:
     """Iteration 0: every anchor becomes the mean of all maps nearer to it than the threshold, float32 [P, n].
 
-    Seeds are anchors that are no map of this frame; one without a map near it is left out.
+    Args:
+        source: aggregated attention.
+        anchors: row numbers of the anchors.
+        threshold: KL threshold τ.
+        seeds: float32 [S, n], each sums to 1: anchors that are not maps of this frame, before the others. A seed that
+            has no map near it is left out.
 
-    D is one matrix product of the pairs (a, log a) and (log b, b), taken for a tile of neighbouring queries and those
-    anchors that may be near one of them.
+    D is one matrix product of the pairs (a, log a) and (log b, b). It is taken for tiles of neighbouring queries, each
+    with those anchors that may be near one of its queries.
     """
     n, (h, w) = source.n, source.shape
     seeded = 0 if seeds is None else len(seeds)
@@ -110,9 +115,14 @@ def active_tiles(candidates: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
 def screen(pooled: NDArray[np.float32], n: int, anchors: NDArray[np.float32], threshold: float) -> NDArray[np.bool_]:
     """Which maps may be nearer to an anchor than the threshold, bool [anchors, n]: no member is ever left out.
 
-    D never grows when pixels are summed into blocks (the data-processing inequality), and there it costs next to
-    nothing: what is too far even so needs no exact divergence. `pooled` and `anchors` hold maps that sum to n, in equal
-    blocks.
+    D never grows when pixels are summed into blocks (the data-processing inequality), and D of blocks costs little. A
+    map that is too far even then needs no exact divergence.
+
+    Args:
+        pooled: float32 [n, cells], maps that sum to n, summed in equal blocks.
+        n: number of pixels of the maps.
+        anchors: float32 [anchors, cells], as `pooled`.
+        threshold: KL threshold τ.
     """
     # The smallest probability is added, where the exact logarithm takes a maximum: so the inequality holds at 0.
     cells = pooled.shape[1]

@@ -36,11 +36,11 @@ def propose(
 ) -> NDArray[np.float32]:
     """The proposals of one frame (paper, sections 3.2 and 3.3): float32 [P, n], each sums to 1.
 
-    They are those of `merge_attention` on the aggregated attention, which is never formed as a whole.
+    They equal those of `merge_attention` on the aggregated attention, which the merge never forms as a whole.
     Arguments and errors are those of `segment_attention`, for maps [n, n].
 
-    `seeds` float32 [S, n] is a warm start for video, which is not in the paper: the proposals of the frame before stand
-    first among the anchors of iteration 0, so that the grid, which then only has to find what is new, can be coarse.
+    `seeds` float32 [S, n] is a warm start for video, which is not in the paper: the proposals of the frame before are
+    the first anchors of iteration 0. The grid then only has to find new segments, so that it can be coarse.
     """
     config = config or MergeConfig()
     maps, shapes = check_pyramid(pyramid, grids)
@@ -60,7 +60,7 @@ def merge_attention(aggregated: NDArray[Any], config: MergeConfig, shape: tuple[
 
     Args:
         aggregated: float [n, n], rows sum to 1; float32 is used without a copy.
-        config: thresholds, grid and refinement; the weights play no part here.
+        config: thresholds, grid and solver; the weights are not used.
         shape: (h, w) with h·w = n.
 
     Returns:

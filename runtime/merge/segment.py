@@ -42,15 +42,15 @@ def segment_attention(
         size: (H, W) of the labels.
         grids: (h, w) of every resolution. Default: square.
         layers: number of layers averaged in every resolution; only weights "per-tensor" need it.
-        device: "cpu", or "cuda" or "cuda:N" for the native core (`runtime.native`), which also takes arrays that lie
-            on the GPU.
+        device: "cpu", or "cuda" or "cuda:N" for the native core (`runtime.native`), which also takes arrays on
+            the GPU.
 
     Returns:
         int32 [H, W] or [B, H, W]: index of the proposal of every pixel. Gaps are possible: see `renumber`.
 
     Raises:
         ValueError: if an argument is wrong or the maps are not probabilities; the text says what to do.
-        DiffSegError: if a GPU is asked for and there is none, or the native core cannot be built.
+        DiffSegError: if a GPU is asked for and not found, or the native core cannot be built.
     """
     config = config or MergeConfig()
     if device != "cpu":

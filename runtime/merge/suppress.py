@@ -27,7 +27,7 @@ def suppress(proposals: NDArray[Any], shape: tuple[int, int], size: tuple[int, i
         int32 [H, W]: index of the largest proposal, the first one on a tie.
 
     Raises:
-        ValueError: if shapes do not fit.
+        ValueError: if the shapes do not fit each other.
     """
     import cv2
 

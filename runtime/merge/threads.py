@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
-MOST_THREADS = 4  # each has sums of its own, and memory is what they then wait for
+MOST_THREADS = 4  # each has sums of its own; more threads would wait for memory
 
 _lock = threading.Lock()
 _inside = 0
@@ -24,10 +24,11 @@ def _controller() -> Any:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Products of cache-sized tiles gain nothing from threads and lose up to 40 times where another program, or the
-    inference library's own threads, keep a core busy: OpenBLAS's workers wait for each other at every tile.
+    """Hold NumPy's matrix products to one thread.
 
-    The limit is the process's; it is lifted when the last thread that is inside leaves.
+    Threads do not make the products of small tiles faster, and make them up to 40 times slower when another program or
+    the inference library keeps a core busy: OpenBLAS's workers wait for each other at every tile. The limit holds for
+    the whole process, until the last thread that is inside leaves.
     """
     global _inside, _limit
     with _lock:
@@ -51,9 +52,9 @@ def thread_count() -> int:
 
 
 def add_in_threads(work: Callable[[Sequence[Item]], tuple[Any, ...]], items: Sequence[Item]) -> tuple[Any, ...]:
-    """`work(items)`, a tuple of arrays that add up over the items, with a part of them in every thread.
+    """`work(items)`, a tuple of arrays that add up over the items, with a part of the items in every thread.
 
-    Which thread takes what is fixed, so that the same sums are rounded the same way in every run.
+    Every thread has the same items in every run, so that sums are rounded in the same way.
     """
     threads = min(thread_count(), len(items))
     if threads < 2:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FACTORS = np.geomspace(1 / 4, 4, 17)  # the sweep, of the usual thresholds: quarters of an octave
-TIE = 1e-12  # of the mean agreement
-CELLS = 16  # per axis, at most: maps are summed into so many blocks
+TIE = 1e-12  # steps whose mean agreement differs by less are equal
+CELLS = 16  # per axis, at most: maps are averaged in that many blocks
 
 
 @one_thread()
@@ -35,10 +35,10 @@ def stable_thresholds(
 ) -> MergeConfig:
     """Scale the thresholds of a config to where the segmentation of this frame is most stable.
 
-    The anchors alone are merged and labelled at every step of a sweep, from a quarter of the thresholds to four times
-    of them, with their maps summed into blocks: the whole sweep costs less than the merge it is for. Two segmentations
-    agree by the adjusted Rand index (Hubert and Arabie, "Comparing partitions", 1985); the one that agrees best with
-    all the others is taken.
+    The sweep goes from a quarter of the thresholds to four times the thresholds. At each step only the anchors are
+    merged and labelled, on maps that are averaged in blocks: the whole sweep costs less than the merge. Agreement of
+    two segmentations is their adjusted Rand index (Hubert and Arabie, "Comparing partitions", 1985). The step that
+    agrees best with all others is taken.
 
     Arguments and errors are those of `runtime.merge.propose`: the maps [n, n] of one frame.
     """
@@ -48,7 +48,7 @@ def stable_thresholds(
     queries = anchor_queries((h, w), config.grid)
     rows = Aggregation(maps, shapes, ratios, total=n).rows(queries, np.empty((len(queries), n), np.float32))
     down, across = (next(parts for parts in range(min(side, CELLS), 0, -1) if side % parts == 0) for side in (h, w))
-    # Rows sum to n; blocks are means, so that theirs sum to the number of blocks, as the merge wants it.
+    # Rows sum to n. Blocks are means, so that they sum to the number of blocks, as the iterations expect.
     blocks = rows.reshape(len(queries), down, h // down, across, w // across).mean(axis=(2, 4))
     cells = queries // w // (h // down) * across + queries % w // (w // across)
     factor = FACTORS[_most_stable(blocks.reshape(len(queries), -1), cells, config.thresholds)]
@@ -56,13 +56,13 @@ def stable_thresholds(
 
 
 def _most_stable(maps: NDArray[np.float32], cells: NDArray[np.intp], thresholds: tuple[float, ...]) -> int:
-    """Which step of the sweep; `cells` says in which block of the maps each anchor lies."""
+    """Index of the most stable step of the sweep. `cells`: the block of the maps that each anchor is in."""
     found = divergences(maps.astype(np.float64), total=maps.shape[1])
     together = np.zeros((len(FACTORS), len(maps), len(maps)), np.float32)
     for factor, pairs in zip(FACTORS.tolist(), together, strict=True):
         members = (found < factor * thresholds[0]).astype(np.float32)
         if members.sum() == len(maps):
-            continue  # nothing merges: many such steps would be the same for no merit of theirs
+            continue  # no two maps merge: many such steps would agree, but have found no segment
         proposals = np.matmul(members, maps) / members.sum(axis=1, keepdims=True)
         for threshold in thresholds[1:]:
             proposals = merge_proposals(proposals, factor * threshold)
@@ -77,9 +77,10 @@ def _most_stable(maps: NDArray[np.float32], cells: NDArray[np.intp], thresholds:
 
 
 def _agreement(together: NDArray[np.float32], pairs: int) -> NDArray[np.float64]:
-    """Adjusted Rand index of every two segmentations [S, S], given which `pairs` each keeps together, 0 or 1 [S, …].
+    """Adjusted Rand index [S, S] of every two segmentations.
 
-    0 where both put everything into one segment, or nothing: they are the same, but have found nothing.
+    `together`, 0 or 1 [S, …]: the pairs that each segmentation puts into one segment; `pairs`: how many there are.
+    The index is 0 where both put everything into one segment, or each map into its own: they found no segments.
     """
     common = np.matmul(together, together.T).astype(np.float64)
     own = np.diagonal(common)

@@ -11,7 +11,9 @@ if TYPE_CHECKING:
 
 
 def anchor_queries(shape: tuple[int, int], grid: int) -> NDArray[np.intp]:
-    """Row numbers of the grid × grid anchors, row-major (paper, section 3.3, "sampling grid").
+    """Row numbers of the grid × grid anchors in maps of (h, w) = `shape`, row-major: int [grid²].
+
+    Paper, section 3.3, "sampling grid".
 
     Raises:
         ValueError: if the grid does not fit the shorter side.

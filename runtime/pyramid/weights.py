@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
-
-if TYPE_CHECKING:
-    pass
-
 
 Shape: TypeAlias = tuple[int, int]
 
@@ -18,7 +14,7 @@ Weighting: TypeAlias = Literal["proportional", "per-tensor"] | tuple[float, ...]
 
 
 def as_weights(weights: Any) -> Weighting:
-    """Return the weights with lists made tuples; ValueError where they cannot be used for any pyramid."""
+    """The weights, a list as a tuple. Raises ValueError where they fit no pyramid."""
     if isinstance(weights, str):
         if weights not in ("proportional", "per-tensor"):
             raise ValueError(
@@ -38,32 +34,32 @@ def as_weights(weights: Any) -> Weighting:
     return values
 
 
-def resolution_ratios(weights: Any, grids: Sequence[Shape], layers: Sequence[int] | None = None) -> list[float]:
+def resolution_ratios(weights: Any, shapes: Sequence[Shape], layers: Sequence[int] | None = None) -> list[float]:
     """R_r of every resolution, summing to 1 (paper, equation 4).
 
     Args:
         weights: "proportional" (R_r ∝ side), "per-tensor" (R_r ∝ layers · side) or one number per resolution.
-        grids: (h, w) of every resolution; the side of a grid that is not square is √(h·w).
+        shapes: (h, w) of every resolution; the side of a grid that is not square is √(h·w).
         layers: how many layers were averaged in every resolution; needed for "per-tensor".
 
     Raises:
         ValueError: if weights or layers do not fit the resolutions.
     """
     chosen = as_weights(weights)
-    sides = [float(np.sqrt(h * w)) for h, w in grids]
+    sides = [float(np.sqrt(h * w)) for h, w in shapes]
     if chosen == "proportional":
         values = sides
     elif chosen == "per-tensor":
-        if layers is None or len(layers) != len(grids) or any(count < 1 for count in layers):
+        if layers is None or len(layers) != len(shapes) or any(count < 1 for count in layers):
             raise ValueError(
-                f"layers: weights 'per-tensor' expect {len(grids)} numbers of layers, each at least 1, found "
+                f"layers: weights 'per-tensor' expect {len(shapes)} numbers of layers, each at least 1, found "
                 f"{layers!r}; pass layers= as the engine's sidecar gives them, or use weights 'proportional'"
             )
         values = [count * side for count, side in zip(layers, sides, strict=True)]
     else:
-        if len(chosen) != len(grids):
+        if len(chosen) != len(shapes):
             raise ValueError(
-                f"weights: expected {len(grids)} numbers, one per resolution {_sizes(grids)}, found "
+                f"weights: expected {len(shapes)} numbers, one per resolution {_sizes(shapes)}, found "
                 f"{len(chosen)}; give as many weights as there are resolutions (0 leaves one out)"
             )
         values = [float(value) for value in chosen]
@@ -71,5 +67,5 @@ def resolution_ratios(weights: Any, grids: Sequence[Shape], layers: Sequence[int
     return [value / total for value in values]
 
 
-def _sizes(grids: Sequence[Shape]) -> str:
-    return ", ".join(f"{h}x{w}" for h, w in grids)
+def _sizes(shapes: Sequence[Shape]) -> str:
+    return ", ".join(f"{h}x{w}" for h, w in shapes)
