@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
-import numpy as np
-
 from runtime.engine import heads as runtime_heads
 from runtime.errors import DiffSegError
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
     from torch import nn
 
@@ -79,6 +78,8 @@ def load_head(name: str) -> HeadModule:
 
 def extra_inputs(spec: "EngineSpec") -> "dict[str, NDArray[np.float32]]":
     """The graph's inputs after the frame, by name, with the values that the engine has as defaults."""
+    import numpy as np
+
     return {each.name: np.array(each.default(spec), np.float32) for each in runtime_heads.HEADS[spec.head].inputs}
 
 
