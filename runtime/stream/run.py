@@ -123,7 +123,8 @@ class Run:
 
     def _refuse_inputs(self, source: Source, sink: Sink) -> None:
         """Raise DiffSegError where an input would be written over."""
-        if Path(os.path.realpath(sink.path)) in self._inputs:
+        # An input exists; the look-up of what does not would cost more than its check.
+        if os.path.lexists(sink.path) and Path(os.path.realpath(sink.path)) in self._inputs:
             raise DiffSegError(f"{source.name}: would overwrite the input {sink.path}; choose another --output")
 
     def _say_what_does_nothing(self, sources: Iterable[Source]) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -135,26 +136,24 @@ def _missed(report: dict[str, Any]) -> list[str]:
 def _print(report: dict[str, Any]) -> None:
     from rich.console import Console
 
-    say = Console().print
-    say(f"{report['machine']['cpu']}, {report['cores']} to use", highlight=False)
+    say = partial(Console(soft_wrap=True).print, highlight=False)
+    say(f"{report['machine']['cpu']}, {report['cores']} to use")
     for found in report.get("photographs", []):
         say(
             f"photographs, {found['backend']}: {found['per_second']} a second, {found['ratio']} of what is allowed "
             f"(network alone {found['network_per_second']} a second; processor {found['processor_ms']} ms each, of "
             f"which outside of the network {found['outside_network_ms']})",
-            highlight=False,
         )
     if found := report.get("stand_in"):
         say(
             f"stand-in: {found['ms']} ms a photograph, processor {found['processor_ms']} ms, {found['ratio']} times "
             f"the least (at most {OVERLAP_RATIO})",
-            highlight=False,
         )
     if found := report.get("memory"):
         few, many = found["peak_mb"]
-        say(f"memory: {few} MB and {many} MB for {found['photographs']} photographs", highlight=False)
+        say(f"memory: {few} MB and {many} MB for {found['photographs']} photographs")
     for found in report.get("clip", []):
         busy = ", ".join(f"{name} {share:.0%}" for name, share in found["busy"].items())
-        say(f"clip, {found['backend']}: {found['per_second']} frames a second ({busy})", highlight=False)
+        say(f"clip, {found['backend']}: {found['per_second']} frames a second ({busy})")
     for line in report["missed"]:
-        say(f"MISSED: {line}", style="bold red", highlight=False)
+        say(f"MISSED: {line}", style="bold red")
