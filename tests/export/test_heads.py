@@ -63,6 +63,7 @@ def dummy_head(monkeypatch):
     return head
 
 
+@pytest.mark.slow
 def test_a_head_is_an_entry_and_a_module(dummy_head, small_pipeline, small_engine, tmp_path):
     path = tmp_path / "sharpened.onnx"
     request = ExportRequest(model=str(small_pipeline), size=(128, 192), batch=None, head="sharpened")
@@ -75,6 +76,7 @@ def test_a_head_is_an_entry_and_a_module(dummy_head, small_pipeline, small_engin
     assert all(check.passed for check in check_engine(path, str(small_pipeline)))
 
 
+@pytest.mark.slow
 def test_its_own_comparison_decides(dummy_head, small_pipeline, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, dummy_head.module, dummy_module(powers=(1.0, 3.0, 2.0, 3.0)))
     with pytest.raises(CheckFailed, match=r"does not reproduce PyTorch: attention_\d+x\d+ has mean row KL"):
