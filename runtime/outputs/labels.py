@@ -36,7 +36,7 @@ class LabelFolder(Sink):
 
     def __init__(self, folder: Path) -> None:
         self.path = folder
-        self._first = self._last = -1
+        self._runs: list[range] = []  # numbers written; few, however long the clip
 
     def prepare(
         self, frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: NDArray[np.uint8] | None = None
@@ -48,14 +48,17 @@ class LabelFolder(Sink):
         """Write one PNG, whole or not at all."""
         path = self.path / f"{number:06d}.png"
         write_encoded(path, prepared)
-        self._first, self._last = (number if self._first < 0 else self._first), number
+        if self._runs and number == self._runs[-1].stop:
+            self._runs[-1] = range(self._runs[-1].start, number + 1)
+        else:
+            self._runs.append(range(number, number + 1))
         return path
 
     def close(self) -> None:
-        """Remove what an earlier run left before and behind these frames."""
-        if self._first < 0 or not self.path.is_dir():
+        """Remove the pictures of an earlier run that this one has not replaced."""
+        if not self._runs or not self.path.is_dir():
             return
         for path in self.path.glob("*.png"):
             numbered = re.fullmatch(r"\d{6,}", path.stem)
-            if numbered and not self._first <= int(path.stem) <= self._last and is_own_output(path):
+            if numbered and not any(int(path.stem) in run for run in self._runs) and is_own_output(path):
                 path.unlink(missing_ok=True)
