@@ -111,6 +111,8 @@ def main(
         from runtime.stream.options import parse_options
 
         kinds = parse_kinds(save)
+        if precision not in (None, "fp32", "bf16"):
+            raise DiffSegError(f"--precision: expected fp32 or bf16, found {precision!r}")
         options = parse_options(
             start=start,
             end=end,
@@ -159,8 +161,10 @@ def _numbers(text: str | None, option: str) -> float | tuple[float, ...] | None:
     try:
         numbers = tuple(float(word) for word in text.split(","))
     except ValueError:
-        auto = ", or auto" if option == "--threshold" else ""
-        raise DiffSegError(f"{option}: expected numbers with commas between them{auto}, found {text!r}") from None
+        words = {"--threshold": ", or auto", "--weights": ", or proportional, or per-tensor"}
+        raise DiffSegError(
+            f"{option}: expected numbers with commas between them{words.get(option, '')}, found {text!r}"
+        ) from None
     return numbers[0] if len(numbers) == 1 and option == "--threshold" else numbers
 
 

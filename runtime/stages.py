@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from runtime.refine.refinement import Refinement
     from runtime.routes.base import Route
 
-MOST_FRAMES = 8  # per pass of a GPU, of an engine that takes any number
-
 
 class Stages:
     """What is done to a frame. Use each stage from one thread at a time.
@@ -38,8 +36,7 @@ class Stages:
 
     def __init__(self, route: Route, refinement: Refinement) -> None:
         self.route, self.refinement = route, refinement
-        engine = route.engine
-        self.frames = engine.spec.batch or (1 if engine.device == "cpu" else MOST_FRAMES)
+        self.frames = route.engine.frames_at_once
 
     def resize(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The frame at the engine's size. Raises DiffSegError when it is not uint8 [H, W, 3]."""

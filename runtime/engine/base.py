@@ -10,6 +10,8 @@ from runtime.engine.heads import HEADS, Input
 from runtime.engine.spec import EngineSpec
 from runtime.errors import DiffSegError
 
+MOST_FRAMES = 8  # per run on a GPU, of an engine that takes any number
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -32,6 +34,11 @@ class Engine(ABC):
     path: Path
     asked: str
     on_device: bool = False
+
+    @property
+    def frames_at_once(self) -> int:
+        """How many frames a run is best given: a fixed batch, or what fills a GPU."""
+        return self.spec.batch or (1 if self.device == "cpu" else MOST_FRAMES)
 
     def infer(
         self, frames: "np.ndarray", thresholds: Sequence[float] | None = None, **inputs: Sequence[float] | None

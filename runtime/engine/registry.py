@@ -84,11 +84,13 @@ def open_engine(
         raise DiffSegError(f"{path} is a folder; expected an engine file, such as {path}/NAME{chosen.suffix}")
     if not path.is_file():
         raise DiffSegError(
-            f"no engine {path}; export one with 'python -m export MODEL --output {path.with_suffix('')}'"
+            f"no engine {path}; check the path, or export one with 'python -m export MODEL --output "
+            f"{path.with_suffix('')}'"
         )
     if importlib.util.find_spec(chosen.package) is None:
         extras = " or ".join(f"pip install 'diffseg[{extra}]'" for extra in chosen.extras)
-        raise DiffSegError(f"{path.name} needs the package {chosen.package}, which is not installed; {extras}")
+        wanted = f" with {', '.join(options)}" if options else ""
+        raise DiffSegError(f"{path.name}{wanted} needs the package {chosen.package}, which is not installed; {extras}")
     cls = getattr(importlib.import_module(chosen.module), chosen.cls)
     engine: Engine = cls(path, device, **options)
     engine.path, engine.asked = path, device
@@ -112,8 +114,8 @@ def _engine_path(path: str | Path | None) -> Path:
         raise DiffSegError(f"no engine {path} ({error})") from None
     if path.name in (EMBEDDED_NAME, EMBEDDED.name) and not path.exists():
         raise DiffSegError(
-            f"no engine {path}; the engine {EMBEDDED_NAME} is embedded and needs no file: leave --engine out, or give "
-            f"its name alone: --engine {EMBEDDED_NAME}"
+            f"no engine {path}; the engine {EMBEDDED_NAME} is embedded and needs no file: leave the engine out, or "
+            f"give its name alone, {EMBEDDED_NAME} (--engine {EMBEDDED_NAME})"
         )
     return path
 

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from runtime.files import is_own_output
 from runtime.frames.registry import kind_of_file, kind_of_input, suffixes_in_folders
-from runtime.frames.source import Source, known_formats
+from runtime.frames.source import Source
 
 
 def find_sources(inputs: Sequence[str]) -> tuple[list[Source], list[str]]:
@@ -72,7 +72,8 @@ def _expand(text: str) -> tuple[list[Path], Path, list[str]]:
         except FileNotFoundError:
             return [], path, [f"{text}: no such file or folder"]
     if not files and not problems:
-        found_none = f"no images or videos; expected {known_formats()}"
+        known = " ".join(sorted(suffix[1:] for suffix in suffixes_in_folders()))
+        found_none = f"no images or videos; expected names that end in {known}"
         reason = f"only pictures that this program wrote ({ours})" if ours else found_none
         problems = [f"{text}: {reason}"]
     return files, root, problems

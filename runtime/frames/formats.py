@@ -83,3 +83,20 @@ def _has_two_images(gif: bytes) -> bool:
     except IndexError:  # the file is cut short
         pass
     return images > 1
+
+
+def pixels_of(head: bytes) -> int:
+    """How many pixels a JPEG or PNG picture has, by the beginning of its file; 0 where that does not say."""
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return int.from_bytes(head[16:20], "big") * int.from_bytes(head[20:24], "big")
+    position = 2
+    while head.startswith(b"\xff\xd8") and position + 9 <= len(head) and head[position] == 0xFF:
+        marker = head[position + 1]
+        if marker == 0xFF:  # padding
+            position += 1
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # the start of a frame
+            height, width = (int.from_bytes(head[position + at : position + at + 2], "big") for at in (5, 7))
+            return height * width
+        else:
+            position += 2 + int.from_bytes(head[position + 2 : position + 4], "big")
+    return 0

@@ -71,8 +71,9 @@ def settle_stdin(source: Source, options: OpenOptions) -> Source:
     try:
         head = _read(HEAD)
         if not encoded_picture(bytes(head)):
-            found = "something else" if head else "nothing"
-            raise UsageError(f"-: {NEEDS_SIZE}; expected that, or an encoded picture, found {found}")
+            if not head:
+                raise UsageError("-: standard input is empty; pipe in a picture, or raw frames with --size")
+            raise UsageError(f"-: is not a picture of a known format; {NEEDS_SIZE}")
         data = bytes(head + _read(LARGEST - HEAD))
     except OSError as error:
         raise DiffSegError(f"-: standard input cannot be read ({error.strerror})") from None

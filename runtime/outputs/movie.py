@@ -213,6 +213,6 @@ def _av() -> Any:
     except ImportError:
         raise DiffSegError(
             'writing video needs PyAV; install it by pip install "diffseg[video]", or leave out overlay and segments '
-            "by --save labels"
+            "by --save labels --temporal off"
         ) from None
     return av

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from runtime.errors import DiffSegError
+from runtime.frames.still import Still
 from runtime.hierarchy import merge_levels
 from runtime.outputs.palette import Painter
 from runtime.stream.continuity import Continuity, Fate
@@ -48,7 +49,8 @@ class Job:
 
     Attributes:
         source: the photograph, or the clip it is of.
-        read: gives the frame, where it is not there yet.
+        still: gives the frame, where it is not there yet.
+        turn: its place in the stream. `room`: pixels it takes up in memory.
         frame: uint8 [H, W, 3] BGR.
         number: of the frame in its clip. `time`: in seconds.
         places: where it is written.
@@ -61,7 +63,7 @@ class Job:
     """
 
     source: Source | None = None
-    read: Callable[[], NDArray[np.uint8]] | None = None
+    still: Still | None = None
     frame: NDArray[np.uint8] | None = None
     number: int = 0
     time: Fraction = Fraction(0)
@@ -80,6 +82,8 @@ class Job:
     written: list[Path] = field(default_factory=list)
     milliseconds: dict[str, float] = field(default_factory=dict)
     size: tuple[int, int] = (0, 0)
+    turn: int = 0
+    room: int = 0
 
 
 class Stream:
@@ -95,14 +99,22 @@ class Stream:
         self._painter = Painter()
 
     def pipeline(self, jobs: Iterable[Job], *, live: bool = False, writes: bool = True) -> Pipeline[Job]:
-        """The pipeline, not yet started. Jobs with `read` are decoded in it. `writes`: frames go to their sinks."""
+        """The pipeline, not yet started. Jobs with `still` are decoded in it. `writes`: frames go to their sinks."""
         threads = min(MOST_THREADS, _cores())
         clip = self._continuity is not None
         stages = [self._stage("resize", self._resize)]
         if not clip:
-            stages.insert(0, self._stage("decode", self._decode, threads=threads))
+            stages.insert(0, Stage("decode", self._decode, threads=threads))
         # An engine's copy to its device may begin here, while the network works on the frames before.
-        stages.append(Stage("gather", self._gather, gathers=self._stages.frames, counts=_is_segmented))
+        stages.append(
+            Stage(
+                "gather",
+                self._gather,
+                gathers=self._stages.frames,
+                counts=_is_segmented,
+                hurries=self._room.is_full,
+            )
+        )
         if self._stages.route.overlaps:
             stages += [Stage("network", self._network, scatters=True), self._stage("merge", self._merge)]
         else:  # what the network gives lasts until its next pass
@@ -116,7 +128,7 @@ class Stream:
             stages.append(self._stage("draw", self._draw, finishes=True, threads=threads))
             stages.append(self._stage("encode", self._write, finishes=True))
         stages.append(Stage("leave", self._leave, finishes=True))
-        pipeline: Pipeline[Job] = Pipeline(jobs, stages, name="decode" if clip else "find", live=live)
+        pipeline: Pipeline[Job] = Pipeline(_numbered(jobs), stages, name="decode" if clip else "find", live=live)
         self._room.stopping = pipeline.stopping
         return pipeline
 
@@ -143,8 +155,16 @@ class Stream:
                 job.error = job.error or error
 
     def _decode(self, job: Job) -> None:
-        if job.read is not None:
-            job.frame, job.read = job.read(), None
+        # In turn, also for what has failed: whoever overtook another here could take the room that one waits for.
+        if job.error is None:
+            job.room = job.still.pixels() if job.still is not None else _frame(job).shape[0] * _frame(job).shape[1]
+        self._room.take(job.room, job.turn)
+        self._stage("decode", self._read).work(job)
+
+    @staticmethod
+    def _read(job: Job) -> None:
+        if job.still is not None:
+            job.frame, job.still = job.still.read(), None
 
     def _resize(self, job: Job) -> None:
         if self._continuity is None:
@@ -152,7 +172,9 @@ class Stream:
         else:
             job.fate, job.resized = self._continuity.decide(_frame(job))
         job.size = (_frame(job).shape[0], _frame(job).shape[1])
-        self._room.take(job.size[0] * job.size[1])
+        if self._continuity is not None:
+            job.room = job.size[0] * job.size[1]
+            self._room.take(job.room)  # one thread takes it here, in order; of a live clip some turns never come
 
     def _gather(self, jobs: list[Job]) -> None:
         resized = [job.resized for job in jobs if job.resized is not None]
@@ -225,7 +247,7 @@ class Stream:
                 job.written.append(path)
 
     def _leave(self, job: Job) -> None:
-        self._room.give(job.size[0] * job.size[1])
+        self._room.give(job.room)
         job.frame = job.resized = job.batch = job.output = None
         if job.result is not None:
             total = round(sum(job.milliseconds.values()), 3)
@@ -250,20 +272,43 @@ class _Room:
     def __init__(self, most: int) -> None:
         self.stopping = threading.Event()
         self._most, self._taken = most, 0
+        self._turn, self._waiting = 0, False
         self._changed = threading.Condition()
 
-    def take(self, pixels: int) -> None:
-        """Wait until there is room; not when the stream stops."""
+    def take(self, pixels: int, turn: int | None = None) -> None:
+        """Wait for one's turn, if one is given, and until there is room; not when the stream stops."""
         with self._changed:
-            while self._taken and self._taken + pixels > self._most and not self.stopping.is_set():
+            while not self.stopping.is_set():
+                if turn in (None, self._turn):
+                    self._waiting = self._taken > 0 and self._taken + pixels > self._most
+                    if not self._waiting:
+                        break
                 self._changed.wait(0.2)
             self._taken += pixels
+            self._turn += 1
+            self._changed.notify_all()
+
+    def is_full(self) -> bool:
+        """Whether a frame waits until others leave."""
+        return self._waiting
 
     def give(self, pixels: int) -> None:
         """Make room."""
         with self._changed:
             self._taken -= pixels
-            self._changed.notify()
+            self._changed.notify_all()
+
+
+def _numbered(jobs: Iterable[Job]) -> Iterator[Job]:
+    """The jobs, each with its turn. Closes what it reads from."""
+    source = iter(jobs)
+    try:
+        for turn, job in enumerate(source):
+            job.turn = turn
+            yield job
+    finally:
+        if isinstance(source, Generator):
+            source.close()
 
 
 def _is_segmented(job: Job) -> bool:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import collections
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtime.errors import DiffSegError
-from runtime.frames.decode import read_frame
-from runtime.frames.still import read_still
+from runtime.frames.source import Source
+from runtime.frames.still import Still
 from runtime.outputs.registry import picture_sinks
 from runtime.outputs.sinks import Sink, refuse_foreign
+from runtime.stages import check_frame
 from runtime.stream.job import Job, Place, Stream
 from runtime.terminal import interruptions_held
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from runtime.frames.source import Source
     from runtime.result import Result
     from runtime.stages import Stages
 
@@ -45,7 +44,7 @@ def run_photographs(
     def jobs() -> Iterator[Job]:
         for source in sources:
             stem = folder / source.target
-            job = Job(source, partial(read_still, source), levels=levels)
+            job = Job(source, Still(source), levels=levels)
             for level in (None, *range(len(levels or ()))):
                 name = stem.name if level is None else f"{stem.name}_level{level}"
                 sinks = picture_sinks(kinds, stem.with_name(name))
@@ -78,9 +77,14 @@ def map_photographs(
     def jobs() -> Iterator[Job]:
         for given in inputs:
             if isinstance(given, (str, Path)):
-                yield Job(read=partial(read_frame, Path(given)))
-            else:
-                yield Job(frame=given)
+                yield Job(still=Still(Source(Path(given), Path())))
+                continue
+            job = Job(frame=given)
+            try:
+                check_frame(given)  # None, for instance, is what cv2.imread gives for a file that it cannot read
+            except DiffSegError as error:
+                job.error = error
+            yield job
 
     pipeline = Stream(stages).pipeline(jobs(), writes=False)
     try:

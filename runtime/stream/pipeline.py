@@ -26,6 +26,7 @@ class Stage(Generic[Job]):
         threads: how many jobs it works on at once. They leave in the order in which they came.
         gathers: of how many jobs it makes one list; 0 for none. The last list may be shorter.
         counts: which jobs count towards `gathers`; the others travel along.
+        hurries: whether nothing more will come before the list is handed on; then it stays short.
         scatters: behind this stage a list is single jobs again.
     """
 
@@ -35,6 +36,7 @@ class Stage(Generic[Job]):
     threads: int = 1
     gathers: int = 0
     counts: Callable[[Job], bool] = lambda job: True
+    hurries: Callable[[], bool] = lambda: False
     scatters: bool = False
 
 
@@ -210,7 +212,7 @@ class _Crew(Generic[Job]):
         gathered: list[Job] = []
         counted = 0
         while True:
-            job = self._next(wait=not gathered or not self._pipeline.live)
+            job = self._next(waits=not gathered, patient=not self._pipeline.live)
             if job is None or job is _END:
                 # The end is met again after the last list.
                 self._over = job is _END
@@ -224,16 +226,21 @@ class _Crew(Generic[Job]):
             if counted >= self._stage.gathers or len(gathered) >= LONGEST * self._stage.gathers:
                 return gathered
 
-    def _next(self, wait: bool) -> Any:
-        """The next job; the end; or None where nobody waits and there is no job."""
+    def _next(self, waits: bool, patient: bool) -> Any:
+        """The next job; the end; or None where there is no job and the list is to be handed on.
+
+        `waits`: there is no list yet. `patient`: a list is worth waiting for, unless the stage hurries.
+        """
         if self._over:
             return _END
-        if wait:
+        if waits:
             return self._pipeline.next_job(self._inbox)
-        try:
-            return self._inbox.get_nowait()
-        except queue.Empty:
-            return None
+        while True:
+            try:
+                return self._inbox.get(timeout=0.02) if patient else self._inbox.get_nowait()
+            except queue.Empty:
+                if not patient or self._stage.hurries() or self._pipeline.stopping.is_set():
+                    return None
 
     def _do(self, job: Any, turn: int) -> bool:
         """Do the work; whether it was done."""

@@ -80,7 +80,9 @@ class Tracker:
         try:
             from scipy.optimize import linear_sum_assignment
         except ImportError:
-            raise DiffSegError('identities need scipy: pip install "diffseg[video]"') from None
+            raise DiffSegError(
+                'identities need scipy: pip install "diffseg[video]", or go without them by --temporal off'
+            ) from None
         self.config = config or TrackerConfig()
         self._assign = linear_sum_assignment
         self._estimator = MotionEstimator(self.config.side)

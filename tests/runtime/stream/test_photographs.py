@@ -13,7 +13,7 @@ from runtime import DiffSegError, Segmenter
 from runtime.segment import app
 from runtime.stages import Stages
 from runtime.stream import job as jobs
-from tests.runtime.clips import StandIn, draw
+from tests.runtime.clips import StandIn, draw, write_clip
 
 CAT = data.chelsea()[..., ::-1].copy()
 
@@ -103,8 +103,12 @@ def test_map_raises_or_gives_errors():
         next(results)
     with pytest.raises(DiffSegError, match="expected 'raise' or 'give'"):
         segmenter.map(inputs, errors="ignore")
-    with pytest.raises(DiffSegError, match="expected a frame uint8"):
-        list(segmenter.map([np.zeros((4, 4), np.uint8)]))
+    for bad in (np.zeros((4, 4), np.uint8), None):
+        with pytest.raises(DiffSegError, match="expected a frame uint8"):
+            list(segmenter.map([bad]))
+    assert isinstance(next(segmenter.map([None, draw(0)], errors="give")), DiffSegError)
+    with pytest.raises(DiffSegError, match="expected a list of paths"):
+        segmenter.map("photos/")
 
 
 @pytest.mark.parametrize("batch", [1, 4])
@@ -144,6 +148,48 @@ def test_frames_wait_outside_while_those_inside_are_large(monkeypatch):
     monkeypatch.setattr(Stages, "finish", finished)
     assert len(list(Segmenter(StandIn(0.002)).map([draw(n) for n in range(20)]))) == 20
     assert max(most) <= 3
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_a_batch_that_does_not_fit_stays_short(tmp_path, monkeypatch, every):
+    """Eight frames of a batch are more than may be inside at once: the batch must not wait for them for ever."""
+    monkeypatch.setattr(jobs, "MOST_PIXELS", 3 * 48 * 64)
+    segmenter = Segmenter(StandIn(batch=8))
+    frames = [draw(number) for number in range(20)]
+    done = []
+    watch = threading.Thread(target=lambda: done.extend(segmenter.map(frames)), daemon=True)
+    watch.start()
+    watch.join(60)
+    assert not watch.is_alive() and len(done) == 20
+    monkeypatch.chdir(tmp_path)
+    write_clip(tmp_path / "clip.mp4", 20)
+    monkeypatch.setattr(Segmenter, "open", lambda *arguments, **options: segmenter)
+    result = run("clip.mp4", "--every", every, "--save", "labels", "--json")
+    assert result.exit_code == 0 and len(result.stdout.splitlines()) == 20
+
+
+def test_large_pictures_wait_before_they_are_decoded(tmp_path, monkeypatch):
+    """Their size is read from their head: no more are decoded than may be inside."""
+    monkeypatch.setattr(jobs, "MOST_PIXELS", 100 * 100)
+    inside, most = [], []
+    read, finish = jobs.Still.read, Stages.finish
+
+    def reads(self):
+        inside.append(1)
+        most.append(len(inside))
+        return read(self)
+
+    def finished(self, merged, frame, **options):
+        inside.pop()
+        return finish(self, merged, frame, **options)
+
+    monkeypatch.setattr(jobs.Still, "read", reads)
+    monkeypatch.setattr(Stages, "finish", finished)
+    for number in range(8):
+        name = f"{number}.{('jpg', 'png', 'bmp')[number % 3]}"
+        cv2.imwrite(str(tmp_path / name), cv2.resize(draw(number), (90, 90)))
+    assert len(list(Segmenter(StandIn()).map(sorted(tmp_path.iterdir())))) == 8
+    assert max(most) <= 2  # the one before may still be on its way out
 
 
 def test_regions_and_outputs_in_json(folder):
@@ -188,10 +234,13 @@ def test_options_of_clips_say_that_they_do_nothing(folder, stand_in):
 def test_a_segmenter_closes():
     with Segmenter.open(device="cpu") as segmenter:
         assert segmenter(CAT).count > 1
-    with pytest.raises(AttributeError):
-        segmenter(CAT)
+    for attempt in (lambda: segmenter(CAT), lambda: segmenter.map([CAT]), segmenter.clone):
+        with pytest.raises(DiffSegError, match="this Segmenter is closed"):
+            attempt()
 
 
 def test_an_unknown_option_is_named():
+    with pytest.raises(DiffSegError, match="did you mean thresholds"):
+        Segmenter.open(device="cpu", threshold=0.5)
     with pytest.raises(DiffSegError, match=r"precision: .*options=\{'precision': 'bf16'\}"):
         Segmenter.open(device="cpu", precision="bf16")
