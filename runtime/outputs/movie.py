@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import uuid
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -14,7 +13,8 @@ import cv2
 import numpy as np
 
 from runtime.errors import DiffSegError
-from runtime.files import OWN_BOX
+from runtime.files import OWN_BOX, part_path
+from runtime.frames.media import FILE
 from runtime.outputs.draw import Draw, draw_overlay
 from runtime.outputs.form import ClipForm
 from runtime.outputs.sinks import Sink, explain
@@ -56,7 +56,7 @@ class VideoSink(Sink):
         self._longest = int(MOST_TICKS / scale / self._tick)
         self._rate = min(max(form.rate, 1 / (self._longest * self._tick)), HIGHEST_RATE)
         self._codec = next(name for name in ("libx264", "libopenh264", "mpeg4") if name in av.codecs_available)
-        self._part = path.with_name(f".{uuid.uuid4().hex}.part")
+        self._part = part_path(path)
         self._container: Any = None
         self._begin = Fraction(0)
         self._end = Fraction(0)
@@ -102,12 +102,12 @@ class VideoSink(Sink):
         """Where a frame goes, in ticks: after the last one, and not after a longer pause than the format can hold."""
         wanted = round((time - self._begin - self._shortened) / self._tick)
         most = self._last + self._longest
-        if 0 <= self._last and wanted > most:
+        if self._last >= 0 and wanted > most:
             if not self._shortened:
                 pause, kept = float((wanted - self._last) * self._tick), float(self._longest * self._tick)
-                rest = "; sound after it is left out" if self._form.audio else ""
+                rest = "; the sound after it is left out" if self._form.audio else ""
                 self._warn(
-                    f"{self.path}: a pause of {pause:.0f} s is shortened to {kept:.0f} s, the longest in this video{rest}"
+                    f"{self.path}: a pause of {pause:.0f} s is shortened to {kept:.0f} s, the longest here{rest}"
                 )
             self._shortened += (wanted - most) * self._tick
             wanted = most
@@ -123,13 +123,17 @@ class VideoSink(Sink):
     def _open(self, width: int, height: int) -> None:
         av = _av()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._container = av.open(
-            str(self._part),
-            "w",
-            format="mp4",
-            # The edit list lets the sound begin where it did: a packet rarely begins with a picture.
-            options={"movflags": "hybrid_fragmented+negative_cts_offsets", "use_editlist": "1"},
-        )
+        try:
+            self._container = av.open(
+                f"{FILE}{self._part}",
+                "w",
+                format="mp4",
+                # The edit list lets the sound begin where it did: a packet rarely begins with a picture.
+                options={"movflags": "hybrid_fragmented+negative_cts_offsets", "use_editlist": "1"},
+            )
+        except BaseException:
+            self._part.unlink(missing_ok=True)
+            raise
         options = {"preset": "veryfast", "crf": "20"} if self._codec == "libx264" else {}
         stream = self._stream = self._container.add_stream(self._codec, rate=self._rate, options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
@@ -246,7 +250,7 @@ def _end_of_fragments(file: BinaryIO) -> int:
 def _readable(path: Path) -> bool:
     av = _av()
     try:
-        with av.open(str(path)) as container:
+        with av.open(f"{FILE}{path}") as container:
             return next(container.decode(video=0), None) is not None
     except (av.FFmpegError, OSError, IndexError):
         return False

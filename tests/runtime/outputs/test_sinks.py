@@ -268,9 +268,7 @@ def test_what_was_encoded_is_kept_when_the_encoder_fails(tmp_path):
     [("avi", "libmp3lame", "mp3"), ("mkv", "eac3", "aac"), ("ts", "eac3", "aac"), ("mkv", "ac3", "ac3")],
 )
 def test_sound_of_any_codec_is_kept(tmp_path, suffix, codec, kept):
-    source = write_clip(
-        tmp_path / f"in.{suffix}", 50, audio=codec, codec="mpeg4" if suffix == "avi" else "libx264"
-    )
+    source = write_clip(tmp_path / f"in.{suffix}", 50, audio=codec, codec="mpeg4" if suffix == "avi" else "libx264")
     form = ClipForm.of(ContainerClip(str(source), "a"))
     (tmp_path / "out").mkdir()
     lines, times = warned(tmp_path / "out" / "b.mp4", [Fraction(n, 25) for n in range(50)], form)
@@ -287,9 +285,7 @@ def test_damaged_sound_never_costs_a_picture(tmp_path):
     whole = source.read_bytes()
     with av.open(str(source)) as container:
         sound = container.streams.audio[0].id
-    found = [
-        at for at in range(0, len(whole), 188) if int.from_bytes(whole[at + 1 : at + 3], "big") & 0x1FFF == sound
-    ]
+    found = [at for at in range(0, len(whole), 188) if int.from_bytes(whole[at + 1 : at + 3], "big") & 0x1FFF == sound]
     for number, chosen in enumerate([found[-3:-2], found[len(found) // 2 :], found[:1]]):
         data = bytearray(whole)
         for at in chosen:
