@@ -21,6 +21,6 @@ def as_one_line(error: Exception, name: str) -> DiffSegError:
         return error
     logging.getLogger("diffseg").debug("%s", name, exc_info=error)
     if isinstance(error, MemoryError):
-        return DiffSegError(f"{name}: needs more memory than there is; give it smaller, or more memory")
+        return DiffSegError(f"{name}: needs more memory than is available; make it smaller, or provide more memory")
     text = " ".join(str(error).split())[:300]
     return DiffSegError(f"{name}: {type(error).__name__}{': ' if text else ''}{text}")

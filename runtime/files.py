@@ -48,7 +48,7 @@ def part_path(path: Path) -> Path:
         _swept.add(folder)
         sweep_parts(Path(folder))
     pid = os.getpid()
-    return path.with_name(f".{_machine()}-{pid}-{_started(pid)}-{uuid.uuid4().hex[:16]}.part")
+    return path.with_name(f".{_machine()}-{pid}-{_own_start(pid)}-{uuid.uuid4().hex[:16]}.part")
 
 
 def sweep_parts(folder: Path) -> None:
@@ -82,6 +82,11 @@ def _machine() -> str:
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text())
         parts.append(str(os.stat("/proc/self/ns/pid").st_ino))  # noqa: PTH116
     return hashlib.sha256("/".join(parts).encode()).hexdigest()[:8]
+
+
+@cache
+def _own_start(pid: int) -> str:
+    return _started(pid)
 
 
 def _started(pid: int) -> str:

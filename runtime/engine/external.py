@@ -25,9 +25,9 @@ _FIELDS: dict[str, dict[int, str]] = {
     "sparse": {1: "tensor", 2: "tensor"},
     "tensor": {13: "entry"},
 }
-_DEEPEST = 64  # graphs in graphs
+_DEEPEST = 200  # messages in messages; protobuf itself takes 100
 _KEY, _VALUE, _BYTES = 1, 2, 2  # fields of an entry; the wire type of what has a length
-_FIXED = {1: 8, 5: 4}  # wire type → bytes
+_SKIPPED = {1: 8, 3: 0, 4: 0, 5: 4}  # wire type → bytes; 3 and 4 are the brackets of a group
 
 
 def check_external_data(path: Path) -> None:
@@ -44,7 +44,7 @@ def check_external_data(path: Path) -> None:
         return
     folder = os.path.realpath(path.parent)
     for location in sorted(locations):
-        text = location.decode("utf-8", "replace")
+        text = os.fsdecode(location)
         inside = Path(text)
         windows = PureWindowsPath(text)
         outside = (
@@ -67,7 +67,8 @@ def _locations(data: mmap.mmap, start: int, end: int, message: str, depth: int) 
     """The locations of external data in one message. Raises ValueError or IndexError where it is no such message."""
     if depth > _DEEPEST:
         raise ValueError("too deep")
-    known = _FIELDS[message]
+    known = _FIELDS.get(message, {})
+    texts = {_KEY: b"", _VALUE: b""}
     position = start
     while position < end:
         tag, position = _varint(data, position)
@@ -76,31 +77,19 @@ def _locations(data: mmap.mmap, start: int, end: int, message: str, depth: int) 
             position = _varint(data, position)[1]
         elif wire == _BYTES:
             length, position = _varint(data, position)
-            if field in known and position + length <= end:
-                if known[field] == "entry":
-                    yield from _location(data, position, position + length)
-                else:
-                    yield from _locations(data, position, position + length, known[field], depth + 1)
+            if position + length > end:
+                raise ValueError("cut short")
+            if field in known:
+                yield from _locations(data, position, position + length, known[field], depth + 1)
+            elif message == "entry" and field in texts:
+                texts[field] = data[position : position + length]
             position += length
-        elif wire in _FIXED:
-            position += _FIXED[wire]
+        elif wire in _SKIPPED:
+            position += _SKIPPED[wire]
         else:
-            raise ValueError("a wire type that ONNX does not have")
-
-
-def _location(data: mmap.mmap, start: int, end: int) -> Iterator[bytes]:
-    """The value of an entry whose key is "location"."""
-    found = {_KEY: b"", _VALUE: b""}
-    position = start
-    while position < end:
-        tag, position = _varint(data, position)
-        if tag & 7 != _BYTES:
-            raise ValueError("an entry holds texts")
-        length, position = _varint(data, position)
-        found[tag >> 3] = data[position : min(position + length, end)]
-        position += length
-    if found[_KEY] == b"location":
-        yield found[_VALUE]
+            raise ValueError("a wire type that protobuf does not have")
+    if texts[_KEY] == b"location":
+        yield texts[_VALUE]
 
 
 def _varint(data: mmap.mmap, position: int) -> tuple[int, int]:

@@ -199,7 +199,7 @@ class VideoSink(Sink):
     def _keep_fragments(self, head: bytes, length: int, failure: Exception | None) -> None:
         """Put the file back to what it was before it was closed; needs no room on the disk."""
         with self._part.open("r+b") as file:
-            file.write(_with_edits(head, self._end - self._begin))
+            file.write(_with_edits(head, self._end - self._begin - self._shortened))
             file.truncate(length)
             file.truncate(_end_of_fragments(file))
             file.seek(0, os.SEEK_END)

@@ -22,11 +22,13 @@ from runtime.engine.registry import EMBEDDED, open_engine
 from runtime.engine.spec import EngineSpec, sidecar_path
 from runtime.errors import DiffSegError
 from runtime.files import part_path, read_small_text, sweep_parts
+from runtime.frames.container import ContainerClip
 from runtime.frames.find import find_sources
-from runtime.frames.source import Source
+from runtime.frames.source import OpenOptions, Source
 from runtime.frames.video import open_video
 from runtime.pyramid.weights import resolution_ratios
 from runtime.segment import app
+from runtime.segmenter import Segmenter
 from tests.runtime.clips import StandIn, draw, write_clip
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,7 +64,7 @@ class Refusing(StandIn):
     ("error", "said"),
     [
         (ValueError("rows that\nsum to nan"), "ValueError: rows that sum to nan"),
-        (MemoryError(), "more memory than there is"),
+        (MemoryError(), "more memory than is available"),
         (IndexError(), "IndexError"),
         (RecursionError("deep"), "RecursionError: deep"),
     ],
@@ -70,9 +72,7 @@ class Refusing(StandIn):
 def test_an_error_of_any_kind_is_of_one_picture(folder, monkeypatch, caplog, error, said):
     engine = Refusing()
     engine.error = error
-    monkeypatch.setattr("runtime.segmenter.Segmenter.open", lambda *a, **o: Segmenter(engine))
-    from runtime.segmenter import Segmenter
-
+    monkeypatch.setattr(Segmenter, "open", lambda *a, **o: Segmenter(engine))
     for number in range(6):
         picture = np.full((40, 40, 3), 255, np.uint8) if number == 3 else draw(number)
         cv2.imwrite(f"{number}.png", picture)
@@ -89,9 +89,6 @@ def test_an_error_of_any_kind_is_of_one_picture(folder, monkeypatch, caplog, err
 def test_an_error_of_any_kind_is_of_one_clip(folder, monkeypatch, stand_in):
     for name in "abc":
         write_clip(folder / f"{name}.avi", 3, codec="mpeg4")
-    read = "runtime.frames.container.ContainerClip.read"
-    from runtime.frames.container import ContainerClip
-
     whole = ContainerClip.read
 
     def damaged(self, stop):
@@ -99,7 +96,7 @@ def test_an_error_of_any_kind_is_of_one_clip(folder, monkeypatch, stand_in):
             raise IndexError("list index out of range")
         yield from whole(self, stop)
 
-    monkeypatch.setattr(read, damaged)
+    monkeypatch.setattr(ContainerClip, "read", damaged)
     result = run("a.avi", "b.avi", "c.avi", "--output", "out")
     assert result.exit_code == 1 and complaints(result) == ["error: b.avi: IndexError: list index out of range"]
     assert sorted(path.name for path in (folder / "out").glob("*.mp4")) == ["a_overlay.mp4", "c_overlay.mp4"]
@@ -158,16 +155,10 @@ def test_a_video_opens_no_other_file(folder, monkeypatch, reader, text):
     for name in ("list.mp4", "list.mkv"):
         (folder / name).write_text(text)
         with pytest.raises(DiffSegError, match=rf"{name}: is not a video"):
-            open_video(Source(Path(name), Path("list"), "video"), _options())
+            open_video(Source(Path(name), Path("list"), "video"), OpenOptions())
     for name in ("secret.mp4", "secret.ts"):
-        open_video(Source(Path(name), Path("list"), "video"), _options()).close()
+        open_video(Source(Path(name), Path("list"), "video"), OpenOptions()).close()
     assert "OPENCV_FFMPEG_CAPTURE_OPTIONS" not in os.environ
-
-
-def _options():
-    from runtime.frames.source import OpenOptions
-
-    return OpenOptions()
 
 
 def test_small_texts_are_regular_files_of_a_size(tmp_path):
@@ -342,7 +333,8 @@ def test_external_data_stays_in_the_folder(tmp_path):
         assert onnx.load(path, load_external_data=False)
         with pytest.raises(DiffSegError, match=r"e\.onnx has weights in .*own folder"):
             open_engine(path, "cpu")
-        path.write_bytes(path.read_bytes() + b"\xff\xff")  # damage behind it hides nothing
+        # Neither a group that ONNX does not have, before it, nor damage behind it hides anything.
+        path.write_bytes(b"\x1b\x1c" + path.read_bytes() + b"\xff\xff")
         with pytest.raises(DiffSegError, match=r"e\.onnx has weights in"):
             check_external_data(path)
     for data in (b"", b"\xff" * 100, bytes(100)):
