@@ -2,6 +2,7 @@
 
 import errno
 import importlib.util
+import io
 import logging
 import os
 import signal
@@ -10,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, BinaryIO, cast
 
 import typer
 
@@ -188,7 +189,8 @@ def open_closed_descriptors() -> None:
                 os.close(opened)
             os.set_inheritable(number, True)
             if number == 1:
-                sys.stdout = open(1, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+                # Without a buffer: what fails is not tried again at the end.
+                sys.stdout = io.TextIOWrapper(cast(BinaryIO, io.FileIO(1, "w", closefd=False)), write_through=True)
             if number == 2:
                 sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
 

@@ -1,6 +1,7 @@
 """From INPUT to sources: the images and clips that are meant, and where their outputs go."""
 
 import glob
+import itertools
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -84,7 +85,7 @@ def _matches(pattern: Path) -> Iterator[Path]:
         yield from map(Path, glob.iglob(str(pattern)))
         return
     at = pattern.parts.index("**")
-    below = Path(*pattern.parts[at + 1 :])
+    below = Path(*itertools.dropwhile("**".__eq__, pattern.parts[at:]))
     for base in glob.glob(str(Path(*pattern.parts[:at]))):
         for folder in _folders(base):
             yield from _matches(Path(glob.escape(folder)) / below) if below.parts else _files(folder)
