@@ -1,4 +1,5 @@
 """The description of an engine: the same fields in the ONNX metadata and in the sidecar `<engine>.json`."""
+# Long because the dataclasses and the check of their fields from untrusted JSON change together.
 
 import json
 import re

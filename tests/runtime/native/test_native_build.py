@@ -253,7 +253,7 @@ def test_gpu_but_no_compiler(alone, monkeypatch):
     monkeypatch.setattr(probe, "open_driver", lambda: Driver(1))
     monkeypatch.setattr(build.shutil, "which", lambda name: None)
     monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(DiffSegError, match=r"no CUDA compiler: nvcc is not on PATH.*beside the engine"):
+    with pytest.raises(DiffSegError, match=r"no CUDA compiler: nvcc is not on PATH.*DIFFSEG_LIBRARY"):
         native.load(0)
     with pytest.raises(DiffSegError, match="'cuda:3': expected cuda:0 to cuda:0"):
         native.load(3)
