@@ -12,7 +12,7 @@ from export.heads.registry import load_head
 from runtime.engine.registry import open_engine
 from runtime.engine.spec import EngineSpec, sidecar_path
 from runtime.errors import DiffSegError
-from runtime.files import read_text
+from runtime.files import read_small_text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,7 +30,7 @@ def check_engine(path: Path, model: str, *, vae: str | None = None, config: str 
 
     sidecar = sidecar_path(path)
     described = sidecar.exists()
-    spec = EngineSpec.from_json(read_text(sidecar), str(sidecar)) if described else open_engine(path, "cpu").spec
+    spec = EngineSpec.from_json(read_small_text(sidecar), str(sidecar)) if described else open_engine(path, "cpu").spec
     if spec.precision == "int8":
         raise DiffSegError(
             f"{path} is an int8 engine, which is compared on photographs and not with PyTorch; expected fp32, fp16 or "

@@ -1,5 +1,7 @@
 """The exceptions that carry a message for people."""
 
+import logging
+
 
 class DiffSegError(RuntimeError):
     """An error that the user can correct: the message says what was expected, what was found and what to do."""
@@ -7,3 +9,18 @@ class DiffSegError(RuntimeError):
 
 class UsageError(DiffSegError):
     """An option that is missing or does not fit the inputs: a command line ends with status 2, "bad usage"."""
+
+
+def as_one_line(error: Exception, name: str) -> DiffSegError:
+    """An error of one input as a DiffSegError that names the input; the others go on.
+
+    A DiffSegError is given back as it is. Any other becomes its type and the beginning of its message; its traceback
+    goes to the logger "diffseg" at the level debug.
+    """
+    if isinstance(error, DiffSegError):
+        return error
+    logging.getLogger("diffseg").debug("%s", name, exc_info=error)
+    if isinstance(error, MemoryError):
+        return DiffSegError(f"{name}: needs more memory than is available; make it smaller, or provide more memory")
+    text = " ".join(str(error).split())[:300]
+    return DiffSegError(f"{name}: {type(error).__name__}{': ' if text else ''}{text}")

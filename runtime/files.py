@@ -1,19 +1,100 @@
 """Files: writing whole files or none, and recognising this program's own outputs."""
 
+import contextlib
+import hashlib
 import os
+import platform
+import re
+import stat
 import sys
+import time
 import uuid
+from functools import cache
 from pathlib import Path
 
 from runtime.errors import DiffSegError
 
+MOST_TEXT = 16 << 20  # bytes of a sidecar; the largest that are written have some kilobytes
+ABANDONED = 7 * 86400  # seconds without a change after which another machine's temporary file is nobody's
+_PART = re.compile(r"\.([0-9a-f]{8})-(\d+)-(\d+)-[0-9a-f]{16}\.part")
+_swept: set[str] = set()
 
-def read_text(path: Path) -> str:
-    """The file's UTF-8 text. Raises DiffSegError when it cannot be read."""
+
+def read_small_text(path: Path, *, most: int = MOST_TEXT) -> str:
+    """The UTF-8 text of a regular file of at most `most` bytes.
+
+    Raises DiffSegError when it cannot be read. Never waits, as for a FIFO, and reads no more than that.
+    """
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        with open(number, "rb") as file:  # noqa: PTH123 - a descriptor
+            if not stat.S_ISREG(os.fstat(number).st_mode):
+                raise DiffSegError(f"cannot read {path}: expected a regular file, found a folder, pipe or device")
+            data = file.read(most + 1)
+        if len(data) > most:
+            raise DiffSegError(f"cannot read {path}: expected a text of at most {most} bytes, found more")
+        return data.decode()
+    except (OSError, ValueError) as error:
         raise DiffSegError(f"cannot read {path}: {error}") from None
+
+
+def part_path(path: Path) -> Path:
+    """A temporary name in the folder of `path`, which tells the process that writes there.
+
+    At the first one in a folder, files are removed that runs left there which were killed.
+    """
+    folder = os.path.realpath(path.parent)
+    if folder not in _swept:
+        _swept.add(folder)
+        sweep_parts(Path(folder))
+    pid = os.getpid()
+    return path.with_name(f".{_machine()}-{pid}-{_own_start(pid)}-{uuid.uuid4().hex[:16]}.part")
+
+
+def sweep_parts(folder: Path) -> None:
+    """Remove temporary files of this program whose process has ended, or that another machine has left for long."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            match = _PART.fullmatch(entry.name)
+            with contextlib.suppress(OSError):
+                if match and entry.is_file(follow_symlinks=False) and _is_stale(match, entry.stat().st_mtime):
+                    Path(entry.path).unlink()
+
+
+def _is_stale(match: re.Match[str], changed: float) -> bool:
+    machine, pid, started = match.groups()
+    if machine != _machine() or sys.platform == "win32":  # where a signal of 0 would end the process
+        return time.time() - changed > ABANDONED
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:
+        pass
+    return started not in ("0", _started(int(pid)))  # another process has got its number
+
+
+@cache
+def _machine() -> str:
+    """Eight digits for this machine since its start, and the container on it: where a process's number means it."""
+    parts = [platform.node()]
+    with contextlib.suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text())
+        parts.append(str(os.stat("/proc/self/ns/pid").st_ino))  # noqa: PTH116
+    return hashlib.sha256("/".join(parts).encode()).hexdigest()[:8]
+
+
+@cache
+def _own_start(pid: int) -> str:
+    return _started(pid)
+
+
+def _started(pid: int) -> str:
+    """When a process began, in the system's ticks; 0 where that is unknown."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError, ValueError):
+        return "0"
 
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:
@@ -22,7 +103,7 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
     Makes the folder. Raises OSError when the folder cannot be written or the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{uuid.uuid4().hex}.part")
+    part = part_path(path)
     try:
         part.write_bytes(data)
         part.replace(path)

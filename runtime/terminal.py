@@ -2,14 +2,16 @@
 
 import errno
 import importlib.util
+import io
 import logging
+import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, BinaryIO, cast
 
 import typer
 
@@ -165,10 +167,32 @@ def run(app: typer.Typer, name: str, extra: str | None = None) -> None:
     `name`: the program's, for its usage line. `extra`: as in `missing_packages_named`. SIGTERM stops the program as
     Ctrl-C does, so that temporary files are removed.
     """
+    open_closed_descriptors()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     started_as = sys.argv[0]
     with errors_end_the_process(extra):
         app(prog_name=started_as if started_as.startswith(f"{PROGRAM} ") else name)
+
+
+def open_closed_descriptors() -> None:
+    """Give the standard descriptors that the shell has closed a file, or the next file opened would become one.
+
+    Standard input is then at its end, and what is said on stderr is lost. Printing on stdout fails, as it should.
+    """
+    for number, mode in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, mode)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            os.set_inheritable(number, True)
+            if number == 1:
+                # Without a buffer: what fails is not tried again at the end.
+                sys.stdout = io.TextIOWrapper(cast(BinaryIO, io.FileIO(1, "w", closefd=False)), write_through=True)
+            if number == 2:
+                sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
 
 
 def version_line() -> str:

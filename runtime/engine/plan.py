@@ -13,7 +13,7 @@ from pathlib import Path
 
 from runtime.engine.spec import EngineSpec, PlanInfo, sidecar_path
 from runtime.errors import DiffSegError
-from runtime.files import read_text
+from runtime.files import read_small_text
 
 FLAVOURS = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}  # module → its name for people
 OPTIMIZATION_LEVEL, WORKSPACE = 3, 4096  # the builder's defaults; the workspace in MB
@@ -33,7 +33,7 @@ def read_plan(path: Path) -> tuple[EngineSpec, PlanInfo]:
             f"copy it too, or build the plan again with {rebuild(path)}"
         )
     try:
-        spec = EngineSpec.from_json(read_text(sidecar), str(sidecar))
+        spec = EngineSpec.from_json(read_small_text(sidecar), str(sidecar))
     except DiffSegError as error:  # its advice, to export again, is for ONNX engines
         found = str(error).rpartition("; ")[0] or str(error)
         raise DiffSegError(

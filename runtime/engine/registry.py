@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from runtime.engine.base import Engine
+from runtime.engine.external import check_external_data
 from runtime.engine.plan import read_plan
 from runtime.engine.spec import sidecar_path
 from runtime.errors import DiffSegError
+from runtime.files import read_small_text
 
 EMBEDDED = Path(__file__).resolve().parents[2] / "engines" / "tiny.onnx"
 EMBEDDED_NAME = EMBEDDED.stem
@@ -91,6 +93,8 @@ def open_engine(
         extras = " or ".join(f"pip install 'diffseg[{extra}]'" for extra in chosen.extras)
         wanted = f" with {', '.join(options)}" if options else ""
         raise DiffSegError(f"{path.name}{wanted} needs the package {chosen.package}, which is not installed; {extras}")
+    if chosen.suffix == ".onnx":
+        check_external_data(path)
     cls = getattr(importlib.import_module(chosen.module), chosen.cls)
     engine: Engine = cls(path, device, **options)
     engine.path, engine.asked = path, device
@@ -171,8 +175,8 @@ def _prefers_openvino() -> bool:
 def _is_bfloat16(path: Path) -> bool:
     """Whether the sidecar says bf16. Opening the engine reports a sidecar that is invalid."""
     try:
-        return json.loads(sidecar_path(path).read_text(encoding="utf-8"))["precision"] == "bf16"
-    except (OSError, ValueError, KeyError, TypeError):
+        return bool(json.loads(read_small_text(sidecar_path(path)))["precision"] == "bf16")
+    except (DiffSegError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 

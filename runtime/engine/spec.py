@@ -1,14 +1,17 @@
 """The description of an engine: the same fields in the ONNX metadata and in the sidecar `<engine>.json`."""
+# Long because the dataclasses and the check of their fields from untrusted JSON change together.
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from runtime.engine import fields as checked
 from runtime.engine.heads import HEADS
 from runtime.errors import DiffSegError
-from runtime.files import read_text
+from runtime.files import read_small_text
 
 SCHEMA = 1  # version of the fields; a runtime reads one version
 METADATA_KEY = "diffseg"  # of the entry in the ONNX metadata
@@ -92,6 +95,18 @@ class PlanInfo:
                 values = value if isinstance(value, tuple) else (value,)
                 if not all(type(each) is kind for each in values) and not (value is None and name in optional):
                     raise ValueError(f"plan.{name}: expected {kind.__name__}, found {value!r}")
+        checked.text("plan.version", plan.version, 64)
+        checked.number("plan.seconds", plan.seconds, zero=True)
+        for name, value in (
+            ("types", plan.types),
+            ("arithmetic", plan.arithmetic),
+            ("inspected", plan.inspected or {}),
+        ):
+            if not isinstance(value, Mapping):
+                raise TypeError(f"plan.{name}: expected an object, found {repr(value)[:80]}")
+        for capability in (plan.compute_capability, *(plan.targets or ())):
+            if capability is not None and not re.fullmatch(r"\d{1,3}(\.\d{1,3})?", capability, re.ASCII):
+                raise ValueError(f"plan.compute_capability: expected two numbers, as 8.9, found {capability[:80]!r}")
         if plan.batch is not None and (
             len(plan.batch) != 3 or not 1 <= plan.batch[0] <= plan.batch[1] <= plan.batch[2]
         ):
@@ -167,39 +182,93 @@ class EngineSpec:
         another type.
         """
         try:
-            data = json.loads(text)
+            data = json.loads(text, parse_constant=checked.refuse_constant)
         except (ValueError, RecursionError) as error:
             raise DiffSegError(
                 f"{where} is not JSON ({error}); export the engine again with 'python -m export'"
             ) from None
         schema = data.get("schema") if isinstance(data, dict) else None
-        if schema != SCHEMA:
+        if schema != SCHEMA or isinstance(schema, bool):
             raise DiffSegError(
-                f"{where} has schema version {schema!r}, this runtime reads {SCHEMA}; export the engine again "
+                f"{where} has schema version {repr(schema)[:80]}, this runtime reads {SCHEMA}; export the engine again "
                 "with the 'python -m export' of this version"
             )
-        known = {f.name for f in fields(cls)}
         try:
-            data["levels"] = tuple(
-                Level(int(lv["height"]), int(lv["width"]), int(lv["layers"])) for lv in data["levels"]
-            )
-            data["blocks"] = tuple(str(block) for block in data["blocks"])
-            data["thresholds"] = tuple(float(t) for t in data["thresholds"])
-            if not isinstance(data.get("weights", ""), str):
-                data["weights"] = tuple(float(weight) for weight in data["weights"])
-            if data.get("plan") is not None:
-                data["plan"] = PlanInfo.from_data(data["plan"])
-            spec = cls(**{k: v for k, v in data.items() if k in known})
-            sizes = (spec.height, spec.width, spec.timestep, spec.grid, spec.batch or 1)
-            if spec.head not in HEADS:
-                raise ValueError(f"head: expected {' or '.join(HEADS)}, found {spec.head!r}")
-            if not spec.levels or not all(isinstance(s, int) for s in sizes):
-                raise ValueError(f"{len(spec.levels)} levels, sizes {sizes}")
-        except (KeyError, TypeError, ValueError) as error:
+            return cls(**_checked(data, {f.name for f in fields(cls)}))
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise DiffSegError(
-                f"{where} lacks or mistypes a field ({error}); export the engine again with 'python -m export'"
+                f"{where} lacks or mistypes a field ({str(error)[:300]}); export the engine again with "
+                "'python -m export'"
             ) from None
-        return spec
+
+
+_WHOLE = {
+    "height": (8, checked.LARGEST_SIDE),
+    "width": (8, checked.LARGEST_SIDE),
+    "timestep": (0, checked.LARGEST_COUNT),
+}
+_OPTIONAL_WHOLE = {
+    "batch": (1, checked.LARGEST_COUNT),
+    "grid": (2, checked.LARGEST_SIDE),
+    "noise_seed": (-(1 << 63), (1 << 64) - 1),
+    "schema": (SCHEMA, SCHEMA),
+}
+_TEXTS = ("source", "head", "prompt", "precision", "storage")
+_OPTIONAL_TEXTS = ("revision", "vae", "target")
+_NEVER_NULL = ("grid", "target", "schema")
+
+
+def _checked(data: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """The fields of an EngineSpec from parsed JSON; fields that are not known are left out.
+
+    Raises KeyError, TypeError, ValueError or OverflowError when a field is missing, of another type or out of range.
+    """
+    found = {name: value for name, value in data.items() if name in known}
+    for name, bounds in _WHOLE.items():
+        checked.whole(name, found[name], *bounds)
+    for name in _TEXTS:
+        checked.text(name, found[name])
+    for name in (*_OPTIONAL_WHOLE, *_OPTIONAL_TEXTS):
+        if name in found and (found[name] is not None or name in _NEVER_NULL):
+            if name in _OPTIONAL_WHOLE:
+                checked.whole(name, found[name], *_OPTIONAL_WHOLE[name])
+            else:
+                checked.text(name, found[name])
+    found.setdefault("batch", data["batch"])
+    found.setdefault("revision", data["revision"])
+    found["levels"] = tuple(
+        Level(
+            *(
+                checked.whole(f"levels.{name}", level[name], 1, checked.LARGEST_SIDE)
+                for name in ("height", "width", "layers")
+            )
+        )
+        for level in checked.items("levels", found["levels"])
+    )
+    found["blocks"] = tuple(checked.text("blocks", block) for block in checked.items("blocks", found["blocks"]))
+    found["latent_scaling"] = checked.number("latent_scaling", found["latent_scaling"])
+    found["thresholds"] = tuple(
+        checked.number("thresholds", t) for t in checked.items("thresholds", found["thresholds"])
+    )
+    if found["head"] not in HEADS:
+        raise ValueError(f"head: expected {' or '.join(HEADS)}, found {found['head']!r}")
+    if not found["levels"] or not found["thresholds"]:
+        raise ValueError(f"{len(found['levels'])} levels, {len(found['thresholds'])} thresholds")
+    weights = found.get("weights", "")
+    if isinstance(weights, str):
+        checked.text("weights", weights)
+    else:
+        found["weights"] = tuple(
+            checked.number("weights", weight, zero=True) for weight in checked.items("weights", weights)
+        )
+    producer = found.get("producer", {})
+    if not isinstance(producer, dict):
+        raise TypeError(f"producer: expected an object, found {producer!r}")
+    for name, version in producer.items():
+        checked.text("producer", name), checked.text("producer", version)
+    if found.get("plan") is not None:
+        found["plan"] = PlanInfo.from_data(found["plan"])
+    return found
 
 
 def sidecar_path(engine: Path) -> Path:
@@ -215,7 +284,7 @@ def check_sidecar(engine: Path, spec: EngineSpec) -> None:
     path = sidecar_path(engine)
     if not path.exists():
         return
-    beside = EngineSpec.from_json(read_text(path), str(path))
+    beside = EngineSpec.from_json(read_small_text(path), str(path))
     for f in fields(EngineSpec):
         inside, found = getattr(spec, f.name), getattr(beside, f.name)
         if inside != found:

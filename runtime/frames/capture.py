@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
-from threading import Event
+from threading import Event, Lock
 
 import numpy as np
 
 from runtime.errors import DiffSegError
 from runtime.frames.clip import DEFAULT_RATE, LIVE_TICK, Clip, Picture
+from runtime.frames.media import FILE, is_url, media_options
+
+OPTIONS = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
 
 
 class CaptureClip(Clip):
@@ -27,7 +32,11 @@ class CaptureClip(Clip):
 
         camera = isinstance(address, int)
         with decoders_silenced():
-            self._capture = cv2.VideoCapture(address) if camera else cv2.VideoCapture(address, cv2.CAP_FFMPEG)
+            if camera:
+                self._capture = cv2.VideoCapture(address)
+            else:
+                with _only_what_is_named(str(address)) as known:
+                    self._capture = cv2.VideoCapture(known, cv2.CAP_FFMPEG)
         if not self._capture.isOpened():
             what = "cannot be opened" if camera else "is not a video that OpenCV can read, or is damaged"
             hint = "plug it in, and end programs that use it" if camera else "expected a video file or stream"
@@ -61,3 +70,28 @@ class CaptureClip(Clip):
     def close(self) -> None:
         """Close the file or device."""
         self._capture.release()
+
+
+_opening = Lock()
+
+
+@contextmanager
+def _only_what_is_named(address: str) -> Iterator[str]:
+    """The address as FFmpeg is to open it in the body: a file opens no URL and no other file, a URL opens no file.
+
+    OpenCV reads FFmpeg's options from the environment.
+    """
+    known = address if is_url(address) or address.startswith(FILE) else FILE + address
+    with _opening:
+        before = os.environ.get(OPTIONS)
+        ours = "|".join(f"{name};{value}" for name, value in media_options(known).items())
+        if before is None and is_url(known):
+            ours += "|rtsp_transport;tcp"  # OpenCV's own default
+        os.environ[OPTIONS] = f"{before}|{ours}" if before else ours
+        try:
+            yield known
+        finally:
+            if before is None:
+                del os.environ[OPTIONS]
+            else:
+                os.environ[OPTIONS] = before

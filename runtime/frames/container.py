@@ -11,33 +11,35 @@ import av
 import numpy as np
 
 from runtime.errors import DiffSegError
-from runtime.frames.clip import Clip, Picture
+from runtime.frames.clip import DEFAULT_RATE, Clip, Picture
+from runtime.frames.media import is_url, open_media, packets_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-OPEN_SECONDS, READ_SECONDS = 15.0, 15.0  # how long a server may be silent
 PACED = ("rtsp", "rtmp", "rtp", "udp:", "srt:")  # protocols where the server sets the pace
 # Formats whose header gives the length. For others FFmpeg guesses it from the file's size.
 MEASURED = {"matroska", "webm", "avi", "flv", "asf", "mov", "mp4"}
 FINEST_TICK = 1_000_000  # ticks per second
+# A header may say anything. What is outside these bounds counts as not said.
+RATES = (Fraction(1, 86_400), Fraction(1000))  # frames per second
+ASPECTS = (Fraction(1, 64), Fraction(64))  # width of a pixel divided by its height
+LATEST = (1 << 62) - 1  # in ticks
 
 
 class ContainerClip(Clip):
     """A video file or URL."""
 
     def __init__(self, address: str, name: str, start: Fraction = Fraction(0)) -> None:
-        """Open a file or URL, and enter a file shortly before `start`, in seconds.
+        """Open `file:PATH` or a URL, and enter a file shortly before `start`, in seconds.
 
         `name`: for messages, without a password. Raises DiffSegError when it is not a video.
         """
         super().__init__(name)
-        url = "://" in address
+        url = is_url(address)
         try:
-            self._container = av.open(
-                address, metadata_errors="ignore", timeout=(OPEN_SECONDS, READ_SECONDS) if url else None
-            )
-        except av.FFmpegError as error:
+            self._container = open_media(address)
+        except (av.FFmpegError, IndexError, ValueError, OverflowError) as error:  # PyAV's own, on a damaged file
             if url:
                 raise DiffSegError(f"{name}: cannot be opened ({_reason(error)})") from None
             raise DiffSegError(
@@ -52,31 +54,30 @@ class ContainerClip(Clip):
         if stream.codec_context is None:
             raise DiffSegError(f"{name}: its video is of a kind that PyAV {av.__version__} cannot decode")
         stream.thread_type = "AUTO"
-        self.rate = stream.average_rate or stream.guessed_rate or None
+        self.rate = _sane(stream.average_rate, RATES) or _sane(stream.guessed_rate, RATES)
         unit = Fraction(stream.time_base or self.tick)
         self.tick = Fraction(1, unit.denominator) if unit.denominator <= FINEST_TICK else self.tick
         length = self._container.duration
         self.seconds = length / av.time_base if length and length > 0 else None
         self.live = url and (self.seconds is None or address.lower().startswith(PACED))
-        ratio = stream.sample_aspect_ratio
-        self.aspect = Fraction(ratio) if ratio else Fraction(1)
+        self.aspect = _sane(stream.sample_aspect_ratio, ASPECTS) or Fraction(1)
         self._origin = None if stream.start_time is None else stream.start_time * unit
         if self._container.streams.audio and not self.live:
             self.audio = (address, self._origin or Fraction(0))
         # Below a second, decoding from the beginning is as fast. Without a rate, frames could not be numbered.
         if start > 1 and not self.live and self._origin is not None and self.rate:
-            self._container.seek(int((self._origin + start) / unit), stream=stream)
+            self._container.seek(min(int((self._origin + start) / unit), LATEST), stream=stream)
             self.gaps = True
 
     def read(self, stop: Event) -> Iterator[Picture]:
         """Frames in the order in which they are shown. `lost` says what could not be decoded."""
         unit = Fraction(self._stream.time_base or self.tick)
-        step = 1 / (self.rate or Fraction(25))
+        step = 1 / (self.rate or DEFAULT_RATE)
         moment = -step
         damaged = packets = 0
         end = Fraction(0)
         failure = None
-        demuxed = self._container.demux(self._stream, *self._container.streams.audio)
+        demuxed = packets_of(self._container, self._stream, *self._container.streams.audio)
         try:
             while not stop.is_set():
                 try:
@@ -133,5 +134,12 @@ class ContainerClip(Clip):
         self._container.close()
 
 
+def _sane(value: Fraction | None, bounds: tuple[Fraction, Fraction]) -> Fraction | None:
+    """A ratio that a header gives, if it is within bounds. FFmpeg takes terms below 2^31."""
+    if not value or not bounds[0] <= value <= bounds[1]:
+        return None
+    return Fraction(value).limit_denominator(1 << 20)
+
+
 def _reason(error: Any) -> str:
-    return str(error.strerror or error)
+    return str(getattr(error, "strerror", None) or error or type(error).__name__)

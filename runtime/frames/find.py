@@ -1,9 +1,10 @@
 """From INPUT to sources: the images and clips that are meant, and where their outputs go."""
 
 import glob
+import itertools
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -64,7 +65,7 @@ def _expand(text: str) -> tuple[list[Path], Path, list[str]]:
         # The user named the file itself, so it is read whatever its suffix, unless it is an output of ours.
         return ([] if is_own_output(path) else [path]), path.parent, []
     elif glob.has_magic(text):
-        files, ours = _readable(Path(match) for match in glob.glob(str(path), recursive=True))
+        files, ours = _readable(_matches(path))
         root = Path(*_before_magic(path.parts)) if path.parts else Path()
     else:
         try:
@@ -77,6 +78,42 @@ def _expand(text: str) -> tuple[list[Path], Path, list[str]]:
         reason = f"only pictures that this program wrote ({ours})" if ours else found_none
         problems = [f"{text}: {reason}"]
     return files, root, problems
+
+
+def _matches(pattern: Path) -> Iterator[Path]:
+    """What a glob matches. `**` enters every folder once, also where links lead round in a circle."""
+    if "**" not in pattern.parts:
+        yield from map(Path, glob.iglob(str(pattern)))
+        return
+    at = pattern.parts.index("**")
+    below = Path(*itertools.dropwhile("**".__eq__, pattern.parts[at:]))
+    for base in glob.glob(str(Path(*pattern.parts[:at]))):
+        for folder in _folders(base):
+            yield from _matches(Path(glob.escape(folder)) / below) if below.parts else _files(folder)
+
+
+def _files(folder: str) -> Iterator[Path]:
+    return (Path(match) for match in glob.iglob(str(Path(glob.escape(folder), "*"))))
+
+
+def _folders(root: str) -> Iterator[str]:
+    """A folder and all below it that are not hidden, each once: those that are reached by links last."""
+    seen: set[tuple[int, int]] = set()
+    waiting, links = [root], list[str]()
+    while waiting or links:
+        folder = waiting.pop() if waiting else links.pop(0)
+        try:
+            status = Path(folder).stat()
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(folder) as entries:
+                inside = sorted((e.name, e.path, e.is_symlink()) for e in entries if e.is_dir() and e.name[:1] != ".")
+        except OSError:  # as glob does
+            continue
+        yield folder
+        waiting += [path for _, path, link in reversed(inside) if not link]
+        links += [path for _, path, link in inside if link]
 
 
 def _unreadable(error: OSError) -> str:

@@ -13,13 +13,14 @@ if TYPE_CHECKING:
 def open_video(source: Source, options: OpenOptions) -> Clip:
     """Open a source of kind video. Raises DiffSegError when the file is not a video that can be read."""
     from runtime.frames.decode import check_file
+    from runtime.frames.media import FILE
 
     check_file(source.path, "a video")
-    return open_container(str(source.path), source.name, options.start)
+    return open_container(f"{FILE}{source.path}", source.name, options.start)
 
 
 def open_container(address: str, name: str, start: Fraction) -> Clip:
-    """Open a file or URL. `name`: for messages. `start`: in seconds, where PyAV may enter a file.
+    """Open `file:PATH` or a URL. `name`: for messages. `start`: in seconds, where PyAV may enter a file.
 
     Raises DiffSegError when it cannot be opened.
     """

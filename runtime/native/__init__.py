@@ -24,11 +24,11 @@ _loaded: dict[Path, Library] = {}
 
 
 def load(device: int = 0, engine: Path | None = None, path: Path | None = None) -> Library:
-    """The native library for a GPU: beside the engine, in the package, in the cache, or built into the cache.
+    """The native library for a GPU: named by DIFFSEG_LIBRARY, in the package, in the cache, or built into the cache.
 
     Args:
         device: number of the GPU; if no library is found, one is built for its architecture.
-        engine: an engine file; its folder is searched first.
+        engine: an engine file; its folder is searched where DIFFSEG_LIBRARY is "beside".
         path: load this library, without a search and without a driver.
 
     Raises:

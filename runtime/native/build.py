@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import logging
 import os
 import platform
 import shutil
@@ -21,6 +22,7 @@ SOURCE = HERE / "diffseg.cu"
 NAME = {"linux": "libdiffseg.so", "darwin": "libdiffseg.dylib", "win32": "diffseg.dll"}.get(
     sys.platform, "libdiffseg.so"
 )
+LIBRARY, BESIDE = "DIFFSEG_LIBRARY", "beside"  # environment variable, and its value for an engine's folder
 ARCHITECTURES = (75, 80, 86, 87, 89, 90, 100, 120)  # as in CMakeLists.txt
 STRICT = ("-Wall", "-Wextra", "-Werror")
 
@@ -45,10 +47,24 @@ def cached_library(architectures: Sequence[int], cpu: bool = False) -> Path:
 
 
 def find_library(engine: Path | None = None, architecture: int | None = None) -> Path | None:
-    """An existing library: beside the engine, in the package, or in the cache; None if there is none."""
+    """An existing library: the one that DIFFSEG_LIBRARY names, in the package, or in the cache; None if there is none.
+
+    Loading a library runs its code. So the one beside an engine counts only where DIFFSEG_LIBRARY is "beside"; a
+    warning says that it is there. Raises DiffSegError where DIFFSEG_LIBRARY names no file.
+    """
+    beside = None if engine is None else Path(engine).resolve().parent / NAME
+    asked = os.environ.get(LIBRARY)
+    if asked and asked != BESIDE:
+        if not Path(asked).is_file():
+            raise DiffSegError(f"{LIBRARY}: expected a library of the merge core or {BESIDE!r}, found {asked!r}")
+        return Path(asked)
     places = [HERE / NAME]
-    if engine is not None:
-        places.insert(0, Path(engine).resolve().parent / NAME)
+    if beside is not None and beside.is_file():
+        if asked == BESIDE:
+            return beside
+        logging.getLogger("diffseg").warning(
+            "%s is not loaded, for that would run its code; %s=%s does it", beside, LIBRARY, BESIDE
+        )
     if architecture is not None:
         places.append(cached_library([architecture]))
     places.append(cached_library(ARCHITECTURES))
@@ -73,8 +89,8 @@ def find_nvcc() -> Path:
             return place / program
     raise DiffSegError(
         "no CUDA compiler: nvcc is not on PATH, not below CUDA_HOME, and the package nvidia-cuda-nvcc is not "
-        "installed; 'pip install nvidia-cuda-nvcc nvidia-cuda-cccl' or install the CUDA toolkit, or put a library "
-        f"that was built elsewhere with 'python -m runtime.native build' beside the engine as {NAME}"
+        "installed; 'pip install nvidia-cuda-nvcc nvidia-cuda-cccl' or install the CUDA toolkit, or name a library "
+        f"that was built elsewhere with 'python -m runtime.native build' in the environment variable {LIBRARY}"
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import uuid
 import zipfile
 from collections.abc import Callable
 from fractions import Fraction
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from runtime.files import OWN_ARCHIVE
+from runtime.files import OWN_ARCHIVE, part_path
 from runtime.outputs.draw import label_image
 from runtime.outputs.labels import picture
 from runtime.outputs.sinks import Sink, explain
@@ -39,7 +38,7 @@ class ArchiveSink(Sink):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._part = path.with_name(f".{uuid.uuid4().hex}.part")
+        self._part = part_path(path)
         self._zip: zipfile.ZipFile | None = None
         self._times: list[float] = []
 

@@ -1,19 +1,33 @@
-"""The sound of a clip, carried over into its overlay: copied where the format allows, encoded anew where not."""
+"""The sound of a clip, carried over into its overlay: copied where the format allows, encoded anew where not.
+
+The pictures never suffer from it: sound that cannot be kept is left out, and `lost` says so.
+"""
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
 import av
 
-# What players expect in an .mp4; anything else becomes AAC.
-COPIED = {"aac", "mp3", "ac3", "eac3", "alac", "opus", "flac"}
+from runtime.frames.media import open_media, packets_of
+
+# What players expect in an .mp4, by FFmpeg's name of the codec; anything else becomes AAC. E-AC-3 is not copied: the
+# head of an .mp4 in fragments describes it, and is written before its first packet is known.
+COPIED = {"aac", "mp3", "ac3", "alac", "opus", "flac"}
+MOST_SECONDS = 1200  # between two packets: FFmpeg ends the process where a packet lasts 2^31 samples
+RATES = range(8000, 192_001)  # samples per second that an .mp4 may say
+OVERLAP = Fraction(1, 10)  # seconds: sound that begins so much before the end of what is written is moved behind it
+# What the system says where nothing more can be written: the pictures fail of it, too.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
 class Silence:
     """A clip without sound."""
+
+    lost = ""
 
     def until(self, time: Fraction) -> None:
         """Nothing to do."""
@@ -23,23 +37,32 @@ class Silence:
 
 
 class AudioCopy:
-    """Hands the packets of a clip's first sound track to an output as its pictures come."""
+    """Hands the packets of a clip's first sound track to an output as its pictures come.
+
+    Attributes:
+        lost: what of the sound could not be kept, in one line; empty if nothing.
+    """
 
     def __init__(self, source: str, output: Any, origin: Fraction, begin: Fraction) -> None:
         """Take the sound of `source` from `begin` on, in the clip's time, whose 0 is the file's `origin` (seconds).
 
-        To be called before anything is written to `output`. Raises av.FFmpegError or ValueError when the sound cannot
-        be read or taken over.
+        To be called before anything is written to `output`. Raises av.FFmpegError, ValueError or OverflowError when
+        the sound cannot be read or taken over.
         """
-        self._input = av.open(source, metadata_errors="ignore")
+        self.lost = ""
+        self._damaged = 0
+        self._written = Fraction(0)  # the end of what is written
+        self._input = open_media(source)
         try:
             stream = self._input.streams.audio[0]
             if stream.codec_context is None:
                 raise ValueError("a codec that is not known")
+            if (stream.rate or 0) not in RATES:
+                raise ValueError(f"{stream.rate} samples per second; expected {RATES[0]} to {RATES[-1]}")
             self._output = output
             self._zero = origin + begin
             self._begin = begin
-            self._copied = stream.codec_context.name in COPIED
+            self._copied = stream.codec_context.codec.canonical_name in COPIED
             if self._copied:
                 self._stream = output.add_stream_from_template(stream)
             else:
@@ -57,42 +80,87 @@ class AudioCopy:
 
     def _shifted(self, stream: Any) -> Iterator[tuple[Fraction, Any]]:
         """Packets or decoded frames with their times in the output, from 0 on."""
-        try:
-            for packet in self._input.demux(stream):
-                if packet.dts is None and self._copied:
+        packets = packets_of(self._input, stream)
+        while True:
+            try:
+                packet = next(packets, None)
+            except av.FFmpegError:
+                return  # a damaged clip: the pictures tell
+            if packet is None:
+                return
+            try:
+                if not self._copied:
+                    items = packet.decode()
+                else:  # the last packet is empty, and ends a decoder
+                    items = [packet] if packet.size and not packet.is_corrupt else []
+            except (av.FFmpegError, ValueError):
+                self._damaged += 1
+                continue
+            for item in items:
+                if item.pts is None:  # as in .avi, where the packets follow each other
+                    item.pts = item.dts
+                if item.pts is None or not item.time_base:
                     continue
-                for item in [packet] if self._copied else packet.decode():
-                    shift = round(self._zero / item.time_base)
-                    if item.pts is None or item.pts < shift:
-                        continue
-                    item.pts -= shift
-                    if self._copied:
-                        item.dts -= shift
-                    yield item.pts * item.time_base, item
-        except av.FFmpegError:
-            return  # a damaged clip: the pictures tell
+                shift = round(self._zero / item.time_base)
+                if item.pts < shift:
+                    continue
+                item.pts -= shift
+                yield item.pts * item.time_base, item
 
     def until(self, time: Fraction) -> None:
-        """Write the sound before `time`, in the clip's seconds."""
-        while True:
+        """Write the sound before `time`, in the clip's seconds. Raises OSError where the disk takes no more."""
+        while not self.lost:
             self._waiting = self._waiting or next(self._packets, None)
             if self._waiting is None or self._waiting[0] >= time - self._begin:
                 return
-            item = self._waiting[1]
+            moment, item = self._waiting
             self._waiting = None
-            if self._copied:
-                item.stream = self._stream
-                self._output.mux(item)
-            else:
-                for block in self._resampler.resample(item):
-                    self._output.mux(self._stream.encode(block))
+            try:
+                self._write(moment, item)
+            except (av.FFmpegError, ValueError, OverflowError) as error:
+                if getattr(error, "errno", None) in _DISK:
+                    raise
+                self._damaged += 1
+
+    def _write(self, moment: Fraction, item: Any) -> None:
+        """Write a packet or decoded frame that begins at `moment`, behind what is written."""
+        if moment - self._written > MOST_SECONDS:
+            self.lost = f"the sound ends at {float(self._written):.1f} s, before a gap of more than {MOST_SECONDS} s"
+            return
+        if moment < self._written - OVERLAP:
+            self._damaged += 1
+            return
+        unit = Fraction(item.time_base)
+        if self._copied:
+            if not 0 <= (item.duration or 0) * unit <= MOST_SECONDS:
+                raise ValueError("a packet's length")
+            # Sound is stored in the order in which it is heard. What a packet lasts is a guess in some formats.
+            item.pts = item.dts = max(item.pts, -int(-self._written // unit))
+            item.stream = self._stream
+            self._written = (item.pts + 1) * unit  # muxing changes the packet's unit
+            self._output.mux(item)
+            return
+        # Times that are rounded in the file neither overlap nor leave gaps.
+        begin = self._written if abs(moment - self._written) <= 2 * unit else max(moment, self._written)
+        self._written = begin + Fraction(item.samples, item.sample_rate)
+        item.time_base = Fraction(1, item.sample_rate)
+        item.pts = round(begin * item.sample_rate)
+        for block in self._resampler.resample(item):
+            self._output.mux(self._stream.encode(block))
 
     def close(self) -> None:
-        """Write what the encoder still holds."""
+        """Write what the encoder still holds; then `lost` is complete."""
         try:
             if not self._copied:
                 for block in self._resampler.resample(None):
                     self._output.mux(self._stream.encode(block))
                 self._output.mux(self._stream.encode(None))
+        except (av.FFmpegError, ValueError) as error:
+            if getattr(error, "errno", None) in _DISK:
+                raise
+            self._damaged += 1
         finally:
             self._input.close()
+            if self._damaged and not self.lost:
+                plural = "s are" if self._damaged > 1 else " is"
+                self.lost = f"{self._damaged} packet{plural} left out of the sound: damaged, or out of order"

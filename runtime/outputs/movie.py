@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import uuid
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -14,7 +13,8 @@ import cv2
 import numpy as np
 
 from runtime.errors import DiffSegError
-from runtime.files import OWN_BOX
+from runtime.files import OWN_BOX, part_path
+from runtime.frames.media import FILE
 from runtime.outputs.draw import Draw, draw_overlay
 from runtime.outputs.form import ClipForm
 from runtime.outputs.sinks import Sink, explain
@@ -22,7 +22,10 @@ from runtime.outputs.sinks import Sink, explain
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-FINEST_TICK = 1_000_000  # ticks per second
+FINEST_TICK, USUAL_TICK = Fraction(1, 1_000_000), Fraction(1, 90_000)  # seconds
+HIGHEST_RATE = Fraction(1000)  # frames per second that are told to the encoder
+# The .mp4 counts in ticks of at least 10,000 a second. FFmpeg ends the process where a frame lasts 2^31 of them.
+MOST_TICKS, LEAST_SCALE = 1 << 28, 10_000
 _BT601, _LIMITED = 6, 1  # FFmpeg's AVCOL_SPC_SMPTE170M and AVCOL_RANGE_MPEG: what BGR frames are converted to
 _HEAD = 1 << 16  # bytes: more than what precedes the first fragment
 
@@ -45,13 +48,23 @@ class VideoSink(Sink):
         self.path = path
         self._form = form
         self._warn, self._draw = warn, draw
+        tick = Fraction(1, form.tick.denominator)
+        self._tick = tick if tick >= FINEST_TICK else USUAL_TICK
+        scale = self._tick.denominator
+        while scale < LEAST_SCALE:
+            scale *= 2
+        self._longest = int(MOST_TICKS / scale / self._tick)
+        self._rate = min(max(form.rate, 1 / (self._longest * self._tick)), HIGHEST_RATE)
         self._codec = next(name for name in ("libx264", "libopenh264", "mpeg4") if name in av.codecs_available)
-        self._part = path.with_name(f".{uuid.uuid4().hex}.part")
+        self._part = part_path(path)
         self._container: Any = None
         self._begin = Fraction(0)
         self._end = Fraction(0)
         self._frames = 0
+        self._packets = 0
         self._broken = False
+        self._last = -1  # the last frame's time, in ticks
+        self._shortened = Fraction(0)  # seconds by which pauses were made shorter
 
     def prepare(
         self, frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: NDArray[np.uint8] | None = None
@@ -72,38 +85,63 @@ class VideoSink(Sink):
                 self._open(image.shape[1], image.shape[0])
             frame = av.VideoFrame.from_ndarray(image, format="bgr24")
             frame.time_base = self._tick
-            frame.pts = round((time - self._begin) / self._tick)
+            frame.pts = self._place(time)
             # How long the last frame lasts; all others last until the next.
-            frame.duration = max(1, round(1 / self._form.rate / self._tick))
-            self._container.mux(self._stream.encode(frame))
+            frame.duration = max(1, round(1 / self._rate / self._tick))
+            self._mux(frame)
             self._frames += 1
-            self._end = time + 1 / self._form.rate
-            self._audio.until(time)
-        except (av.FFmpegError, OSError) as error:
+            self._end = time + 1 / self._rate
+            if not self._shortened:
+                self._audio.until(time)
+        except (av.FFmpegError, OSError, ValueError, OverflowError) as error:
             self._broken = True
             raise explain(self.path, error, f"{self._frames} frames were done") from None
         return self.path
 
+    def _place(self, time: Fraction) -> int:
+        """Where a frame goes, in ticks: after the last one, and not after a longer pause than the format can hold."""
+        wanted = round((time - self._begin - self._shortened) / self._tick)
+        most = self._last + self._longest
+        if self._last >= 0 and wanted > most:
+            if not self._shortened:
+                pause, kept = float((wanted - self._last) * self._tick), float(self._longest * self._tick)
+                rest = "; the sound after it is left out" if self._form.audio else ""
+                self._warn(
+                    f"{self.path}: a pause of {pause:.0f} s is shortened to {kept:.0f} s, the longest here{rest}"
+                )
+            self._shortened += (wanted - most) * self._tick
+            wanted = most
+        self._last = max(wanted, self._last + 1)
+        return self._last
+
+    def _mux(self, frame: Any) -> None:
+        """Encode a frame, None for the end, and write what the encoder gives."""
+        for packet in self._stream.encode(frame):
+            self._container.mux(packet)
+            self._packets += 1
+
     def _open(self, width: int, height: int) -> None:
         av = _av()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._container = av.open(
-            str(self._part),
-            "w",
-            format="mp4",
-            # The edit list lets the sound begin where it did: a packet rarely begins with a picture.
-            options={"movflags": "hybrid_fragmented+negative_cts_offsets", "use_editlist": "1"},
-        )
+        try:
+            self._container = av.open(
+                f"{FILE}{self._part}",
+                "w",
+                format="mp4",
+                # The edit list lets the sound begin where it did: a packet rarely begins with a picture.
+                options={"movflags": "hybrid_fragmented+negative_cts_offsets", "use_editlist": "1"},
+            )
+        except BaseException:
+            self._part.unlink(missing_ok=True)
+            raise
         options = {"preset": "veryfast", "crf": "20"} if self._codec == "libx264" else {}
-        stream = self._stream = self._container.add_stream(self._codec, rate=self._form.rate, options=options)
+        stream = self._stream = self._container.add_stream(self._codec, rate=self._rate, options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         # Said, because players take an HD video that says nothing for BT.709, and its colours would be off.
         stream.codec_context.colorspace, stream.codec_context.color_range = _BT601, _LIMITED
-        tick = self._form.tick
-        self._tick = tick if tick.denominator <= FINEST_TICK else Fraction(1, 90_000)
         stream.codec_context.time_base = self._tick
         # A key frame every second: each closes a fragment, and what is not closed is in memory only.
-        stream.codec_context.gop_size = max(1, min(250, round(self._form.rate)))
+        stream.codec_context.gop_size = max(1, min(250, round(self._rate)))
         if self._form.aspect != 1:
             stream.codec_context.sample_aspect_ratio = self._form.aspect
         from runtime.outputs.audio import AudioCopy, Silence
@@ -113,7 +151,7 @@ class VideoSink(Sink):
             source, origin = self._form.audio
             try:
                 self._audio = AudioCopy(source, self._container, origin, self._begin)
-            except (av.FFmpegError, ValueError) as error:
+            except (av.FFmpegError, ValueError, OverflowError) as error:
                 self._warn(f"{self.path}: the sound is left out ({getattr(error, 'strerror', None) or error})")
 
     def close(self) -> None:
@@ -121,36 +159,47 @@ class VideoSink(Sink):
         if self._container is None:
             return
         av = _av()
-        container, self._container = self._container, None
-        failure = None
+        failure: Exception | None = None
         try:
-            if not self._broken:
-                container.mux(self._stream.encode(None))
+            self._mux(None)
+            if not self._shortened:
                 self._audio.until(self._end)
+        except (av.FFmpegError, OSError, ValueError) as error:
+            failure = error
+        try:
             self._audio.close()
         except (av.FFmpegError, OSError) as error:
-            failure = error
+            failure = failure or error
+        if self._audio.lost:
+            self._warn(f"{self.path}: {self._audio.lost}")
         # Closing turns fragments into an ordinary file, from its end to its head. On a full disk it gets half way.
+        container, self._container = self._container, None
+        if not self._packets:  # FFmpeg would end the process
+            del container, self._stream, self._audio
+            self._part.unlink(missing_ok=True)
+            if failure is not None and not self._broken:
+                raise explain(self.path, failure, "nothing of it could be kept")
+            return
         with self._part.open("rb") as file:
             head, length = file.read(_HEAD), file.seek(0, os.SEEK_END)
         try:
             container.close()
-            if self._frames:
-                with self._part.open("ab") as file:
-                    file.write(OWN_BOX)
+            whole = True
+            with self._part.open("ab") as file:
+                file.write(OWN_BOX)
         except (av.FFmpegError, OSError) as error:
-            failure = failure or error
-        if not self._frames:
-            self._part.unlink(missing_ok=True)
-        elif self._broken or failure is not None:
-            self._keep_fragments(head, length, failure)
-        else:
+            failure, whole = failure or error, False
+        if whole and _readable(self._part):
             self._part.replace(self.path)
+            if failure is not None and not self._broken:
+                raise explain(self.path, failure, f"what could be written of {self._frames} frames is kept") from None
+        else:
+            self._keep_fragments(head, length, failure)
 
     def _keep_fragments(self, head: bytes, length: int, failure: Exception | None) -> None:
         """Put the file back to what it was before it was closed; needs no room on the disk."""
         with self._part.open("r+b") as file:
-            file.write(_with_edits(head, self._end - self._begin))
+            file.write(_with_edits(head, self._end - self._begin - self._shortened))
             file.truncate(length)
             file.truncate(_end_of_fragments(file))
             file.seek(0, os.SEEK_END)
@@ -201,7 +250,7 @@ def _end_of_fragments(file: BinaryIO) -> int:
 def _readable(path: Path) -> bool:
     av = _av()
     try:
-        with av.open(str(path)) as container:
+        with av.open(f"{FILE}{path}") as container:
             return next(container.decode(video=0), None) is not None
     except (av.FFmpegError, OSError, IndexError):
         return False

@@ -85,6 +85,6 @@ def refuse_foreign(path: Path) -> None:
 
 def explain(path: Path, error: Any, kept: str) -> DiffSegError:
     """What writing to `path` failed of, with an error of the system or of FFmpeg; `kept`: what there is of it."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    what = "the disk is full" if full else f"cannot be written ({error.strerror or error})"
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    what = "the disk is full" if full else f"cannot be written ({getattr(error, 'strerror', None) or error})"
     return DiffSegError(f"{path}: {what}; {kept}; choose a folder you may write to, with space, by --output")

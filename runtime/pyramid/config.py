@@ -34,7 +34,7 @@ class MergeConfig:
     def __post_init__(self) -> None:
         try:
             thresholds = tuple(float(threshold) for threshold in self.thresholds)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             thresholds = ()
         if not thresholds or not all(np.isfinite(threshold) and threshold > 0 for threshold in thresholds):
             raise ValueError(

@@ -24,9 +24,9 @@ def as_weights(weights: Any) -> Weighting:
         return weights  # type: ignore[return-value]
     try:
         values = tuple(float(value) for value in weights)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         values = ()
-    if not values or not all(np.isfinite(value) and value >= 0 for value in values) or sum(values) <= 0:
+    if not values or not all(np.isfinite(value) and value >= 0 for value in values) or max(values) <= 0:
         raise ValueError(
             "weights: expected finite numbers that are not negative and not all 0, one per resolution, "
             f"found {weights!r}; give for example (1, 0, 0, 0) for the finest resolution alone"
@@ -64,6 +64,9 @@ def resolution_ratios(weights: Any, shapes: Sequence[Shape], layers: Sequence[in
             )
         values = [float(value) for value in chosen]
     total = sum(values)
+    if not np.isfinite(total):
+        values = [value / max(values) for value in values]
+        total = sum(values)
     return [value / total for value in values]
 
 

@@ -12,7 +12,7 @@ from fractions import Fraction
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from runtime.errors import DiffSegError
+from runtime.errors import DiffSegError, as_one_line
 from runtime.frames.still import Still
 from runtime.hierarchy import merge_levels
 from runtime.outputs.palette import Painter
@@ -148,11 +148,13 @@ class Stream:
     def _errors_of(self, jobs: Sequence[Job]) -> Iterator[None]:
         try:
             yield
-        except DiffSegError as error:
-            if self._continuity is not None:
+        except Exception as error:
+            # What is not installed is no fault of a photograph.
+            if self._continuity is not None or isinstance(error, ModuleNotFoundError):
                 raise
             for job in jobs:
-                job.error = job.error or error
+                name = "this frame" if job.source is None else job.source.name
+                job.error = job.error or as_one_line(error, name)
 
     def _decode(self, job: Job) -> None:
         # In turn, also for what has failed: whoever overtook another here could take the room that one waits for.
@@ -181,8 +183,9 @@ class Stream:
         for job in jobs:
             job.resized = None
         if resized:
-            jobs[0].batch = self._stages.gather(resized)
-            self._stages.prefetch(jobs[0].batch)
+            with self._errors_of(jobs):
+                jobs[0].batch = self._stages.gather(resized)
+                self._stages.prefetch(jobs[0].batch)
 
     def _network(self, jobs: list[Job]) -> None:
         segmented = [job for job in jobs if _is_segmented(job)]

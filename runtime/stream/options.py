@@ -83,7 +83,7 @@ def parse_options(
 
 
 def _time(text: str, option: str) -> Fraction:
-    match = re.fullmatch(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d*)?|\.\d+)", text.strip())
+    match = re.fullmatch(r"(?:(?:(\d{1,9}):)?(\d{1,9}):)?(\d{1,9}(?:\.\d{0,9})?|\.\d{1,9})", text.strip(), re.ASCII)
     if not match:
         raise DiffSegError(f"{option}: expected seconds or h:m:s, such as 12.5 or 1:02:03, found {text!r}")
     hours, minutes, seconds = match.groups()
@@ -98,10 +98,9 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _rate(text: str) -> Fraction:
-    try:
-        rate = Fraction(text.strip())
-    except (ValueError, ZeroDivisionError):
-        rate = Fraction(0)
+    # No exponents: Fraction would write 1e99999999 out.
+    match = re.fullmatch(r"(\d{1,9})/(\d{1,9})|\d{1,9}(\.\d{0,9})?|\.\d{1,9}", text.strip(), re.ASCII)
+    rate = Fraction(text.strip()) if match and match[2] != "0" * len(match[2] or "-") else Fraction(0)
     if not 0 < rate <= 1000:
         raise DiffSegError(f"--rate: expected frames per second, such as 30 or 30000/1001, found {text!r}")
     return rate.limit_denominator(10**6)

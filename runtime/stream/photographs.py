@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime.errors import DiffSegError
+from runtime.errors import DiffSegError, as_one_line
 from runtime.frames.source import Source
 from runtime.frames.still import Still
 from runtime.outputs.registry import picture_sinks
@@ -45,16 +45,18 @@ def run_photographs(
         for source in sources:
             stem = folder / source.target
             job = Job(source, Still(source), levels=levels)
-            for level in (None, *range(len(levels or ()))):
-                name = stem.name if level is None else f"{stem.name}_level{level}"
-                sinks = picture_sinks(kinds, stem.with_name(name))
-                job.places += [Place(kind, sink, level) for kind, sink in sinks.items()]
             try:
+                for level in (None, *range(len(levels or ()))):
+                    name = stem.name if level is None else f"{stem.name}_level{level}"
+                    sinks = picture_sinks(kinds, stem.with_name(name))
+                    job.places += [Place(kind, sink, level) for kind, sink in sinks.items()]
                 for place in job.places:
                     check(source, place.sink)
                     refuse_foreign(place.sink.path)
-            except DiffSegError as error:
-                job.error = error
+            except ModuleNotFoundError:
+                raise
+            except Exception as error:
+                job.error = as_one_line(error, source.name)
             yield job
 
     pipeline = Stream(stages).pipeline(jobs())

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runtime.errors import DiffSegError
+from runtime.errors import DiffSegError, as_one_line
 from runtime.frames.registry import KINDS
 from runtime.stream.clip import run_clip
 from runtime.stream.job import Job, json_line
@@ -112,8 +112,10 @@ class Run:
                 say=self._say,
                 check=lambda sink: self._refuse_inputs(source, sink),
             )
-        except DiffSegError as error:
-            self._say(f"error: {error}")
+        except (ModuleNotFoundError, BrokenPipeError):  # not of this clip: a package, or the reader of our lines
+            raise
+        except Exception as error:
+            self._say(f"error: {as_one_line(error, source.name)}")
             return True
         for problem in outcome.lost:
             self._say(f"warning: {source.name}: {problem}; {outcome.frames} frames were segmented")

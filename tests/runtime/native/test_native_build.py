@@ -175,7 +175,7 @@ def touch(path):
     return path
 
 
-def test_where_the_library_is_looked_for(alone):
+def test_where_the_library_is_looked_for(alone, monkeypatch, caplog):
     engine = alone / "engines" / "sd15.plan"
     assert build.find_library(engine, 87) is None
     everything = touch(build.cached_library(build.ARCHITECTURES))
@@ -186,8 +186,16 @@ def test_where_the_library_is_looked_for(alone):
     package = touch(alone / "package" / build.NAME)
     assert build.find_library(engine, 87) == package
     beside = touch(engine.parent / build.NAME)
+    assert build.find_library(engine, 87) == package  # loading it would run the code of whoever made the engine
+    assert "is not loaded" in caplog.text and str(beside) in caplog.text
+    monkeypatch.setenv("DIFFSEG_LIBRARY", "beside")
     assert build.find_library(engine, 87) == beside
     assert build.find_library(None, 87) == package
+    monkeypatch.setenv("DIFFSEG_LIBRARY", str(own))
+    assert build.find_library(engine, 87) == own
+    monkeypatch.setenv("DIFFSEG_LIBRARY", str(alone / "none.so"))
+    with pytest.raises(DiffSegError, match=r"DIFFSEG_LIBRARY: expected a library .*none\.so"):
+        build.find_library(engine, 87)
 
 
 def test_cache_changes_with_the_sources(tmp_path, monkeypatch):
@@ -245,7 +253,7 @@ def test_gpu_but_no_compiler(alone, monkeypatch):
     monkeypatch.setattr(probe, "open_driver", lambda: Driver(1))
     monkeypatch.setattr(build.shutil, "which", lambda name: None)
     monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(DiffSegError, match=r"no CUDA compiler: nvcc is not on PATH.*beside the engine"):
+    with pytest.raises(DiffSegError, match=r"no CUDA compiler: nvcc is not on PATH.*DIFFSEG_LIBRARY"):
         native.load(0)
     with pytest.raises(DiffSegError, match="'cuda:3': expected cuda:0 to cuda:0"):
         native.load(3)

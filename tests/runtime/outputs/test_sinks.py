@@ -3,7 +3,10 @@
 import errno
 import os
 import signal
+import subprocess
+import sys
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import cv2
@@ -190,3 +193,119 @@ def test_colours_follow_identities():
     pictures = [draw_overlay(frame, labels) for labels in (few, many)]
     assert np.array_equal(pictures[0][5, 30], pictures[1][5, 30])
     assert not np.array_equal(pictures[1][5, 5], pictures[1][5, 15])
+
+
+def warned(path, times, form):
+    """What is warned of while a video of these times is written, and the times that are read from it."""
+    lines = []
+    sink = VideoSink(path, form, lines.append)
+    for number, moment in enumerate(times):
+        sink.write(number, moment, draw(number))
+    sink.close()
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
+    return lines, read_clip(path)[0]
+
+
+# In a process of its own: FFmpeg would end it. Average rate, tick, times.
+ENDED_THE_PROCESS = {
+    "a frame of 68 years": "F(1, 2**31 - 1), F(1, 90000), [0]",
+    "frames of 68 years": "F(1, 2**31 - 1), F(1, 90000), [0, F(1, 25), F(2, 25)]",
+    "frames of an hour, by the microsecond": "F(1, 3600), F(1, 10**6), [0, 1, 2]",
+    "a gap of 42 h": "F(25), F(1, 1000), [0] + [150000 + F(i, 25) for i in range(5)]",
+    "a gap of 25 min, by the microsecond": "F(25), F(1, 10**6), [0] + [1500 + F(i, 25) for i in range(5)]",
+    "many gaps": "F(25), F(1, 90000), [F(24120) * 2**i for i in range(50)]",
+    "pairs": "F(25), F(1, 10**6), [3000 * (i // 2) + F(i, 25) for i in range(90)]",
+    "a tick of days": "F(1, 10**6), F(10**6), [10**6 * i for i in range(5)]",
+    "the finest tick": "F(10**9), F(1, 2**31 - 1), [F(i, 2**31 - 1) for i in range(5)]",
+}
+
+
+@pytest.mark.parametrize("form", ENDED_THE_PROCESS.values(), ids=ENDED_THE_PROCESS)
+def test_no_rate_and_no_gap_ends_the_process(tmp_path, form):
+    program = f"""
+import pathlib
+from fractions import Fraction as F
+from runtime.outputs.form import ClipForm
+from runtime.outputs.movie import VideoSink
+from tests.runtime.clips import draw, read_clip
+rate, tick, times = {form}
+sink = VideoSink(pathlib.Path("a.mp4"), ClipForm(rate, tick))
+for number, time in enumerate(times):
+    sink.write(number, F(time), draw(number))
+sink.close()
+found = read_clip("a.mp4")[0]
+assert len(found) == len(times) and sorted(set(found)) == found, found
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3])}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
+
+
+def test_a_pause_longer_than_the_format_holds_is_shortened_with_a_warning(tmp_path):
+    lines, times = warned(
+        tmp_path / "a.mp4", [Fraction(0), Fraction(24120), Fraction(24121)], ClipForm(Fraction(25), Fraction(1, 90000))
+    )
+    assert len(lines) == 1 and "a pause of 24120 s is shortened to 2983 s" in lines[0]
+    assert len(times) == 3 and times[2] - times[1] == 1 and 2982 < times[1] < 2983
+
+
+def test_what_was_encoded_is_kept_when_the_encoder_fails(tmp_path):
+    sink = VideoSink(tmp_path / "a.mp4", ClipForm(Fraction(25), Fraction(1, 25)))
+    for number in range(300):
+        sink.write(number, Fraction(number, 25), draw(number))
+    with pytest.raises(DiffSegError, match=r"a\.mp4: cannot be written .*; 300 frames were done"):
+        sink.write(300, Fraction(12), draw(300).astype(np.uint8)[..., :1])
+    sink.close()
+    assert len(read_clip(tmp_path / "a.mp4")[0]) == 300
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec", "kept"),
+    [("avi", "libmp3lame", "mp3"), ("mkv", "eac3", "aac"), ("ts", "eac3", "aac"), ("mkv", "ac3", "ac3")],
+)
+def test_sound_of_any_codec_is_kept(tmp_path, suffix, codec, kept):
+    source = write_clip(tmp_path / f"in.{suffix}", 50, audio=codec, codec="mpeg4" if suffix == "avi" else "libx264")
+    form = ClipForm.of(ContainerClip(str(source), "a"))
+    (tmp_path / "out").mkdir()
+    lines, times = warned(tmp_path / "out" / "b.mp4", [Fraction(n, 25) for n in range(50)], form)
+    with av.open(str(tmp_path / "out" / "b.mp4")) as container:
+        stream = container.streams.audio[0]
+        seconds = sum(block.samples for block in container.decode(stream)) / stream.rate
+        assert stream.codec_context.codec.canonical_name == kept
+    assert lines == [] and len(times) == 50 and abs(seconds - 2) < 0.2
+
+
+def test_damaged_sound_never_costs_a_picture(tmp_path):
+    """Transport streams whose packets of sound, one or all from some point on, are overwritten."""
+    source = write_clip(tmp_path / "in.ts", 50, audio="aac")
+    whole = source.read_bytes()
+    with av.open(str(source)) as container:
+        sound = container.streams.audio[0].id
+    found = [at for at in range(0, len(whole), 188) if int.from_bytes(whole[at + 1 : at + 3], "big") & 0x1FFF == sound]
+    for number, chosen in enumerate([found[-3:-2], found[len(found) // 2 :], found[:1]]):
+        data = bytearray(whole)
+        for at in chosen:
+            data[at + 18 : at + 180] = bytes(range(1, 163))
+        source.write_bytes(data)
+        form = ClipForm.of(ContainerClip(str(source), "a"))
+        (tmp_path / str(number)).mkdir()
+        _, times = warned(tmp_path / str(number) / "b.mp4", [Fraction(n, 25) for n in range(50)], form)
+        assert len(times) == 50
+
+
+def test_an_error_of_the_sound_is_a_warning(tmp_path, monkeypatch):
+    """Whatever fails in it, at every packet."""
+    source = write_clip(tmp_path / "in.mp4", 25, audio="aac")
+    form = ClipForm.of(ContainerClip(str(source), "a"))
+    (tmp_path / "out").mkdir()
+
+    def refuse(self, moment, item):
+        raise av.error.InvalidDataError(1, "Invalid data")
+
+    monkeypatch.setattr("runtime.outputs.audio.AudioCopy._write", refuse)
+    lines, times = warned(tmp_path / "out" / "b.mp4", [Fraction(n, 25) for n in range(25)], form)
+    assert len(times) == 25 and len(lines) == 1 and "left out of the sound" in lines[0]

@@ -187,7 +187,7 @@ def test_maps_stay_on_the_device(tensorrt, driver, tmp_path):
 
 
 def test_segmenter_merges_where_the_maps_lie(tensorrt, driver, tmp_path, cpu_library, monkeypatch):
-    """The library beside the engine is the one that is used; only labels leave the device."""
+    """The library beside the engine is the one that is used where that is asked for; only labels leave the device."""
     import shutil
 
     from runtime import native
@@ -195,6 +195,7 @@ def test_segmenter_merges_where_the_maps_lie(tensorrt, driver, tmp_path, cpu_lib
 
     path = tensorrt.prepare(tmp_path)
     shutil.copy(cpu_library.path, tmp_path / NAME)
+    monkeypatch.setenv("DIFFSEG_LIBRARY", "beside")
     segmenter = Segmenter.open(path, "cuda", grid=4)
     assert segmenter.stages.route._library.path == tmp_path / NAME
     calls = []
