@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from runtime.hierarchy import merge_levels
 from runtime.outputs.palette import Painter
 from runtime.stream.continuity import Continuity, Fate
 from runtime.stream.pipeline import Pipeline, Stage
+from runtime.stream.room import Room
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -95,7 +95,7 @@ class Stream:
 
     def __init__(self, stages: Stages, continuity: Continuity | None = None) -> None:
         self._stages, self._continuity = stages, continuity
-        self._room = _Room(MOST_PIXELS)
+        self._room = Room(MOST_PIXELS)
         self._painter = Painter()
 
     def pipeline(self, jobs: Iterable[Job], *, live: bool = False, writes: bool = True) -> Pipeline[Job]:
@@ -267,39 +267,6 @@ def json_line(job: Job, more: Mapping[str, object] = MappingProxyType({})) -> di
         line["hierarchy"] = [{"threshold": threshold, "segments": count} for threshold, count in counted]
     outputs = [str(path) for path in job.written]
     return line | {"outputs": outputs, "milliseconds": job.result.milliseconds}
-
-
-class _Room:
-    """Lets frames in while all that are in have fewer pixels than `most` together; one alone may have more."""
-
-    def __init__(self, most: int) -> None:
-        self.stopping = threading.Event()
-        self._most, self._taken = most, 0
-        self._turn, self._waiting = 0, False
-        self._changed = threading.Condition()
-
-    def take(self, pixels: int, turn: int | None = None) -> None:
-        """Wait for one's turn, if one is given, and until there is room; not when the stream stops."""
-        with self._changed:
-            while not self.stopping.is_set():
-                if turn in (None, self._turn):
-                    self._waiting = self._taken > 0 and self._taken + pixels > self._most
-                    if not self._waiting:
-                        break
-                self._changed.wait(0.2)
-            self._taken += pixels
-            self._turn += 1
-            self._changed.notify_all()
-
-    def is_full(self) -> bool:
-        """Whether a frame waits until others leave."""
-        return self._waiting
-
-    def give(self, pixels: int) -> None:
-        """Make room."""
-        with self._changed:
-            self._taken -= pixels
-            self._changed.notify_all()
 
 
 def _numbered(jobs: Iterable[Job]) -> Iterator[Job]:
