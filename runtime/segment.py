@@ -7,8 +7,19 @@ from typing import Annotated
 
 import typer
 
+from runtime.engine.registry import BACKENDS
 from runtime.errors import DiffSegError
+from runtime.outputs.registry import KINDS
+from runtime.pyramid.solvers import DEFAULT, SOLVERS
+from runtime.refine.registry import REFINEMENTS
 from runtime.terminal import FAILED, USAGE_ERROR, Version, complain, one_line_errors, run, warnings_said
+
+# Words of options, from the registries that know them.
+_SOLVERS = [(solver.name, solver.help) for solver in SOLVERS if solver.name != DEFAULT]
+_STEPS = [(step.name, step.help) for step in REFINEMENTS if not step.by_area]
+_REFINE = ", ".join(f"{name} ({what})" for name, what in (*_SOLVERS, *_STEPS))
+_OUTPUTS = ", ".join(f"{kind.name} ({kind.help})" for kind in KINDS)
+_BACKENDS = ", ".join(backend.name for backend in BACKENDS)
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -40,7 +51,7 @@ def main(
     ] = None,
     refine: Annotated[
         str,
-        typer.Option(help="kmeans (of the maps), snap (borders follow the image's edges), kmeans,snap, or none."),
+        typer.Option(metavar="WORDS", help=f"With commas: {_REFINE}; or none."),
     ] = "none",
     hierarchy: Annotated[
         str | None,
@@ -56,7 +67,7 @@ def main(
     ] = 0,
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda[:N]", help="Where to run.")] = "auto",
     backend: Annotated[
-        str | None, typer.Option(help="onnxruntime, openvino, tensorrt or tensorrt_rtx; by file and CPU if left out.")
+        str | None, typer.Option(metavar="NAME", help=f"{_BACKENDS}; by file and CPU if left out.")
     ] = None,
     precision: Annotated[
         str | None, typer.Option(metavar="fp32|bf16", help="On a CPU with OpenVINO; bf16 where it has units for it.")
@@ -66,8 +77,7 @@ def main(
         str,
         typer.Option(
             metavar="KINDS",
-            help="What to write, with commas: overlay, labels, segments (colours alone), archive (a clip's labels in "
-            "one .npz); or none.",
+            help=f"What to write, with commas: {_OUTPUTS}; or none.",
         ),
     ] = "overlay,labels",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line per frame on stdout.")] = False,

@@ -16,17 +16,22 @@ class Solver:
         name: how `MergeConfig.solver` names it.
         module: its module's name in `runtime/merge/solvers/`.
         function: the function of that module that runs.
+        help: what it does, for `--help`.
         packages: Python packages it imports beyond those that the runtime always has, as `import` names them.
     """
 
     name: str
     module: str
+    help: str
     function: str = "solve"
     packages: tuple[str, ...] = ()
 
 
 DEFAULT = "merge"  # the paper's, and the only one of the GPU's core and of engines that give labels
-SOLVERS = (Solver(DEFAULT, "merge"), Solver("kmeans", "kmeans"))
+SOLVERS = (
+    Solver(DEFAULT, "merge", "the iterative merge"),
+    Solver("kmeans", "kmeans", "K-means on the maps, begun from the merge's proposals"),
+)
 
 
 def solver_named(name: object) -> Solver:

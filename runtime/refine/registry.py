@@ -23,6 +23,7 @@ class Step:
         inputs: what else it takes, of "frame" (uint8 [H, W, 3] BGR), "grid" (the (h, w) of the tokens) and "min_area"
             (pixels).
         specks: share of a token's area; smaller regions that it leaves are absorbed.
+        help: what it does, for `--help`.
         by_area: whether `--min-area` asks for it, and no word of `--refine`.
     """
 
@@ -31,6 +32,7 @@ class Step:
     function: str
     inputs: tuple[str, ...] = ("frame", "grid")
     specks: float = 0.0
+    help: str = ""
     by_area: bool = False
 
     def load(self) -> Callable[..., NDArray[np.int32]]:
@@ -41,7 +43,7 @@ class Step:
 
 REFINEMENTS = (
     # In texture a border frays into specks of some pixels, far below what attention resolves.
-    Step("snap", "runtime.refine.snap", "snap", specks=0.25),
+    Step("snap", "runtime.refine.snap", "snap", specks=0.25, help="borders follow the image's edges"),
     Step("absorb", "runtime.refine.absorb", "absorb", inputs=("min_area",), by_area=True),
 )
 

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
+from runtime.engine.heads import HEADS
 from runtime.frames.resize import resize_frame
 from runtime.merge.aggregate import aggregate_attention
 from runtime.merge.segment import segment_attention
 from runtime.merge.suppress import suppress
 from runtime.pyramid.config import MergeConfig
+from runtime.refine.refinement import Refinement, split_refine
 from tools.evaluate import classical
 from tools.evaluate.datasets import DataSet, resize_bilinear
 from tools.evaluate.divergence import merge_jensen_shannon
@@ -68,7 +70,7 @@ class Evaluator:
         assert variant.engine is not None
         spec = self.engine(variant.engine).spec
         target = size if cropped else (spec.height, spec.width)
-        if spec.head == "labels":
+        if HEADS[spec.head].route == "labels":
             labels = self._infer(variant.engine, frame, cropped, variant.thresholds)[0].astype(np.int32)
         elif variant.method == "diffseg":
             labels = _merge(variant, spec, self._pyramid(variant.engine, frame, cropped), target)
@@ -79,8 +81,6 @@ class Evaluator:
         if labels.shape != size:
             labels = np.asarray(cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT), np.int32)
         if variant.refine or variant.min_area:
-            from runtime.refine.refinement import Refinement, split_refine
-
             refinement = Refinement(split_refine(variant.refine or "none")[1], variant.min_area or 0)
             labels = refinement(labels, shown, (spec.levels[0].height, spec.levels[0].width))
         return labels
@@ -124,7 +124,7 @@ def _merge(variant: Variant, spec: EngineSpec, pyramid: list[NDArray[Any]], size
         proposals = merge_jensen_shannon(maps, shapes["grids"][0], variant.grid, variant.thresholds)
         return suppress(proposals, shapes["grids"][0], size)
     weights = parse_weights(variant.weights or "proportional", spec)
-    solver = "kmeans" if "kmeans" in (variant.refine or "") else "merge"
+    solver = split_refine(variant.refine or "none")[0]
     config = MergeConfig(variant.thresholds, variant.grid, weights, solver)
     if variant.auto:
         from runtime.merge.thresholds import stable_thresholds

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from runtime.engine.heads import HEADS
 from runtime.errors import DiffSegError
 from runtime.pyramid.config import MergeConfig
 from runtime.pyramid.weights import Weighting, as_weights, resolution_ratios
@@ -56,7 +57,7 @@ def settle(method: str, engine: str, spec: EngineSpec, protocol: Protocol, wish:
     own = spec.weights if isinstance(spec.weights, str) else ",".join(f"{value:g}" for value in spec.weights)
     chosen = wish.weights or own
     weights = parse_weights(chosen, spec)
-    if spec.head == "labels":
+    if HEADS[spec.head].route == "labels":
         _check_labels_head(method, engine, spec, wish, own)
     if method != "diffseg":
         return Variant(method, engine, chosen)

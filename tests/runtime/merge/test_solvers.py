@@ -51,7 +51,7 @@ def test_a_solver_is_an_entry_and_a_module(monkeypatch):
         np.array([0, source.n - 1]), np.empty((2, source.n), np.float32)
     )
     monkeypatch.setitem(sys.modules, "runtime.merge.solvers.ends", dummy)
-    monkeypatch.setattr("runtime.pyramid.solvers.SOLVERS", (*SOLVERS, Solver("ends", "ends")))
+    monkeypatch.setattr("runtime.pyramid.solvers.SOLVERS", (*SOLVERS, Solver("ends", "ends", "of tests")))
     pyramid = [np.kron(np.eye(2), np.full((32, 32), 1 / 32)).astype(np.float32)]  # the upper half, and the lower
     labels = segment_attention(pyramid, MergeConfig(grid=4, solver="ends"), size=(8, 8))
     np.testing.assert_array_equal(labels, np.repeat([0, 1], 32).reshape(8, 8))
@@ -66,7 +66,7 @@ def test_a_solver_is_an_entry_and_a_module(monkeypatch):
 
 def test_a_package_that_is_missing_is_named(monkeypatch):
     monkeypatch.setattr(
-        "runtime.pyramid.solvers.SOLVERS", (*SOLVERS, Solver("ends", "ends", packages=("no_such_package",)))
+        "runtime.pyramid.solvers.SOLVERS", (*SOLVERS, Solver("ends", "ends", "of tests", packages=("no_such_package",)))
     )
     with pytest.raises(ValueError, match="solver: 'ends' needs the package no_such_package, which is not installed"):
         segment_attention([np.eye(16)], MergeConfig(grid=2, solver="ends"), size=(8, 8))
