@@ -44,7 +44,7 @@ def test_shipped_files_are_small():
 
 
 def test_missing_and_unknown(tmp_path):
-    refuses(tmp_path / "no.onnx", r"no engine .*no.onnx; export one with 'python -m export")
+    refuses(tmp_path / "no.onnx", r"no engine .*no.onnx; check the path, or export one with 'python -m export")
     (tmp_path / "model.pt").write_bytes(b"x")
     refuses(tmp_path / "model.pt", r"cannot run model.pt: expected an engine that ends in .onnx")
     refuses(tmp_path, "cannot run")
@@ -59,7 +59,7 @@ def test_the_embedded_engine_goes_by_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert open_engine("tiny", "cpu").path == EMBEDDED
     for path in ("engines/tiny.onnx", "engines/tiny", tmp_path / "tiny.onnx"):
-        refuses(path, r"no engine .*tiny.*; the engine tiny is embedded .*: leave --engine out, .*: --engine tiny")
+        refuses(path, r"no engine .*tiny.*; the engine tiny is embedded .*: leave the engine out, .*--engine tiny")
     path = copy_engine(tmp_path, "tiny.onnx")
     assert open_engine("tiny.onnx", "cpu").path.resolve() == path
 

@@ -102,7 +102,7 @@ def test_truncated(tmp_path):
 def test_a_folder_and_nothing(tmp_path):
     (tmp_path / "unet.plan").mkdir()
     refuses(tmp_path / "unet.plan", r"unet.plan is a folder; expected an engine file, such as \S*unet.plan/NAME.plan")
-    refuses(tmp_path / "no.plan", r"no engine \S*no.plan; export one with")
+    refuses(tmp_path / "no.plan", r"no engine \S*no.plan; check the path, or export one with")
 
 
 def test_no_package(tmp_path, monkeypatch):
