@@ -44,10 +44,15 @@ def one_thread() -> Iterator[None]:
                 _limit.restore_original_limits()
 
 
+def usable_cores() -> int:
+    """How many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def thread_count() -> int:
     """Threads of the merge: OMP_NUM_THREADS where it is set, or the cores this process may use; at most four."""
     text = os.environ.get("OMP_NUM_THREADS", "")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     return max(1, min(int(text) if text.isdecimal() else cores, cores, MOST_THREADS))
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import collections
-import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -113,9 +111,7 @@ def run_clip(
                 if window and not show(window, job.prepared[shown]):
                     pipeline.stop()
         except BaseException:
-            pipeline.stop()
-            with contextlib.suppress(Exception):  # what it raises is known, or less than what is being raised
-                collections.deque(pipeline, maxlen=0)
+            pipeline.abandon()
             _close(list(sinks.values()), quiet=True)
             raise
         finally:

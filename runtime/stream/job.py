@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from runtime.errors import DiffSegError, as_one_line
 from runtime.frames.still import Still
 from runtime.hierarchy import merge_levels
+from runtime.merge.threads import usable_cores
 from runtime.outputs.palette import Painter
 from runtime.stream.continuity import Continuity, Fate
 from runtime.stream.pipeline import Pipeline, Stage
@@ -100,7 +100,7 @@ class Stream:
 
     def pipeline(self, jobs: Iterable[Job], *, live: bool = False, writes: bool = True) -> Pipeline[Job]:
         """The pipeline, not yet started. Jobs with `still` are decoded in it. `writes`: frames go to their sinks."""
-        threads = min(MOST_THREADS, _cores())
+        threads = min(MOST_THREADS, usable_cores())
         clip = self._continuity is not None
         stages = [self._stage("resize", self._resize)]
         if not clip:
@@ -292,7 +292,3 @@ def _frame(job: Job) -> NDArray[np.uint8]:
 
 def _since(start: float) -> float:
     return round((time.perf_counter() - start) * 1e3, 3)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import collections
-import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,9 +63,7 @@ def run_photographs(
             for job in pipeline:
                 finished(job)
         except BaseException:
-            pipeline.stop()
-            with contextlib.suppress(Exception):  # what it raises is known, or less than what is being raised
-                collections.deque(pipeline, maxlen=0)
+            pipeline.abandon()
             raise
 
 
@@ -98,6 +94,4 @@ def map_photographs(
             elif job.result is not None:
                 yield job.result
     finally:  # also where nobody asks for more
-        pipeline.stop()
-        with contextlib.suppress(Exception):
-            collections.deque(pipeline, maxlen=0)
+        pipeline.abandon()

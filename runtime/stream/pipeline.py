@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import queue
 import threading
 import time
@@ -87,6 +89,12 @@ class Pipeline(Generic[Job]):
         """Ask for no more jobs. The loop goes on with those that are nearly done, then ends."""
         self._stopped = True
         self.stopping.set()
+
+    def abandon(self) -> None:
+        """Stop, and wait until what is nearly done is finished; its jobs, and errors that come now, are left aside."""
+        self.stop()
+        with contextlib.suppress(Exception):
+            collections.deque(self, maxlen=0)
 
     def __iter__(self) -> Iterator[Job]:
         """The finished jobs, in order. After an interruption another loop gives the rest."""

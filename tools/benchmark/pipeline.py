@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from enum import Enum
 from functools import partial
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from runtime.merge.threads import usable_cores
 from runtime.terminal import check_extra
 from tools.benchmark.common import in_fresh_process, machine
 from tools.benchmark.streams import (
@@ -61,7 +61,7 @@ def pipeline(
     wanted = parts or list(Part)
     if Part.clip in wanted:
         check_extra("video")
-    report: dict[str, Any] = {"machine": machine(), "cores": _cores()}
+    report: dict[str, Any] = {"machine": machine(), "cores": usable_cores()}
     with tempfile.TemporaryDirectory() as folder:
         if {Part.photographs, Part.stand_in} & set(wanted):
             pictures = copy_photographs(photos, Path(folder) / "photographs", count)
@@ -84,7 +84,7 @@ def measure_photographs(backend: str, pictures: Path) -> dict[str, Any]:
     whole = in_fresh_process(run_photographs_with, backend, str(pictures), 0.0)
     network = in_fresh_process(run_network, backend)
     outside = in_fresh_process(run_photographs_with, "maps", str(pictures), 0.0)
-    allowed = min(1 / network["seconds"], _cores() / whole["processor"])
+    allowed = min(1 / network["seconds"], usable_cores() / whole["processor"])
     return {
         "backend": backend,
         "per_second": round(1 / whole["seconds"], 2),
@@ -98,7 +98,7 @@ def measure_photographs(backend: str, pictures: Path) -> dict[str, Any]:
 def measure_stand_in(pictures: Path, count: int) -> dict[str, Any]:
     """Time of the whole over the longer of the stand-in's sleep and the other stages' share of the processor."""
     whole = in_fresh_process(run_photographs_with, "labels", str(pictures), SLEEP)
-    floor = max(SLEEP, whole["processor"] / _cores())
+    floor = max(SLEEP, whole["processor"] / usable_cores())
     return {
         "frames": count,
         "ms": round(1e3 * whole["seconds"], 2),
@@ -115,10 +115,6 @@ def measure_memory(photos: Path | None, folder: Path, count: int) -> dict[str, A
         peaks.append(in_fresh_process(run_photographs_with, "labels", str(pictures), 0.0)["peak"])
     few, many = peaks
     return {"photographs": [count, 10 * count], "peak_mb": [round(few), round(many)], "ratio": round(many / few, 3)}
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _missed(report: dict[str, Any]) -> list[str]:
