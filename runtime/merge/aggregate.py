@@ -63,7 +63,8 @@ class Aggregation:
     """One frame's aggregated attention A, which is computed a block of queries at a time.
 
     Coarse maps have few distinct rows. Each is interpolated once, here, and the coarse resolutions are summed where
-    they share their rows; `block` adds that sum to the finest maps.
+    they share their rows; `block` adds that sum to the finest maps. The sum is in scratch memory: an aggregation must
+    not be used after the next one was made in the same thread.
 
     Args:
         maps, shapes, ratios: as checked by `check_pyramid` and `resolution_ratios`.
@@ -106,9 +107,10 @@ class Aggregation:
         self._rows, self._row_starts = _groups(tuple(shapes[index][0] for index in levels), h)
         self._columns, self._column_starts = _groups(tuple(shapes[index][1] for index in levels), w)
         groups = len(self._row_starts), len(self._column_starts)
-        self._coarse = np.zeros((*groups, n), np.float32) if levels else None
+        self._coarse = scratch("coarse", *groups, n) if levels else None
         if self._coarse is None:
             return
+        self._coarse.fill(0)
         for index in levels:
             share = ratios[index] * total
             self._add_level(maps[index], shapes[index], share, name.format(index))

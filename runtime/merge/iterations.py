@@ -64,9 +64,10 @@ def merge_around_anchors(
 
     def add_tiles(tiles: Sequence[int]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Sums and numbers of the members in some tiles."""
-        sums, counts = np.zeros((count, n), np.float32), np.zeros(count, np.float32)
+        sums, counts = scratch("sums", count, n), np.zeros(count, np.float32)
+        sums.fill(0)
         tile_buffer = scratch("tile", side * side, 2, n)
-        active_buffer, sums_buffer = scratch("active", count, 2, n), scratch("sums", count, n)
+        active_buffer, sums_buffer = scratch("active", count, 2, n), scratch("tile sums", count, n)
         for tile in tiles:
             near = np.flatnonzero(active[:, tile])
             if not len(near):

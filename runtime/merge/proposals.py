@@ -95,5 +95,4 @@ def solve(source: Aggregation, config: MergeConfig, seeds: NDArray[np.float32] |
             )
     module = importlib.import_module(f"{solvers.__name__}.{solver.module}")
     proposals: NDArray[np.float32] = getattr(module, solver.function)(source, config, seeds)
-    proposals /= source.n
-    return proposals
+    return proposals / np.float32(source.n)  # a new array: what a solver gives may be scratch memory
