@@ -64,7 +64,8 @@ def merge_around_anchors(
 
     def add_tiles(tiles: Sequence[int]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Sums and numbers of the members in some tiles."""
-        sums, counts = scratch("sums", count, n), np.zeros(count, np.float32)
+        # Named by part: one thread may work on two parts, and the sums of both must last.
+        sums, counts = scratch(f"sums from {tiles[0]}", count, n), np.zeros(count, np.float32)
         sums.fill(0)
         tile_buffer = scratch("tile", side * side, 2, n)
         active_buffer, sums_buffer = scratch("active", count, 2, n), scratch("tile sums", count, n)
