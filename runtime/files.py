@@ -117,20 +117,33 @@ OWN_MARK = b"tEXtSoftware\x00diffseg"
 # The same at the end of label archives, as the zip file's comment, and of videos, as a box that players skip.
 OWN_ARCHIVE = b"diffseg"
 OWN_BOX = (8 + len(OWN_ARCHIVE)).to_bytes(4, "big") + b"free" + OWN_ARCHIVE
-_LAST = {".mp4": OWN_BOX, ".npz": OWN_ARCHIVE}
+# The first key of JSON files, and the end of lines in label texts, where readers ignore white space.
+OWN_JSON = {"software": "diffseg"}
+YOLO_END = "\t\n"
+# What begins a file of ours, or what ends it.
+_FIRST = {
+    ".png": re.compile(b".*" + re.escape(OWN_MARK), re.DOTALL),
+    **dict.fromkeys((".json", ".jsonl", ".geojson"), re.compile(rb'\{("info": ?\{)?"software": ?"diffseg"')),
+}
+_LAST = {
+    ".mp4": re.compile(re.escape(OWN_BOX)),
+    ".npz": re.compile(re.escape(OWN_ARCHIVE)),
+    ".txt": re.compile(rb" \d\.\d{6}" + YOLO_END.encode()),
+}
+_BYTES = {".mp4": len(OWN_BOX), ".npz": len(OWN_ARCHIVE), ".txt": 11}
 
 
 def is_own_output(path: Path) -> bool:
-    """Whether `path` is a PNG, a video or an archive that this program wrote, by the mark in it."""
+    """Whether this program wrote `path`, by the mark in it: a PNG, video, archive, JSON file or text of polygons."""
     suffix = path.suffix.lower()
     try:
-        if suffix not in (".png", *_LAST) or not path.is_file():
+        if suffix not in (*_FIRST, *_LAST) or not path.is_file():
             return False
         with path.open("rb") as file:
-            if suffix == ".png":
-                return OWN_MARK in file.read(128)
-            file.seek(-min(len(_LAST[suffix]), path.stat().st_size), 2)
-            return file.read() == _LAST[suffix]
+            if suffix in _FIRST:
+                return bool(_FIRST[suffix].match(file.read(128)))
+            file.seek(-min(_BYTES[suffix], path.stat().st_size), 2)
+            return bool(_LAST[suffix].fullmatch(file.read()))
     except OSError:
         return False
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+from runtime.errors import DiffSegError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -42,6 +45,7 @@ class Result:
         identities: from `stream` and a Tracker, int32 [count]: the identities in sight, ascending. Then the labels are
             these numbers, which stay with their objects from frame to frame and have gaps; None: they are 0 … count−1.
         thresholds: with thresholds "auto", those chosen for this frame, one per iteration; otherwise None.
+        frame: on request, the frame itself, uint8 [H, W, 3] BGR, not a copy.
     """
 
     labels: NDArray[np.int32]
@@ -51,6 +55,7 @@ class Result:
     attention: NDArray[np.float32] | None = field(default=None, repr=False)
     identities: NDArray[np.int32] | None = None
     thresholds: tuple[float, ...] | None = None
+    frame: NDArray[np.uint8] | None = field(default=None, repr=False)
 
     def mask(self, index: int) -> NDArray[np.bool_]:
         """bool [H, W]: the pixels of a segment, given by its label. Raises IndexError for an unknown label."""
@@ -63,24 +68,11 @@ class Result:
     @property
     def segments(self) -> tuple[Segment, ...]:
         """Area, box and centroid of every segment, in the order of their labels."""
-        present = np.flatnonzero(np.bincount(self.labels.ravel()))
-        numbers = np.zeros(int(present[-1]) + 1, np.intp)
-        numbers[present] = np.arange(len(present))
-        packed = numbers[self.labels]
-        # Pixels of each segment in every row, and in every column: all else follows from these.
-        height, width = packed.shape
-        rows = _counts(packed + np.arange(height)[:, None] * len(present), (height, len(present)))
-        columns = _counts(packed + np.arange(width) * len(present), (width, len(present)))
-        areas = rows.sum(axis=0)
-        (top, bottom, y), (left, right, x) = _extent(rows, areas), _extent(columns, areas)
+        from runtime.outputs.measure import measure
+
         return tuple(
-            Segment(
-                int(index),
-                int(areas[i]),
-                (int(left[i]), int(top[i]), int(right[i] - left[i]), int(bottom[i] - top[i])),
-                (round(float(x[i]), 2), round(float(y[i]), 2)),
-            )
-            for i, index in enumerate(present)
+            Segment(label, area, tuple(box), (round(x, 2), round(y, 2)))
+            for label, area, box, (x, y) in zip(*(values.tolist() for values in measure(self.labels)), strict=True)
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -98,6 +90,86 @@ class Result:
             line["thresholds"] = list(self.thresholds)
         return line
 
+    def to_coco(self, name: str = "") -> dict[str, Any]:
+        """COCO's instances: `images` (this one, called `name`), `annotations` and `categories`.
+
+        An annotation is a segment with its `label`, `area`, `bbox` and compressed RLE. `pycocotools.coco.COCO` takes it
+        as its `dataset`. Raises DiffSegError where the extra `coco` is missing.
+        """
+        from runtime.outputs.coco import dataset
+
+        return dataset(self.labels, name)
+
+    def to_panoptic(self) -> tuple[NDArray[np.uint8], list[dict[str, Any]]]:
+        """COCO panoptic: the ids as a picture uint8 [H, W, 3] RGB, and `segments_info`.
+
+        A segment's id is its label + 1, and R + 256·G + 65536·B in the picture; 0 is void.
+        """
+        from runtime.outputs.panoptic import encode_ids, segments_info
+
+        return encode_ids(self.labels), segments_info(self.labels)
+
+    def to_sam(self) -> list[dict[str, Any]]:
+        """As Segment Anything's automatic masks: `segmentation` bool [H, W], `area`, `bbox` (x, y, width, height)."""
+        return [
+            {"segmentation": self.labels == segment.index, "area": segment.area, "bbox": list(segment.box)}
+            for segment in self.segments
+        ]
+
+    def polygons(self) -> dict[int, list[list[NDArray[np.float32]]]]:
+        """Label → its pieces; a piece is its outer ring and then its holes, float32 [n, 2] of x, y in pixels.
+
+        (0, 0) is the upper left corner of the first pixel. Rings are within half a pixel of the labels' border, and
+        every pixel's centre stays on its side; neighbours share their border.
+        """
+        from runtime.outputs.outlines import outlines
+
+        return outlines(self.labels)
+
+    def overlay(self) -> NDArray[np.uint8]:
+        """The frame under its segments' colours, uint8 [H, W, 3] BGR; the colours alone where no frame was kept."""
+        from runtime.outputs.draw import draw_overlay, paint
+        from runtime.outputs.palette import Painter
+
+        colours = Painter()(self.labels)
+        if self.frame is None:
+            return paint(self.labels, colours)
+        return draw_overlay(self.frame, self.labels, colours=colours)
+
+    def save(self, stem: str | Path, kinds: str = "overlay,labels") -> list[Path]:
+        """Write what `--save KINDS` writes of a photograph: `<stem>_overlay.png` and so on. Returns the paths.
+
+            segmenter(frame, keep_frame=True).save("out/cat", "overlay,labels,coco")
+
+        The kinds coco and panoptic list the picture in the stem's folder, and replace what is listed of the same stem.
+        Raises DiffSegError where a kind is unknown or needs a frame that was not kept, or a file cannot be written.
+        """
+        from runtime.outputs.save import save_picture
+
+        return save_picture(Path(stem), kinds, self.labels, self.frame)
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draw the overlay with matplotlib, into `axes` or new ones, and return the axes.
+
+        Raises DiffSegError where matplotlib is missing.
+        """
+        if axes is None:
+            try:
+                from matplotlib import pyplot
+            except ImportError:
+                raise DiffSegError("plot needs matplotlib: pip install matplotlib") from None
+            axes = pyplot.figure().add_subplot()
+        axes.imshow(self.overlay()[..., ::-1])
+        axes.set_axis_off()
+        axes.set_title(f"{self.count} segment{'' if self.count == 1 else 's'}")
+        return axes
+
+    def _repr_png_(self) -> bytes:
+        """What notebooks show."""
+        from runtime.outputs.png import encode_png
+
+        return encode_png(self.overlay())
+
 
 class Merged(NamedTuple):
     """What the merge gives.
@@ -113,15 +185,3 @@ class Merged(NamedTuple):
     proposals: NDArray[np.float32] | None
     attention: NDArray[np.float32] | None
     thresholds: tuple[float, ...] | None = None
-
-
-def _counts(numbers: NDArray[np.intp], shape: tuple[int, int]) -> NDArray[np.intp]:
-    return np.bincount(numbers.ravel(), minlength=shape[0] * shape[1]).reshape(shape)
-
-
-def _extent(
-    counts: NDArray[np.intp], areas: NDArray[np.intp]
-) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float64]]:
-    """First position along an axis, the one behind the last, and the mean, of each segment; counts [length, S]."""
-    there = counts > 0
-    return there.argmax(axis=0), len(counts) - there[::-1].argmax(axis=0), np.arange(len(counts)) @ counts / areas

@@ -143,16 +143,19 @@ class Segmenter:
         details: bool = False,
         proposals: bool = False,
         seeds: NDArray[np.float32] | None = None,
+        keep_frame: bool = False,
     ) -> Result:
         """Segment one frame, uint8 [H, W, 3] BGR of any size.
 
         `details` adds proposals and aggregated attention; `proposals` the proposals alone, which costs nothing (None
         from an engine with the head labels). `seeds`: see `runtime.routes.base.Route.merge`.
+        `keep_frame`: the result keeps the frame, so that it can be drawn and saved with it.
         Raises DiffSegError when the frame has another shape or type.
         """
         if details:
             self.stages.route.check_maps("details")
-        return self.stages(frame, details=details, proposals=proposals, seeds=seeds)
+        result = self.stages(frame, details=details, proposals=proposals, seeds=seeds)
+        return replace(result, frame=frame) if keep_frame else result
 
     def map(
         self, inputs: Iterable[str | Path | NDArray[np.uint8]], *, errors: Literal["raise", "give"] = "raise"

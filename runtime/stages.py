@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -101,6 +102,18 @@ class Stages:
         clock("labels")
         result.milliseconds.update(clock.milliseconds())
         return result
+
+    def settings(self) -> dict[str, object]:
+        """How labels are made: values that JSON has, by name."""
+        config, engine = self.route.config, self.route.engine
+        return {
+            "engine": str(engine.path) if hasattr(engine, "path") else engine.spec.source,
+            "source": engine.spec.source,
+            **asdict(config),
+            "auto": self.route.auto,
+            "refine": list(self.refinement.names),
+            "min_area": self.refinement.min_area,
+        }
 
     def clone(self) -> Stages:
         """The same on a clone of the engine, for another thread."""

@@ -32,6 +32,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "onnxruntime": ("cpu", "gpu", "export"),
     "onnxscript": ("export",),
     "openvino": ("openvino",),
+    "pycocotools": ("coco",),
     "safetensors": ("export",),
     "scipy": ("video", "evaluate", "export"),
     "skimage": ("evaluate",),

@@ -169,6 +169,7 @@ NEEDS = {
     "runtime.segment photo.png --backend onnxruntime": "onnxruntime",
     "runtime.segment photo.png --backend openvino": "openvino",
     "runtime.segment clip.avi": "av scipy",
+    "runtime.segment photo.png --save coco": "pycocotools",
     "export ./pipeline --output new": "torch diffusers transformers safetensors onnx onnxscript onnx_ir onnxruntime "
     "scipy huggingface_hub",
     "export list ./pipeline": "torch diffusers transformers safetensors huggingface_hub",

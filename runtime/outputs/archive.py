@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from fractions import Fraction
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,23 +22,24 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from runtime.outputs.form import ClipForm
+    from runtime.outputs.target import Target
 
 __all__ = ["ArchiveSink", "clip", "picture"]  # a photograph's labels need no archive
 
 
-def clip(stem: Path, form: ClipForm, warn: Callable[[str], None]) -> Sink:
+def clip(target: Target, form: ClipForm, warn: Callable[[str], None]) -> Sink:
     """`<stem>_labels.npz`."""
-    return ArchiveSink(stem.with_name(f"{stem.name}_labels.npz"))
+    return ArchiveSink(target.path("_labels.npz"))
 
 
 class ArchiveSink(Sink):
     """A .npz for `numpy.load`: the labels [H, W] of every frame under its number, "000000", and "times" in seconds.
 
-    Each frame is compressed when it comes, so the archive may be longer than memory.
+    Each frame is compressed when it comes, so the archive may be longer than memory. `more`: arrays to add at the end.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, more: Mapping[str, NDArray[Any]] = MappingProxyType({})) -> None:
+        self.path, self._more = path, more
         self._part = part_path(path)
         self._zip: zipfile.ZipFile | None = None
         self._times: list[float] = []
@@ -55,7 +57,7 @@ class ArchiveSink(Sink):
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._zip = zipfile.ZipFile(self._part, "w", zipfile.ZIP_DEFLATED, compresslevel=1)
                 self._zip.comment = OWN_ARCHIVE
-            self._add(self._zip, f"{number:06d}", prepared)
+            add_array(self._zip, f"{number:06d}", prepared)
         except OSError as error:
             raise explain(self.path, error, f"{len(self._times)} frames were done") from None
         self._times.append(float(time))
@@ -68,7 +70,8 @@ class ArchiveSink(Sink):
         archive, self._zip = self._zip, None
         try:
             if self._times:
-                self._add(archive, "times", np.array(self._times))
+                for name, array in {**self._more, "times": np.array(self._times)}.items():
+                    add_array(archive, name, array)
             archive.close()
             if self._times:
                 self._part.replace(self.path)
@@ -77,8 +80,9 @@ class ArchiveSink(Sink):
         finally:
             self._part.unlink(missing_ok=True)
 
-    @staticmethod
-    def _add(archive: zipfile.ZipFile, name: str, array: NDArray[Any]) -> None:
-        data = io.BytesIO()
-        np.save(data, array)
-        archive.writestr(f"{name}.npy", data.getbuffer())
+
+def add_array(archive: zipfile.ZipFile, name: str, array: NDArray[Any]) -> None:
+    """Add an array to an archive for `numpy.load`. Raises OSError where it cannot be written."""
+    data = io.BytesIO()
+    np.save(data, array)
+    archive.writestr(f"{name}.npy", data.getbuffer())

@@ -9,19 +9,18 @@ from runtime.outputs.draw import draw_overlay
 from runtime.outputs.sinks import PictureSink
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from runtime.outputs.form import ClipForm
     from runtime.outputs.sinks import Sink
+    from runtime.outputs.target import Target
 
 
-def picture(stem: Path) -> Sink:
+def picture(target: Target) -> Sink:
     """`<stem>_overlay.png`."""
-    return PictureSink(stem.with_name(f"{stem.name}_overlay.png"), draw_overlay)
+    return PictureSink(target.path("_overlay.png"), draw_overlay)
 
 
-def clip(stem: Path, form: ClipForm, warn: Callable[[str], None]) -> Sink:
+def clip(target: Target, form: ClipForm, warn: Callable[[str], None]) -> Sink:
     """`<stem>_overlay.mp4`, with the clip's own times and sound."""
     from runtime.outputs.movie import VideoSink
 
-    return VideoSink(stem.with_name(f"{stem.name}_overlay.mp4"), form, warn, draw_overlay)
+    return VideoSink(target.path("_overlay.mp4"), form, warn, draw_overlay)

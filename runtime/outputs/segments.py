@@ -9,25 +9,24 @@ from runtime.outputs.draw import paint
 from runtime.outputs.sinks import PictureSink
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import numpy as np
     from numpy.typing import NDArray
 
     from runtime.outputs.form import ClipForm
     from runtime.outputs.sinks import Sink
+    from runtime.outputs.target import Target
 
 
-def picture(stem: Path) -> Sink:
+def picture(target: Target) -> Sink:
     """`<stem>_segments.png`."""
-    return PictureSink(stem.with_name(f"{stem.name}_segments.png"), _painted, flat=True)
+    return PictureSink(target.path("_segments.png"), _painted, flat=True)
 
 
-def clip(stem: Path, form: ClipForm, warn: Callable[[str], None]) -> Sink:
+def clip(target: Target, form: ClipForm, warn: Callable[[str], None]) -> Sink:
     """`<stem>_segments.mp4`, with the clip's own times and sound."""
     from runtime.outputs.movie import VideoSink
 
-    return VideoSink(stem.with_name(f"{stem.name}_segments.mp4"), form, warn, _painted)
+    return VideoSink(target.path("_segments.mp4"), form, warn, _painted)
 
 
 def _painted(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from runtime.outputs.draw import Draw
+
+    # Frame, labels, colours → a file's content.
+    Encode = Callable[[NDArray[np.uint8], NDArray[np.int32], NDArray[np.uint8] | None], bytes]
 
 
 class Sink(ABC):
@@ -50,18 +54,17 @@ class Sink(ABC):
         """Finish, and move into place. Nothing is left where no frame has come."""
 
 
-class PictureSink(Sink):
-    """One PNG."""
+class FileSink(Sink):
+    """One file of a photograph. Its content has this program's mark (`runtime.files`)."""
 
-    def __init__(self, path: Path, draw: Draw, *, flat: bool | None = None) -> None:
-        """`flat`: see `encode_png`."""
-        self.path, self._draw, self._flat = path, draw, flat
+    def __init__(self, path: Path, encode: Encode) -> None:
+        self.path, self._encode = path, encode
 
     def prepare(
         self, frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: NDArray[np.uint8] | None = None
     ) -> bytes:
         """The file's content."""
-        return encode_png(self._draw(frame, labels, colours=colours), flat=self._flat)
+        return self._encode(frame, labels, colours)
 
     def write(self, number: int, time: Fraction, prepared: Any) -> Path:
         """Write the file, whole or not at all."""
@@ -72,10 +75,70 @@ class PictureSink(Sink):
         """Nothing is left to do."""
 
 
+class PictureSink(FileSink):
+    """One PNG."""
+
+    def __init__(self, path: Path, draw: Draw, *, flat: bool | None = None) -> None:
+        """`flat`: see `encode_png`."""
+        super().__init__(
+            path, lambda frame, labels, colours: encode_png(draw(frame, labels, colours=colours), flat=flat)
+        )
+
+
+class Numbers:
+    """Numbers of frames, ascending: as few ranges as there are gaps, however long the clip."""
+
+    def __init__(self) -> None:
+        self._ranges: list[range] = []
+
+    def add(self, number: int) -> None:
+        """Add the next one."""
+        if self._ranges and number == self._ranges[-1].stop:
+            self._ranges[-1] = range(self._ranges[-1].start, number + 1)
+        else:
+            self._ranges.append(range(number, number + 1))
+
+    def __contains__(self, number: int) -> bool:
+        return any(number in run for run in self._ranges)
+
+    def __bool__(self) -> bool:
+        return bool(self._ranges)
+
+
+class FrameFolder(Sink):
+    """`<folder>/000000<suffix>` and so on: one file per frame of a clip, named by the frame's number."""
+
+    def __init__(self, folder: Path, suffix: str, encode: Encode) -> None:
+        self.path, self._suffix, self._encode = folder, suffix, encode
+        self._written = Numbers()
+
+    def prepare(
+        self, frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: NDArray[np.uint8] | None = None
+    ) -> bytes:
+        """The file's content."""
+        return self._encode(frame, labels, colours)
+
+    def write(self, number: int, time: Fraction, prepared: Any) -> Path:
+        """Write one file, whole or not at all."""
+        path = self.path / f"{number:06d}{self._suffix}"
+        write_encoded(path, prepared)
+        self._written.add(number)
+        return path
+
+    def close(self) -> None:
+        """Remove the files of an earlier run that this one has not replaced."""
+        if not self._written or not self.path.is_dir():
+            return
+        for path in self.path.glob(f"*{self._suffix}"):
+            numbered = re.fullmatch(r"\d{6,}", path.stem)
+            if numbered and int(path.stem) not in self._written and is_own_output(path):
+                path.unlink(missing_ok=True)
+
+
 def refuse_foreign(path: Path) -> None:
-    """Raise DiffSegError when a file, or a folder with numbered pictures, is there that is not this program's."""
+    """Raise DiffSegError when a file, or a folder with numbered files, is there that is not this program's."""
     if path.is_dir():
-        found = [p for p in path.iterdir() if re.fullmatch(r"\d{6,}\.png", p.name) and not is_own_output(p)]
+        found = [p for p in path.iterdir() if re.fullmatch(r"\d{6,}\.\w+", p.name) and not is_own_output(p)]
         other: Path | None = min(found, default=None)
     else:
         other = path if path.exists() and not is_own_output(path) else None

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from runtime.frames.clip import Clip
     from runtime.frames.source import Source
+    from runtime.outputs.target import Target
     from runtime.stages import Stages
     from runtime.stream.options import ClipOptions
     from runtime.stream.pipeline import Pipeline
@@ -50,7 +51,7 @@ class Outcome:
 def run_clip(
     stages: Stages,
     source: Source,
-    stem: Path,
+    target: Target,
     kinds: Iterable[str],
     options: ClipOptions,
     *,
@@ -59,7 +60,7 @@ def run_clip(
     say: Callable[[str], None],
     check: Callable[[Sink], None] = lambda sink: None,
 ) -> Outcome:
-    """Segment one clip into its kinds of output at `stem`.
+    """Segment one clip into its kinds of output at `target`.
 
     `report` gets each frame's JSON line, `say` a line for people; `check` may refuse a place.
     Whatever ends it, an error or an interruption, the files hold the frames that were done, and are whole. Raises
@@ -71,7 +72,7 @@ def run_clip(
         source, start=options.start, size=options.size, rate=options.rate, reconnect=options.reconnect, say=say
     )
     try:
-        sinks = clip_sinks(kinds, stem, ClipForm.of(clip), say)
+        sinks = clip_sinks(kinds, target, ClipForm.of(clip), say)
         for sink in sinks.values():
             check(sink)
             refuse_foreign(sink.path)

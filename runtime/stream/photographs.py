@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from runtime.errors import DiffSegError, as_one_line
@@ -12,7 +14,7 @@ from runtime.frames.still import Still
 from runtime.outputs.registry import picture_sinks
 from runtime.outputs.sinks import Sink, refuse_foreign
 from runtime.stages import check_frame
-from runtime.stream.job import Job, Place, Stream
+from runtime.stream.job import Job, Place, Stream, target_of
 from runtime.terminal import interruptions_held
 
 if TYPE_CHECKING:
@@ -31,22 +33,24 @@ def run_photographs(
     *,
     finished: Callable[[Job], None],
     levels: tuple[float, ...] | None = None,
+    settings: Mapping[str, object] = MappingProxyType({}),
     check: Callable[[Source, Sink], None] = lambda source, sink: None,
 ) -> None:
     """Segment photographs into their kinds of output below `folder`; `finished` gets each one's job, in order.
 
     A job with an `error` has failed; the others go on. `levels`: thresholds of a hierarchy, whose levels are written,
-    too. `check` may refuse a place. Whatever ends it, files are whole: Ctrl-C lets those finish that are nearly done.
+    too. `settings`: how labels are made, for kinds that say so. `check` may refuse a place. Whatever ends it, files
+    are whole: Ctrl-C lets those finish that are nearly done.
     """
 
     def jobs() -> Iterator[Job]:
         for source in sources:
-            stem = folder / source.target
+            target = target_of(source, folder, settings)
             job = Job(source, Still(source), levels=levels)
             try:
                 for level in (None, *range(len(levels or ()))):
-                    name = stem.name if level is None else f"{stem.name}_level{level}"
-                    sinks = picture_sinks(kinds, stem.with_name(name))
+                    part = target if level is None else replace(target, stem=target.path(f"_level{level}"))
+                    sinks = picture_sinks(kinds, part, listed=level is None)
                     job.places += [Place(kind, sink, level) for kind, sink in sinks.items()]
                 for place in job.places:
                     check(source, place.sink)

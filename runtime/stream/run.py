@@ -6,23 +6,26 @@ import itertools
 import json
 import os
 import sys
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import DiffSegError, as_one_line
 from runtime.frames.registry import KINDS
+from runtime.outputs.registry import listings
 from runtime.stream.clip import run_clip
-from runtime.stream.job import Job, json_line
+from runtime.stream.job import Job, json_line, target_of
 from runtime.stream.photographs import run_photographs
-from runtime.terminal import warnings_said
+from runtime.terminal import interruptions_held, warnings_said
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from rich.console import Console
     from rich.progress import Progress
 
     from runtime.frames.source import Source
+    from runtime.outputs.listing import Listing
     from runtime.outputs.sinks import Sink
     from runtime.stages import Stages
     from runtime.stream.options import ClipOptions
@@ -49,6 +52,7 @@ class Run:
         self._console: Console = Console(stderr=True)
         self._quiet = not self._console.is_terminal
         self._inputs: set[Path] = set()
+        self._settings = stages.settings()
 
     def __call__(self, sources: Sequence[Source]) -> int:
         """Returns how many sources failed. Each is named on stderr; the others are finished."""
@@ -57,7 +61,7 @@ class Run:
         self._quiet |= single and _is_photograph(sources[0])
         self._say_what_does_nothing(sources)
         failed = 0
-        with warnings_said(self._say), self._progress() as progress:
+        with warnings_said(self._say), self._listings(), self._progress() as progress:
             whole = None if single else progress.add_task("Segmenting", total=len(sources), detail="")
             for photographs, group in itertools.groupby(sources, _is_photograph):
                 if photographs:
@@ -71,6 +75,25 @@ class Run:
             what = "images" if all(map(_is_photograph, sources)) else "inputs"
             print(f"{len(sources) - failed} of {len(sources)} {what} segmented into {self._output}", file=sys.stderr)
         return failed
+
+    @contextmanager
+    def _listings(self) -> Iterator[None]:
+        """Files that list the photographs of the whole run are assembled at its end, whatever ends it."""
+        kept = listings(self._kinds)
+        for listing in kept:
+            listing.begin(self._output)
+        try:
+            yield
+        except BaseException:
+            with interruptions_held(), suppress(DiffSegError):
+                self._finish(kept)
+            raise
+        with interruptions_held():
+            self._finish(kept)
+
+    def _finish(self, kept: list[Listing]) -> None:
+        for listing in kept:
+            listing.finish(self._output)
 
     def _photographs(self, sources: list[Source], progress: Progress, whole: Any) -> int:
         failed = 0
@@ -94,6 +117,7 @@ class Run:
             self._kinds,
             finished=finished,
             levels=self._levels,
+            settings=self._settings,
             check=self._refuse_inputs,
         )
         return failed
@@ -104,7 +128,7 @@ class Run:
             outcome = run_clip(
                 self._stages,
                 source,
-                self._output / source.target,
+                target_of(source, self._output, self._settings),
                 self._kinds,
                 self._options,
                 progress=progress,

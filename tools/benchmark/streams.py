@@ -120,6 +120,7 @@ def through(segmenter: Segmenter, source: Path, folder: Path, options: ClipOptio
     from rich.progress import Progress
 
     from runtime.frames.source import Source
+    from runtime.outputs.target import Target
     from runtime.stream.clip import run_clip
 
     def ignore(line: object) -> None:
@@ -129,7 +130,7 @@ def through(segmenter: Segmenter, source: Path, folder: Path, options: ClipOptio
         return run_clip(
             segmenter.stages,
             Source(source, Path("out"), "video"),
-            folder / "out",
+            Target(folder / "out", folder, source.name),
             ["overlay", "labels"],
             options,
             progress=progress,

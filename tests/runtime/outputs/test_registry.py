@@ -44,8 +44,8 @@ class CountFile(CountSink):
 
 def test_a_new_kind_is_one_entry_and_one_module(tmp_path, monkeypatch, stand_in):
     module = ModuleType("counted")
-    module.picture = lambda stem: CountFile(stem.with_name(f"{stem.name}_count.txt"))
-    module.clip = lambda stem, form, warn: CountSink(stem.with_name(f"{stem.name}_count.txt"))
+    module.picture = lambda target: CountFile(target.path("_count.txt"))
+    module.clip = lambda target, form, warn: CountSink(target.path("_count.txt"))
     monkeypatch.setitem(sys.modules, "counted", module)
     monkeypatch.setattr(registry, "KINDS", (*KINDS, OutputKind("count", "counted", "number of segments")))
     monkeypatch.chdir(tmp_path)
@@ -59,6 +59,7 @@ def test_a_new_kind_is_one_entry_and_one_module(tmp_path, monkeypatch, stand_in)
 
 def test_kinds_on_the_command_line():
     assert parse_kinds("overlay, labels,overlay") == ["overlay", "labels"] and parse_kinds("none") == []
+    known = "overlay, labels, segments, archive, npz, masks, cutouts, polygons, yolo, coco, panoptic"
     for text in ("", "overlay,sound", "none,labels"):
-        with pytest.raises(DiffSegError, match="--save: expected some of overlay, labels, segments, archive, or none"):
+        with pytest.raises(DiffSegError, match=f"--save: expected some of {known}, or none"):
             parse_kinds(text)

@@ -1,0 +1,101 @@
+"""COCO's instances: `instances.json` for all photographs of a folder, `<name>_instances.json` for a clip."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from runtime.errors import DiffSegError
+from runtime.outputs.listing import Listing, ListSink
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from numpy.typing import NDArray
+
+    from runtime.outputs.form import ClipForm
+    from runtime.outputs.sinks import Sink
+    from runtime.outputs.target import Target
+
+CATEGORIES = [{"id": 1, "name": "segment", "supercategory": ""}]
+
+
+def picture(target: Target) -> Sink:
+    """A line of the listing."""
+    return ListSink(LISTING, target, _entry)
+
+
+def clip(target: Target, form: ClipForm, warn: Callable[[str], None]) -> Sink:
+    """`<stem>_instances.json`, in the form of YouTube-VIS."""
+    from runtime.outputs.tracks import TracksSink
+
+    return TracksSink(target.path("_instances.json"), target.key, describe, CATEGORIES)
+
+
+def describe(labels: NDArray[np.int32]) -> list[dict[str, Any]]:
+    """For every segment of labels int [H, W], not negative: `label`, `segmentation`, `area`, `bbox`, `iscrowd`.
+
+    `segmentation` is pycocotools' compressed RLE, with `counts` as text; `bbox` is x, y, width, height.
+    Raises DiffSegError where pycocotools is missing.
+    """
+    try:
+        from pycocotools import mask
+    except ImportError:
+        raise DiffSegError('coco needs pycocotools: pip install "diffseg[coco]"') from None
+    height, width = labels.shape
+    present, counts = _run_lengths(labels)
+    encoded = mask.frPyObjects([{"size": [height, width], "counts": one} for one in counts], height, width)
+    areas, boxes = mask.area(encoded), mask.toBbox(encoded)
+    return [
+        {
+            "label": label,
+            "segmentation": {"size": [height, width], "counts": one["counts"].decode()},
+            "area": int(area),
+            "bbox": [int(number) for number in box],
+            "iscrowd": 0,
+        }
+        for label, one, area, box in zip(present, encoded, areas, boxes, strict=True)
+    ]
+
+
+def dataset(labels: NDArray[np.int32], name: str = "") -> dict[str, Any]:
+    """The whole data set of one picture, as `pycocotools.coco.COCO.dataset` has it."""
+    entry = {"name": name, "size": list(labels.shape), "annotations": describe(labels)}
+    numbers = iter(range(1, len(entry["annotations"]) + 1))
+    return {"images": list(_images(entry, 1, numbers)), "annotations": list(_annotations(entry, 1, numbers))} | {
+        "categories": CATEGORIES
+    }
+
+
+def _run_lengths(labels: NDArray[np.int32]) -> tuple[list[int], list[list[int]]]:
+    """The labels that are there, and for each the lengths of runs without and with it, in turns, down the columns."""
+    flat = labels.ravel(order="F")
+    starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
+    ends = np.append(starts[1:], len(flat))
+    order = np.argsort(flat[starts], kind="stable")
+    values = flat[starts][order]
+    present, first = np.unique(values, return_index=True)
+    counts = []
+    for runs in np.split(order, first[1:]):
+        edges = np.stack([starts[runs], ends[runs]], axis=1).ravel()
+        lengths = np.diff(edges, prepend=0)
+        counts.append(np.append(lengths, len(flat) - edges[-1]).tolist() if edges[-1] < len(flat) else lengths.tolist())
+    return present.tolist(), counts
+
+
+def _entry(target: Target, labels: NDArray[np.int32]) -> dict[str, Any]:
+    return {"name": target.name, "size": list(labels.shape), "annotations": describe(labels)}
+
+
+def _images(entry: dict[str, Any], number: int, numbers: Iterator[int]) -> Iterable[dict[str, Any]]:
+    height, width = entry["size"]
+    yield {"id": number, "file_name": entry["name"], "height": height, "width": width}
+
+
+def _annotations(entry: dict[str, Any], number: int, numbers: Iterator[int]) -> Iterable[dict[str, Any]]:
+    for annotation in entry["annotations"]:
+        yield {"id": next(numbers), "image_id": number, "category_id": 1, **annotation}
+
+
+LISTING = Listing("instances", {"images": _images, "annotations": _annotations}, {"categories": CATEGORIES})

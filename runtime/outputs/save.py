@@ -1,0 +1,42 @@
+"""One picture's outputs, written at once."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from runtime.errors import DiffSegError
+from runtime.outputs.palette import Painter
+from runtime.outputs.registry import listings, needing_frame, parse_kinds, picture_sinks
+from runtime.outputs.sinks import refuse_foreign
+from runtime.outputs.target import Target
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+
+def save_picture(stem: Path, kinds: str, labels: NDArray[np.int32], frame: NDArray[np.uint8] | None) -> list[Path]:
+    """See `runtime.result.Result.save`. `frame` None: it was not kept."""
+    names = parse_kinds(kinds, "kinds")
+    if frame is None:
+        if needed := needing_frame(names):
+            raise DiffSegError(f"kinds: {', '.join(needed)} needs the frame; call the segmenter with keep_frame=True")
+        frame = np.empty((0, 0, 3), np.uint8)
+    target = Target(stem, stem.parent, stem.name)
+    sinks = picture_sinks(names, target).values()
+    files = listings(names)
+    for listing in files:
+        listing.begin(target.folder)
+    for sink in sinks:
+        refuse_foreign(sink.path)
+    colours = Painter()(labels)
+    for sink in sinks:
+        sink.write(0, Fraction(0), sink.prepare(frame, labels, colours))
+        sink.close()
+    for listing in files:
+        listing.finish(target.folder)
+    return [sink.path for sink in sinks]
