@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from runtime.frames.source import Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +26,12 @@ class Target:
     folder: Path
     name: str
     settings: Mapping[str, object] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, source: Source, folder: Path, settings: Mapping[str, object]) -> Target:
+        """Where the outputs of a source go, below the output folder."""
+        name = source.target if source.address else source.target.with_name(source.path.name)
+        return cls(folder / source.target, folder, name.as_posix(), settings)
 
     @property
     def key(self) -> str:

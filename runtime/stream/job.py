@@ -15,7 +15,6 @@ from runtime.frames.still import Still
 from runtime.hierarchy import merge_levels
 from runtime.merge.threads import usable_cores
 from runtime.outputs.palette import Painter
-from runtime.outputs.target import Target
 from runtime.stream.continuity import Continuity, Fate
 from runtime.stream.pipeline import Pipeline, Stage
 from runtime.stream.room import Room
@@ -280,12 +279,6 @@ def _numbered(jobs: Iterable[Job]) -> Iterator[Job]:
     finally:
         if isinstance(source, Generator):
             source.close()
-
-
-def target_of(source: Source, folder: Path, settings: Mapping[str, object]) -> Target:
-    """Where the outputs of a source go, below the output folder."""
-    name = source.target if source.address else source.target.with_name(source.path.name)
-    return Target(folder / source.target, folder, name.as_posix(), settings)
 
 
 def _is_segmented(job: Job) -> bool:

@@ -13,8 +13,9 @@ from runtime.frames.source import Source
 from runtime.frames.still import Still
 from runtime.outputs.registry import picture_sinks
 from runtime.outputs.sinks import Sink, refuse_foreign
+from runtime.outputs.target import Target
 from runtime.stages import check_frame
-from runtime.stream.job import Job, Place, Stream, target_of
+from runtime.stream.job import Job, Place, Stream
 from runtime.terminal import interruptions_held
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def run_photographs(
 
     def jobs() -> Iterator[Job]:
         for source in sources:
-            target = target_of(source, folder, settings)
+            target = Target.of(source, folder, settings)
             job = Job(source, Still(source), levels=levels)
             try:
                 for level in (None, *range(len(levels or ()))):

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from runtime.errors import DiffSegError, as_one_line
 from runtime.frames.registry import KINDS
 from runtime.outputs.registry import listings
+from runtime.outputs.target import Target
 from runtime.stream.clip import run_clip
-from runtime.stream.job import Job, json_line, target_of
+from runtime.stream.job import Job, json_line
 from runtime.stream.photographs import run_photographs
 from runtime.terminal import interruptions_held, warnings_said
 
@@ -128,7 +129,7 @@ class Run:
             outcome = run_clip(
                 self._stages,
                 source,
-                target_of(source, self._output, self._settings),
+                Target.of(source, self._output, self._settings),
                 self._kinds,
                 self._options,
                 progress=progress,
