@@ -80,6 +80,13 @@ def main(
             help=f"What to write, with commas: {_OUTPUTS}; or none.",
         ),
     ] = "overlay,labels",
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Skip inputs that an earlier run with --resume has done with the same engine and settings.",
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line per frame on stdout.")] = False,
     start: Annotated[str, typer.Option(metavar="TIME", help="Clips: begin here, in seconds or h:m:s.")] = "0",
     end: Annotated[str | None, typer.Option(metavar="TIME", help="Clips: end here.")] = None,
@@ -121,6 +128,8 @@ def main(
         from runtime.stream.options import parse_options
 
         kinds = parse_kinds(save)
+        if resume and not kinds:
+            raise DiffSegError("--resume: expected outputs to go by, found --save none; leave one of them out")
         if precision not in (None, "fp32", "bf16"):
             raise DiffSegError(f"--precision: expected fp32 or bf16, found {precision!r}")
         options = parse_options(
@@ -155,7 +164,7 @@ def main(
     from runtime.stream.run import Run
 
     with one_line_errors():
-        run_all = Run(segmenter.stages, output, kinds, options, levels=levels, as_json=as_json)
+        run_all = Run(segmenter.stages, output, kinds, options, levels=levels, as_json=as_json, resume=resume)
         sources, failures = find_sources(inputs)
         for failure in failures:
             complain(failure)

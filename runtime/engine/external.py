@@ -35,16 +35,8 @@ def check_external_data(path: Path) -> None:
 
     A file that is no ONNX file may pass: the library that opens it says so.
     """
-    try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            locations = set[bytes]()
-            with contextlib.suppress(ValueError, IndexError):  # what comes before the damage counts
-                locations.update(_locations(data, 0, len(data), "model", 0))
-    except (OSError, ValueError):  # an empty file cannot be mapped
-        return
     folder = os.path.realpath(path.parent)
-    for location in sorted(locations):
-        text = os.fsdecode(location)
+    for text in external_data(path):
         inside = Path(text)
         windows = PureWindowsPath(text)
         outside = (
@@ -61,6 +53,19 @@ def check_external_data(path: Path) -> None:
                 f"{path} has weights in {text[:200]!r}; expected a regular file in the engine's own folder; do not use "
                 "this engine unless you know who made it, or export it again with 'python -m export'"
             )
+
+
+def external_data(path: Path) -> list[str]:
+    """Where an ONNX file says that its weights are, in order; nothing of a file that cannot be read."""
+    locations = set[bytes]()
+    with (
+        contextlib.suppress(OSError, ValueError),  # an empty file cannot be mapped
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        contextlib.suppress(ValueError, IndexError),  # what comes before the damage counts
+    ):
+        locations.update(_locations(data, 0, len(data), "model", 0))
+    return [os.fsdecode(location) for location in sorted(locations)]
 
 
 def _locations(data: mmap.mmap, start: int, end: int, message: str, depth: int) -> Iterator[bytes]:

@@ -29,17 +29,7 @@ class PictureClip(Clip):
         Raises DiffSegError when there are none, or the folder cannot be read.
         """
         super().__init__(str(pattern))
-        before, digits, after = re.split(r"%(?:0?(\d+))?d", pattern.name)
-        shape = re.compile(rf"{re.escape(before)}(\d{{{int(digits or 1)},}}){re.escape(after)}")
-        try:
-            numbered = [(shape.fullmatch(path.name), path) for path in pattern.parent.iterdir()]
-        except OSError as error:
-            raise DiffSegError(f"{pattern}: cannot be read ({error.strerror})") from None
-        found = sorted((int(match[1]), path) for match, path in numbered if match)
-        self._paths = [path for _, path in found if not is_own_output(path)]
-        if not self._paths:
-            reason = "only pictures that this program wrote" if found else "no picture of that name and number"
-            raise DiffSegError(f"{pattern}: {reason}")
+        self._paths = numbered_pictures(pattern)
         self.rate, self.tick = rate, 1 / rate
         self.seconds = float(len(self._paths) / rate)
 
@@ -55,6 +45,25 @@ class PictureClip(Clip):
                 self.lost.append(str(error))
                 continue
             yield number * self.tick, image
+
+
+def numbered_pictures(pattern: Path) -> list[Path]:
+    """The pictures that a pattern such as `frames/%06d.png` names, in the order of their numbers.
+
+    Raises DiffSegError when there are none, or the folder cannot be read.
+    """
+    before, digits, after = re.split(r"%(?:0?(\d+))?d", pattern.name)
+    shape = re.compile(rf"{re.escape(before)}(\d{{{int(digits or 1)},}}){re.escape(after)}")
+    try:
+        numbered = [(shape.fullmatch(path.name), path) for path in pattern.parent.iterdir()]
+    except OSError as error:
+        raise DiffSegError(f"{pattern}: cannot be read ({error.strerror})") from None
+    found = sorted((int(match[1]), path) for match, path in numbered if match)
+    paths = [path for _, path in found if not is_own_output(path)]
+    if not paths:
+        reason = "only pictures that this program wrote" if found else "no picture of that name and number"
+        raise DiffSegError(f"{pattern}: {reason}")
+    return paths
 
 
 def open_sequence(source: Source, options: OpenOptions) -> Clip:

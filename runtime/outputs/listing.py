@@ -6,25 +6,22 @@ end of every run, also of one that was interrupted; after a kill the next run do
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import os
-from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
-import numpy as np
-
-from runtime.errors import DiffSegError
 from runtime.files import OWN_JSON, part_path
+from runtime.outputs.journal import Journal, Lines, entries, scan
 from runtime.outputs.sinks import Sink, explain, refuse_foreign
 
 if TYPE_CHECKING:
     from fractions import Fraction
     from pathlib import Path
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from runtime.outputs.target import Target
@@ -58,58 +55,61 @@ class Listing:
     def begin(self, folder: Path) -> None:
         """Raise DiffSegError where a file of that name is not this program's."""
         refuse_foreign(self.path(folder))
-        refuse_foreign(self.journal(folder))
+        self._lines(folder).begin()
 
     def add(self, folder: Path, line: bytes) -> None:
         """Add a picture's line, which ends with a newline, to the journal. Programs may do so at the same time.
 
         Raises DiffSegError where it cannot be written.
         """
-        journal = self.journal(folder)
+        self._lines(folder).add(line)
+
+    def listed(self, folder: Path) -> frozenset[int]:
+        """`runtime.outputs.journal.key_of` every target in the journal."""
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with journal.open("ab+", buffering=0) as file:
-                size = file.seek(0, os.SEEK_END)
-                if not size:
-                    line = _encoded(OWN_JSON | {"journal": self.name}) + line
-                elif file.seek(-1, os.SEEK_END) and file.read(1) != b"\n":
-                    line = b"\n" + line  # a line that a killed or failed run did not finish stays alone
-                # One call, so that lines of two programs do not mix.
-                if file.write(line) != len(line):
-                    raise DiffSegError(f"{journal}: a line could not be written whole; is the disk full?")
-        except OSError as error:
-            raise explain(journal, error, "this picture is not listed") from None
+            with self.journal(folder).open("rb") as file:
+                return frozenset(scan(file).targets.tolist())
+        except OSError:
+            return frozenset()
 
     def finish(self, folder: Path) -> None:
-        """Assemble the file from the journal, where there is one. Of a picture's lines the last one counts.
+        """Assemble the file from the journal, where there is one, and drop the journal's lines that do not count.
 
-        Memory grows with the number of pictures by some 20 bytes each. Raises DiffSegError where it cannot be written.
+        Of a picture's lines the last one counts, in the place of the first. Memory grows with the number of pictures
+        by some 50 bytes each. Raises DiffSegError where the file cannot be written.
         """
         journal, path = self.journal(folder), self.path(folder)
         if not journal.exists():
             return
         part = part_path(path)
         try:
-            size = -1
-            while size != (now := journal.stat().st_size):  # another program may have added lines meanwhile
-                size = now
-                self._assemble(journal, part)
-                part.replace(path)
+            while True:
+                with journal.open("rb") as file:
+                    self._assemble(file, part)
+                    part.replace(path)
+                    seen, now = os.fstat(file.fileno()), journal.stat()
+                # Another program may have added lines meanwhile.
+                if os.path.samestat(seen, now) and seen.st_size == now.st_size:
+                    break
         except OSError as error:
             kept = f"{journal.name} is whole, and the next run assembles the file from it"
             raise explain(path, error, kept) from None
         finally:
             part.unlink(missing_ok=True)
+        self._lines(folder).compact(Lines.counting)
 
-    def _assemble(self, journal: Path, part: Path) -> None:
-        last = _last_lines(journal)
+    def _lines(self, folder: Path) -> Journal:
+        return Journal(self.journal(folder), "this picture is not listed")
+
+    def _assemble(self, journal: IO[bytes], part: Path) -> None:
+        counting = scan(journal).counting()
         with part.open("wb") as out:
-            out.write(b'{"info": ' + _encoded(OWN_JSON | {"description": "segments of DiffSeg"}))
+            out.write(b'{"info": ' + json.dumps(OWN_JSON | {"description": "segments of DiffSeg"}).encode())
             for key, section in self.sections.items():
                 out.write(b',\n"%s": [' % key.encode())
                 inner = itertools.count(1)
                 separator = b"\n"
-                for number, entry in enumerate(_entries(journal, last), 1):
+                for number, entry in enumerate(entries(journal, counting), 1):
                     for item in section(entry, number, inner):
                         out.write(separator + json.dumps(item, separators=(",", ":")).encode())
                         separator = b",\n"
@@ -129,6 +129,11 @@ class ListSink(Sink):
         self.path = listing.path(target.folder)
         self._listing, self._target, self._entry = listing, target, entry
 
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """None of a picture's own."""
+        return ()
+
     def prepare(
         self, frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: NDArray[np.uint8] | None = None
     ) -> Any:
@@ -147,43 +152,3 @@ class ListSink(Sink):
 
     def close(self) -> None:
         """Nothing is left to do: the run assembles the file."""
-
-
-def _encoded(value: object) -> bytes:
-    return json.dumps(value).encode() + b"\n"
-
-
-def _last_lines(journal: Path) -> array[int]:
-    """The numbers of the journal's lines that count, ascending: of every picture the last one that is whole."""
-    keys, lines = array("Q"), array("Q")
-    for number, entry in _parsed(journal):
-        keys.append(int.from_bytes(hashlib.blake2b(entry["target"].encode(), digest_size=8).digest(), "big"))
-        lines.append(number)
-    _, first_from_behind = np.unique(np.frombuffer(keys, np.uint64)[::-1], return_index=True)
-    counting = np.sort(np.frombuffer(lines, np.uint64)[::-1][first_from_behind])
-    return array("Q", counting.tobytes())
-
-
-def _entries(journal: Path, numbers: array[int]) -> Iterator[dict[str, Any]]:
-    """The entries in those lines."""
-    wanted = iter(numbers)
-    following = next(wanted, None)
-    with journal.open("rb") as file:
-        for number, line in enumerate(file):
-            if following is None:
-                return
-            if number == following:
-                following = next(wanted, None)
-                yield json.loads(line)
-
-
-def _parsed(journal: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Number and entry of every line that is whole."""
-    with journal.open("rb") as file:
-        for number, line in enumerate(file):
-            try:
-                entry = json.loads(line)
-            except ValueError:  # cut by a kill or a full disk
-                continue
-            if isinstance(entry, dict) and isinstance(entry.get("target"), str):
-                yield number, entry

@@ -45,6 +45,11 @@ class PanopticSink(ListSink):
         super().__init__(LISTING, target, _entry)
         self.path: Path = target.path("_panoptic.png")
 
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The PNG."""
+        return (self.path,)
+
     def prepare(
         self, frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: NDArray[np.uint8] | None = None
     ) -> tuple[bytes, bytes]:
@@ -70,6 +75,11 @@ class PanopticClip(FrameFolder):
         self._numbers = array("Q")
         self._out: IO[str] | None = None
         refuse_foreign(self._json)
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The folder, and the JSON file."""
+        return (self.path, self._json)
 
     def prepare(
         self, frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: NDArray[np.uint8] | None = None

@@ -33,6 +33,11 @@ class Sink(ABC):
 
     path: Path
 
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The files and folders that belong to this photograph or clip alone."""
+        return (self.path,)
+
     @abstractmethod
     def prepare(
         self, frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: NDArray[np.uint8] | None = None

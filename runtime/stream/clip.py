@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -33,13 +33,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What has become of a clip. `busy`: share of the time each stage worked; `lost`: what could not be read."""
+    """What has become of a clip. `busy`: share of the time each stage worked; `lost`: what could not be read.
+
+    `sinks`: what has written it, by kind. `whole`: it was not stopped before its end.
+    """
 
     frames: int
     seconds: float
     busy: dict[str, float]
     lost: tuple[str, ...]
-    written: tuple[Path, ...]
+    sinks: Mapping[str, Sink]
+    whole: bool
+
+    @property
+    def written(self) -> tuple[Path, ...]:
+        """The files and folders."""
+        return tuple(sink.path for sink in self.sinks.values())
 
     def __str__(self) -> str:
         shares = ", ".join(f"{name} {share:.0%}" for name, share in self.busy.items())
@@ -99,7 +108,7 @@ def run_clip(
             clip.close()
 
     pipeline = Stream(stages, continuity).pipeline(jobs(), live=clip.live)
-    frames = 0
+    frames, stopped = 0, False
     began = time.perf_counter()
     task = progress.add_task(source.name, total=_expected(clip, options), detail="")
     window = f"DiffSeg: {source.name}" if options.show else None
@@ -110,6 +119,7 @@ def run_clip(
                 progress.update(task, completed=frames, detail=_rates(pipeline, frames, time.perf_counter() - began))
                 report(json_line(job, {"time": round(float(job.time), 6)}))
                 if window and not show(window, job.prepared[shown]):
+                    stopped = True
                     pipeline.stop()
         except BaseException:
             pipeline.abandon()
@@ -128,7 +138,7 @@ def run_clip(
         say(f"{source.name}: {pipeline.dropped} frames came faster than they could be segmented, and were left out")
     seconds = time.perf_counter() - began
     busy = {name: spent / seconds for name, spent in pipeline.busy.items() if name not in ("gather", "leave")}
-    return Outcome(frames, seconds, busy, lost, tuple(sink.path for sink in sinks.values()))
+    return Outcome(frames, seconds, busy, lost, sinks, not (lost or pipeline.dropped or stopped))
 
 
 def _close(sinks: list[Sink], *, quiet: bool = False) -> None:

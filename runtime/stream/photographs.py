@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from runtime.result import Result
     from runtime.stages import Stages
+    from runtime.stream.resume import Ledger
 
 
 def run_photographs(
@@ -36,17 +37,25 @@ def run_photographs(
     levels: tuple[float, ...] | None = None,
     settings: Mapping[str, object] = MappingProxyType({}),
     check: Callable[[Source, Sink], None] = lambda source, sink: None,
+    ledger: Ledger | None = None,
+    skipped: Callable[[Source], None] = lambda source: None,
 ) -> None:
     """Segment photographs into their kinds of output below `folder`; `finished` gets each one's job, in order.
 
     A job with an `error` has failed; the others go on. `levels`: thresholds of a hierarchy, whose levels are written,
-    too. `settings`: how labels are made, for kinds that say so. `check` may refuse a place. Whatever ends it, files
-    are whole: Ctrl-C lets those finish that are nearly done.
+    too. `settings`: how labels are made, for kinds that say so. `check` may refuse a place. `ledger`: what is done
+    already, for which `skipped` is called instead, in another thread. Whatever ends it, files are whole: Ctrl-C lets
+    those finish that are nearly done.
     """
 
     def jobs() -> Iterator[Job]:
-        for source in sources:
+        hashed = ((source, None) for source in sources) if ledger is None else ledger.hashed(sources)
+        for source, content in hashed:
             target = Target.of(source, folder, settings)
+            entry = None if ledger is None else ledger.entry(target, content)
+            if ledger is not None and entry is not None and ledger.is_done(entry):
+                skipped(source)
+                continue
             job = Job(source, Still(source), levels=levels)
             try:
                 for level in (None, *range(len(levels or ()))):
@@ -56,6 +65,9 @@ def run_photographs(
                 for place in job.places:
                     check(source, place.sink)
                     refuse_foreign(place.sink.path)
+                if ledger is not None and entry is not None:
+                    first, last = ledger.marks(entry, [(place.kind, place.sink) for place in job.places])
+                    job.places = [Place("", first), *job.places, Place("", last)]
             except ModuleNotFoundError:
                 raise
             except Exception as error:

@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 import sys
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from runtime.outputs.target import Target
 from runtime.stream.clip import run_clip
 from runtime.stream.job import Job, json_line
 from runtime.stream.photographs import run_photographs
+from runtime.stream.resume import INDEX, Ledger
 from runtime.terminal import interruptions_held, warnings_said
 
 if TYPE_CHECKING:
@@ -44,8 +45,12 @@ class Run:
         *,
         levels: tuple[float, ...] | None = None,
         as_json: bool = False,
+        resume: bool = False,
     ) -> None:
-        """`kinds` of output into the folder `output`; `options` of clips; `levels`: thresholds of a hierarchy."""
+        """`kinds` of output into the folder `output`; `options` of clips; `levels`: thresholds of a hierarchy.
+
+        `resume`: inputs that are done are skipped. Raises DiffSegError where the folder's index is someone else's.
+        """
         from rich.console import Console
 
         self._stages, self._output, self._kinds, self._options = stages, output, kinds, options
@@ -54,6 +59,8 @@ class Run:
         self._quiet = not self._console.is_terminal
         self._inputs: set[Path] = set()
         self._settings = stages.settings()
+        self._ledger = Ledger(output, stages, kinds, options, levels, resume=resume)
+        self._skipped = 0
 
     def __call__(self, sources: Sequence[Source]) -> int:
         """Returns how many sources failed. Each is named on stderr; the others are finished."""
@@ -61,8 +68,10 @@ class Run:
         single = len(sources) == 1
         self._quiet |= single and _is_photograph(sources[0])
         self._say_what_does_nothing(sources)
+        if self._ledger.is_new and self._output.is_dir() and any(self._output.iterdir()):
+            self._say(f"{self._output}: no {INDEX}, which only runs with --resume write: everything is segmented")
         failed = 0
-        with warnings_said(self._say), self._listings(), self._progress() as progress:
+        with warnings_said(self._say), closing(self._ledger), self._listings(), self._progress() as progress:
             whole = None if single else progress.add_task("Segmenting", total=len(sources), detail="")
             for photographs, group in itertools.groupby(sources, _is_photograph):
                 if photographs:
@@ -72,10 +81,22 @@ class Run:
                     failed += self._clip(source, progress, single)
                     if whole is not None:
                         progress.advance(whole)
-        if sources and not self._as_json and not single:
-            what = "images" if all(map(_is_photograph, sources)) else "inputs"
-            print(f"{len(sources) - failed} of {len(sources)} {what} segmented into {self._output}", file=sys.stderr)
+        if sources:
+            self._sum_up(sources, failed)
         return failed
+
+    def _sum_up(self, sources: Sequence[Source], failed: int) -> None:
+        """The last line; with --resume also for programs."""
+        resumed = self._ledger.resume
+        for reason, count in sorted(self._ledger.again.items()):
+            self._say(f"{count} {'input was' if count == 1 else 'inputs were'} done before, but {reason}: done again")
+        done = len(sources) - failed - self._skipped
+        if resumed:
+            self._report({"segmented": done, "skipped": self._skipped, "failed": failed})
+        if resumed or not (self._as_json or len(sources) == 1):
+            what = "images" if all(map(_is_photograph, sources)) else "inputs"
+            skipped = f", {self._skipped} skipped, which were done before" if resumed else ""
+            print(f"{done} of {len(sources)} {what} segmented into {self._output}{skipped}", file=sys.stderr)
 
     @contextmanager
     def _listings(self) -> Iterator[None]:
@@ -111,6 +132,11 @@ class Run:
             if whole is not None:
                 progress.advance(whole)
 
+        def skipped(source: Source) -> None:
+            self._skipped += 1
+            if whole is not None:
+                progress.advance(whole)
+
         run_photographs(
             self._stages,
             sources,
@@ -120,16 +146,26 @@ class Run:
             levels=self._levels,
             settings=self._settings,
             check=self._refuse_inputs,
+            ledger=self._ledger if self._ledger.active else None,
+            skipped=skipped,
         )
         return failed
 
     def _clip(self, source: Source, progress: Progress, single: bool) -> bool:
         """Whether the clip failed, or a part of it is lost."""
+        target = Target.of(source, self._output, self._settings)
         try:
+            ((_, content),) = self._ledger.hashed([source])
+            entry = self._ledger.entry(target, content, clip=True) if self._ledger.active else None
+            if entry is not None and self._ledger.is_done(entry):
+                self._skipped += 1
+                return False
+            if entry is not None:
+                self._ledger.begin(entry)
             outcome = run_clip(
                 self._stages,
                 source,
-                Target.of(source, self._output, self._settings),
+                target,
                 self._kinds,
                 self._options,
                 progress=progress,
@@ -137,6 +173,8 @@ class Run:
                 say=self._say,
                 check=lambda sink: self._refuse_inputs(source, sink),
             )
+            if entry is not None and outcome.whole:
+                self._ledger.finish(entry, outcome.sinks.items())
         except (ModuleNotFoundError, BrokenPipeError):  # not of this clip: a package, or the reader of our lines
             raise
         except Exception as error:

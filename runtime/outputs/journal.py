@@ -1,0 +1,173 @@
+"""A file of JSON lines that grows while programs run, several at once if need be.
+
+A line is about one target, which is its key "target"; of several lines about one target the last counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+from runtime.errors import DiffSegError
+from runtime.files import OWN_JSON, part_path
+from runtime.outputs.sinks import explain, refuse_foreign
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+try:
+    import fcntl
+except ImportError:  # Windows: lines are still added whole, but nothing is compacted
+    fcntl = None  # type: ignore[assignment]
+
+
+@dataclass(frozen=True, slots=True)
+class Journal:
+    """One such file. `kept`: what messages say of a line that could not be added."""
+
+    path: Path
+    kept: str
+
+    def begin(self) -> None:
+        """Raise DiffSegError where a file of that name is not this program's."""
+        refuse_foreign(self.path)
+
+    def add(self, line: bytes) -> None:
+        """Add a line, which ends with a newline. Raises DiffSegError where it cannot be written whole."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with _alone(self.path) as (file, _):
+                size = file.seek(0, os.SEEK_END)
+                if not size:
+                    line = self._head() + line
+                elif file.seek(-1, os.SEEK_END) and file.read(1) != b"\n":
+                    line = b"\n" + line  # a line that a killed or failed run did not finish stays alone
+                # One call: also without the lock, lines of two programs do not mix.
+                if file.write(line) != len(line):
+                    raise DiffSegError(f"{self.path}: a line could not be written whole; is the disk full?")
+        except OSError as error:
+            raise explain(self.path, error, self.kept) from None
+
+    def compact(self, chosen: Callable[[Lines], Iterable[int]]) -> None:
+        """Leave only the lines at the offsets that `chosen` gives. Where that is impossible, all stay."""
+        if fcntl is None or not self.path.exists():
+            return
+        part = part_path(self.path)
+        with contextlib.suppress(OSError):
+            try:
+                with _alone(self.path) as (_, locked), self.path.open("rb") as reader, part.open("wb") as out:
+                    if not locked:
+                        return
+                    lines = scan(reader)
+                    kept = list(chosen(lines))
+                    if len(kept) == len(lines.targets) and not lines.useless:
+                        return
+                    out.write(self._head())
+                    for offset in kept:
+                        reader.seek(offset)
+                        out.write(reader.readline())
+                    out.flush()
+                    part.replace(self.path)
+            finally:
+                part.unlink(missing_ok=True)
+
+    def _head(self) -> bytes:
+        return json.dumps(OWN_JSON | {"journal": self.path.stem}).encode() + b"\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """Where the lines of a journal are; 24 bytes for each of them.
+
+    Attributes:
+        targets: uint64 [L], `key_of` the target. `states`: uint64 [L], `key_of` its keys "input" and "made".
+        offsets: uint64 [L], in bytes from the file's start.
+        useless: whether there are lines that nothing can be read from.
+    """
+
+    targets: NDArray[np.uint64]
+    states: NDArray[np.uint64]
+    offsets: NDArray[np.uint64]
+    useless: bool
+
+    def counting(self) -> list[int]:
+        """Offsets of the last line of each target, in the order of the targets' first lines."""
+        first, last = self._ends()
+        found: list[int] = self.offsets[last[np.argsort(first)]].tolist()
+        return found
+
+    def undisputed(self) -> dict[int, int]:
+        """Target → offset of its last line, where the one before it, if there is one, has the same state."""
+        _, last = self._ends()
+        order = np.argsort(self.targets, kind="stable")
+        position = np.empty(len(order), np.intp)
+        position[order] = np.arange(len(order))
+        before = order[position[last] - 1]
+        agree = (self.targets[before] != self.targets[last]) | (self.states[before] == self.states[last])
+        kept = last[agree]
+        return dict(zip(self.targets[kept].tolist(), self.offsets[kept].tolist(), strict=True))
+
+    def _ends(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """The number of every target's first and last line."""
+        _, first = np.unique(self.targets, return_index=True)
+        _, behind = np.unique(self.targets[::-1], return_index=True)
+        return first, len(self.targets) - 1 - behind
+
+
+def scan(file: IO[bytes]) -> Lines:
+    """Find the lines of a journal that is open to be read."""
+    targets, states, offsets = array("Q"), array("Q"), array("Q")
+    useless = False
+    offset = file.seek(0)
+    for line in file:
+        try:
+            entry = json.loads(line)
+            targets.append(key_of(entry["target"]))
+            states.append(key_of(f"{entry.get('input')} {entry.get('made')}"))
+            offsets.append(offset)
+        except (ValueError, KeyError, TypeError, AttributeError):  # cut by a kill or a full disk, or the first line
+            useless |= bool(offset) and bool(line.strip())
+        offset += len(line)
+    one, two, three = (np.frombuffer(numbers, np.uint64) for numbers in (targets, states, offsets))
+    return Lines(one, two, three, useless)
+
+
+def entries(file: IO[bytes], offsets: Iterable[int]) -> Iterator[dict[str, Any]]:
+    """The lines at these offsets."""
+    for offset in offsets:
+        file.seek(offset)
+        yield json.loads(file.readline())
+
+
+def key_of(text: str) -> int:
+    """64 bits for a text, the same in every run."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[tuple[IO[bytes], bool]]:
+    """A file open to add lines while no other program does; and whether that is certain."""
+    while True:
+        with path.open("ab+", buffering=0) as file:
+            locked = False
+            if fcntl is not None:
+                with contextlib.suppress(OSError):  # some network drives have no locks
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                    locked = True
+            try:
+                current = os.path.samestat(os.fstat(file.fileno()), os.stat(path))  # noqa: PTH116
+            except FileNotFoundError:
+                current = False
+            if current:  # another program may have compacted it while this one waited
+                yield file, locked
+                return

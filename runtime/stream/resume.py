@@ -1,0 +1,290 @@
+"""What of an output folder is done: an index of which input was segmented by what, into which files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import IO, TYPE_CHECKING, Any
+
+from runtime import __version__
+from runtime.engine.external import external_data
+from runtime.engine.spec import sidecar_path
+from runtime.errors import DiffSegError
+from runtime.frames.pictures import numbered_pictures
+from runtime.merge.threads import usable_cores
+from runtime.outputs.journal import Journal, entries, key_of, scan
+from runtime.outputs.registry import listings
+from runtime.outputs.sinks import Sink
+
+if TYPE_CHECKING:
+    from fractions import Fraction
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from runtime.frames.source import Source
+    from runtime.outputs.target import Target
+    from runtime.stages import Stages
+    from runtime.stream.options import ClipOptions
+
+INDEX = "resume.jsonl"
+MOST_AHEAD = 32  # inputs that are hashed before they are needed
+_SHOWN_ONLY = ("show", "reconnect")  # options of clips that change no output
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One input of this run. `content`: hash of its bytes, None where it cannot be read twice. `made`: what by."""
+
+    target: Target
+    content: str | None
+    made: str
+
+
+class Ledger:
+    """The index of an output folder, `resume.jsonl`.
+
+    A line before the outputs of an input are written makes what is known of them void, and a line after them says what
+    they are. So what a killed run has left half-written, or two runs with different settings have both written, never
+    counts. Every run writes these lines where there is an index or `resume` is asked for.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        stages: Stages,
+        kinds: Sequence[str],
+        options: ClipOptions,
+        levels: tuple[float, ...] | None = None,
+        *,
+        resume: bool = False,
+    ) -> None:
+        """`resume`: inputs that are done are to be skipped.
+
+        Raises DiffSegError where the index is someone else's, or cannot be read.
+        """
+        self._folder, self._stages, self._kinds = folder, stages, tuple(kinds)
+        self._options, self._levels = options, levels
+        self._journal = Journal(folder / INDEX, "a run with --resume will do this input again")
+        self._journal.begin()
+        self.resume = resume
+        self.active = bool(kinds) and (resume or self._journal.path.exists())
+        self.is_new = resume and not self._journal.path.exists()
+        self._reading = threading.Lock()
+        self._done: dict[int, int] = {}
+        self._listed: list[frozenset[int]] = []
+        self._file: IO[bytes] | None = None
+        self.again: Counter[str] = Counter()  # why inputs that were done before are done again
+        if self.active and resume and self._journal.path.exists():
+            self._journal.compact(lambda lines: sorted(lines.undisputed().values()))
+            try:
+                self._file = self._journal.path.open("rb")
+            except OSError as error:
+                raise DiffSegError(f"{self._journal.path}: cannot be read ({error.strerror})") from None
+            self._done = scan(self._file).undisputed()
+            self._listed = [listing.listed(folder) for listing in listings(kinds)]
+
+    def close(self) -> None:
+        """Let go of the index."""
+        if self._file is not None:
+            self._file.close()
+
+    def hashed(self, sources: Iterable[Source]) -> Iterator[tuple[Source, str | None]]:
+        """The sources in their order, each with the hash of its content; None for those that have none."""
+        if not self.active:
+            yield from ((source, None) for source in sources)
+            return
+        with ThreadPoolExecutor(min(4, usable_cores())) as pool:
+            waiting: deque[tuple[Source, Future[str | None]]] = deque()
+            try:
+                for source in sources:
+                    waiting.append((source, pool.submit(content_of, source)))
+                    if len(waiting) >= MOST_AHEAD:
+                        first, found = waiting.popleft()
+                        yield first, found.result()
+                for first, found in waiting:
+                    yield first, found.result()
+            finally:
+                for _, found in waiting:
+                    found.cancel()
+
+    def entry(self, target: Target, content: str | None, *, clip: bool = False) -> Entry:
+        """What this run makes of an input."""
+        return Entry(target, content, self._clips if clip else self._photographs)
+
+    def is_done(self, entry: Entry) -> bool:
+        """Whether all outputs are there, whole, and made of the same content by the same engine and settings."""
+        if not self.resume:
+            return False
+        known = self._known(entry)
+        if known is None:
+            return False
+        kinds = known.get("kinds")
+        if entry.content is None or known.get("input") != entry.content:
+            reason = "changed since"
+        elif known.get("made") != entry.made:
+            reason = "by another engine or other settings"
+        elif not isinstance(kinds, dict) or not set(self._kinds) <= set(kinds):
+            reason = "not in all these kinds"
+        elif not all(self._is_there(kinds[kind]) for kind in self._kinds) or not self._is_listed(entry):
+            reason = "outputs are missing or have been changed"
+        else:
+            return True
+        self.again[reason] += 1
+        return False
+
+    def begin(self, entry: Entry) -> None:
+        """Say that the outputs of an input are about to be written."""
+        if self.active:
+            self._add(entry, {})
+
+    def finish(self, entry: Entry, outputs: Iterable[tuple[str, Sink]]) -> None:
+        """Say that the outputs of an input are whole: pairs of a kind and its sink."""
+        if not self.active or entry.content is None:
+            return
+        kinds: dict[str, dict[str, list[int]]] = {kind: {} for kind in self._kinds}
+        for kind, sink in outputs:
+            for path in sink.paths:
+                kinds[kind][path.relative_to(self._folder).as_posix()] = _extent(path)
+        known = self._known(entry)
+        if known and (known.get("input"), known.get("made")) == (entry.content, entry.made):
+            # Another run made further kinds of the same. Two kinds may share a file, which is then this run's.
+            ours = {path for one in kinds.values() for path in one}
+            kinds = {kind: one for kind, one in known.get("kinds", {}).items() if not ours & set(one)} | kinds
+        self._add(entry, {"kinds": kinds})
+
+    def marks(self, entry: Entry, outputs: Iterable[tuple[str, Sink]]) -> tuple[Sink, Sink]:
+        """Sinks of a photograph, to be written before its outputs and after them, which call `begin` and `finish`."""
+        kept = list(outputs)
+        return _Mark(lambda: self.begin(entry)), _Mark(lambda: self.finish(entry, kept))
+
+    def _is_listed(self, entry: Entry) -> bool:
+        """Whether a photograph is in the files that list all photographs."""
+        return entry.made == self._clips or all(key_of(entry.target.key) in listed for listed in self._listed)
+
+    def _known(self, entry: Entry) -> dict[str, Any] | None:
+        offset = self._done.get(key_of(entry.target.key))
+        if offset is None or self._file is None:
+            return None
+        with self._reading:
+            (found,) = entries(self._file, [offset])
+        return found if found.get("target") == entry.target.key and "kinds" in found else None
+
+    def _is_there(self, outputs: Mapping[str, list[int]]) -> bool:
+        try:
+            return all(_extent(self._folder / path) == extent for path, extent in outputs.items())
+        except OSError:
+            return False
+
+    def _add(self, entry: Entry, more: Mapping[str, object]) -> None:
+        line = {"target": entry.target.key, "input": entry.content, "made": entry.made, **more}
+        self._journal.add(json.dumps(line, separators=(",", ":")).encode() + b"\n")
+
+    @cached_property
+    def _made(self) -> dict[str, object]:
+        engine = self._stages.route.engine
+        settings = {name: value for name, value in self._stages.settings().items() if name != "engine"}
+        return {
+            **settings,
+            "version": __version__,
+            "engine": content_of_engine(engine.path) if hasattr(engine, "path") else "",
+            "backend": type(engine).__name__,
+            "device": engine.device.partition(":")[0],
+            "precision": getattr(engine, "precision", None),
+        }
+
+    @cached_property
+    def _photographs(self) -> str:
+        return _hash_of({**self._made, "levels": self._levels})
+
+    @cached_property
+    def _clips(self) -> str:
+        options = {field.name: getattr(self._options, field.name) for field in fields(self._options)}
+        kept = {name: str(value) for name, value in options.items() if name not in _SHOWN_ONLY}
+        return _hash_of({**self._made, "clips": kept})
+
+
+class _Mark(Sink):
+    """Writes nothing but a line of the index."""
+
+    def __init__(self, mark: Any) -> None:
+        self._mark = mark
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """It has no files."""
+        return ()
+
+    def prepare(
+        self, frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: NDArray[np.uint8] | None = None
+    ) -> None:
+        """Nothing."""
+
+    def write(self, number: int, time: Fraction, prepared: Any) -> None:
+        """Write the line."""
+        self._mark()
+
+    def close(self) -> None:
+        """Nothing is left to do."""
+
+
+def content_of(source: Source) -> str | None:
+    """A hash of what a source is read from; None for cameras and streams, and for what cannot be read."""
+    digest = hashlib.blake2b(digest_size=16)
+    try:
+        if source.data is not None:
+            digest.update(source.data)
+        elif source.address:
+            return None
+        elif source.path.is_file():
+            _update(digest, source.path)
+        else:  # numbered pictures
+            for path in numbered_pictures(source.path):
+                digest.update(path.name.encode(errors="surrogateescape") + b"\0")
+                _update(digest, path)
+    except (OSError, DiffSegError):
+        return None
+    return digest.hexdigest()
+
+
+def content_of_engine(path: Path) -> str:
+    """A hash of an engine file, its sidecar, and its weights in other files."""
+    digest = hashlib.blake2b(digest_size=16)
+    weights = [path.parent / name for name in external_data(path)] if path.suffix.lower() == ".onnx" else []
+    for file in (path, sidecar_path(path), *weights):
+        if file.is_file():
+            digest.update(b"%d " % file.stat().st_size)
+            _update(digest, file)
+    return digest.hexdigest()
+
+
+def _update(digest: Any, path: Path) -> None:
+    with path.open("rb", buffering=0) as file:
+        while data := file.read(1 << 20):
+            digest.update(data)
+
+
+def _hash_of(value: object) -> str:
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _extent(path: Path) -> list[int]:
+    """How much there is: the bytes of a file; the files of a folder, and their bytes."""
+    if not path.is_dir():
+        return [path.stat().st_size]
+    sizes = [
+        os.stat(os.path.join(folder, name)).st_size  # noqa: PTH116, PTH118 - there may be many
+        for folder, _, names in os.walk(path)
+        for name in names
+        if not name.startswith(".")
+    ]
+    return [len(sizes), sum(sizes)]
