@@ -1,6 +1,7 @@
 """Every kind of output is read back, by the format's own reader where there is one, and compared with the labels."""
 
 import json
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -8,12 +9,15 @@ import pytest
 from skimage import data
 from typer.testing import CliRunner
 
-from runtime import DiffSegError, Segmenter
+from runtime import DiffSegError, Result, Segmenter
 from runtime.files import is_own_output
+from runtime.frames.source import Source
 from runtime.outputs.coco import describe
 from runtime.outputs.listing import Listing
 from runtime.outputs.panoptic import LISTING, encode_ids
+from runtime.outputs.registry import listings
 from runtime.segment import app
+from runtime.stream.photographs import run_photographs
 from tests.runtime.clips import draw, write_clip
 from tests.runtime.outputs.test_outlines import blobs, fill
 
@@ -375,3 +379,51 @@ def test_mixed_inputs_and_levels(folder, stand_in):
     assert len(json.loads((folder / "segmented" / "panoptic.json").read_text())["images"]) == 1
     assert len(json.loads((folder / "segmented" / "clip_panoptic.json").read_text())["images"]) == 2
     assert json.loads(result.stdout.splitlines()[0])["outputs"] == ["segmented/square_panoptic.png"]
+
+
+def read_panoptic(folder, number):
+    """[H, W, 2] of category and segment, as panopticapi reads a picture of a listing."""
+    listing = json.loads((folder / "panoptic.json").read_text())
+    annotation = listing["annotations"][number]
+    picture = cv2.imread(str(folder / annotation["file_name"]))[..., ::-1].astype(np.int64)
+    ids = picture @ [1, 256, 65536]
+    categories = {one["id"]: one["category_id"] for one in annotation["segments_info"]}
+    return np.stack([np.vectorize(categories.get)(ids), ids], axis=-1)
+
+
+@pytest.mark.slow  # it imports torch
+def test_panoptic_quality_of_a_changed_result_by_torchmetrics(folder):
+    """Four quarters; in the changed result a quarter of one of them is a segment of its own."""
+    torch, detection = pytest.importorskip("torch"), pytest.importorskip("torchmetrics.detection")
+    labels = np.zeros((40, 40), np.int32)
+    labels[:, 20:] += 1
+    labels[20:] += 2
+    changed = labels.copy()
+    changed[20:30, 20:30] = 4
+    for name, made in (("a", labels), ("b", changed)):
+        Result(made, int(made.max()) + 1, {}).save(folder / "out" / name, "panoptic")
+    read = [torch.from_numpy(read_panoptic(folder / "out", number)[None]) for number in (0, 1)]
+    for one, other, expected in ((0, 0, 1), (1, 1, 1), (1, 0, (3 + 0.75) / (4 + 0.5)), (0, 1, (3 + 0.75) / (4 + 0.5))):
+        metric = detection.PanopticQuality(things={1}, stuffs={0})
+        # The mean is over things and stuff, and there is no stuff.
+        assert float(metric(read[one], read[other])) == pytest.approx(expected), (one, other)
+
+
+def test_memory_does_not_grow_with_the_number_of_photographs(folder, stand_in):
+    import tracemalloc
+
+    stages = Segmenter(stand_in).stages
+    data = cv2.imencode(".png", draw(3))[1].tobytes()
+    peaks = []
+    for count in (40, 160):
+        out = folder / str(count)
+        sources = (Source(Path("-"), Path(f"{number}"), data=data) for number in range(count))
+        kinds = ["labels", "panoptic", "npz"]
+        tracemalloc.start()
+        run_photographs(stages, sources, out, kinds, finished=lambda job: None)
+        for listing in listings(kinds):
+            listing.finish(out)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert len(json.loads((out / "panoptic.json").read_text())["images"]) == count
+    assert peaks[1] - peaks[0] < 120 * 2000  # a frame of 48×64 has 9,216 bytes, its labels 12,288

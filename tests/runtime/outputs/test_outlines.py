@@ -110,6 +110,35 @@ def test_yolo_lines_drawn_again_are_the_labels(seed):
     assert (covered == 1).all()
 
 
+def samples(ring, step=0.1):
+    """Points along a ring's edges."""
+    ring = np.asarray(ring, float)
+    for start, end in zip(ring, np.roll(ring, -1, axis=0), strict=True):
+        count = int(np.ceil(np.hypot(*(end - start)) / step))
+        yield from start + np.arange(count)[:, None] / count * (end - start)
+
+
+def to_rings(points, rings):
+    """Distance of points [n, 2] to the nearest edge of some rings."""
+    starts = np.concatenate([np.asarray(ring, float) for ring in rings])
+    steps = np.concatenate([np.roll(ring, -1, axis=0) - np.asarray(ring, float) for ring in rings])
+    along = ((points[:, None] - starts) * steps).sum(axis=2) / np.maximum((steps**2).sum(axis=1), 1e-12)
+    return np.hypot(*(points[:, None] - starts - along.clip(0, 1)[..., None] * steps).transpose(2, 0, 1)).min(axis=1)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_point_of_a_border_moves_by_more_than_half_a_pixel(seed):
+    """Both ways, and of what is read back from the text of shares, too."""
+    labels = blobs(seed)
+    exact, simple = outlines(labels, 0), outlines(labels)
+    lines = iter(yolo_lines(labels))
+    for label, pieces in simple.items():
+        for piece, own in zip(pieces, exact[label], strict=True):
+            read = np.array(next(lines).split()[1:], float).reshape(-1, 2) * labels.shape[::-1]
+            for one, other in ((piece, own), (own, piece), (own, [read])):
+                assert to_rings(np.array([point for ring in one for point in samples(ring)]), other).max() <= 0.5
+
+
 def test_a_bridge_has_no_width():
     square, hole = np.array([[0, 0], [9, 0], [9, 9], [0, 9]]), np.array([[3, 3], [3, 6], [6, 6], [6, 3]])
     ring = bridged([square, hole])
