@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from runtime.attended import Attended
     from runtime.engine.base import Engine
     from runtime.hierarchy import Hierarchy
     from runtime.result import Result
@@ -228,6 +229,21 @@ class Segmenter:
         from runtime.hierarchy import segment_levels
 
         return segment_levels(self.stages, frame, thresholds)
+
+    def attend(self, frame: NDArray[np.uint8]) -> Attended:
+        """Run the network on one frame, uint8 [H, W, 3] BGR, and keep its attention maps, to work with it.
+
+            attended = segmenter.attend(frame)
+            attended.labels(threshold=0.7)  # int32 [H, W]
+            attended.at(x, y).mask  # the segment of a pixel, bool [H, W]
+            attended.hierarchy()
+
+        None of these runs the network again.
+        Raises DiffSegError when the frame is invalid, or the engine has the head labels.
+        """
+        from runtime.attended import Attended
+
+        return Attended(self.stages, frame)
 
     def clone(self) -> Segmenter:
         """A Segmenter for another thread, on the same weights."""

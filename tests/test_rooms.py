@@ -17,6 +17,7 @@ RUNTIME = (
     ("stream",),
     ("temporal",),
     ("track",),
+    ("attended",),
     ("hierarchy",),
     ("stages",),
     ("refine",),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from runtime.merge.divergence import divergences
+from runtime.merge.threads import one_thread
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 STEPS = tuple(2 ** (step / 2) for step in range(-4, 5))  # the default sweep: of the engine's own threshold
 
 
+@one_thread()
 def group_proposals(
     proposals: NDArray[Any], areas: Sequence[int] | NDArray[Any], thresholds: Sequence[float]
 ) -> NDArray[np.int32]:

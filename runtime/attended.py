@@ -1,0 +1,150 @@
+"""One frame whose attention maps are kept: segmented again, clicked on, and nested, without the network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from numbers import Real
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+
+from runtime.errors import DiffSegError
+from runtime.hierarchy import Hierarchy, merge_levels
+from runtime.merge.kept import KeptMaps
+from runtime.merge.suppress import suppress
+from runtime.pyramid.solvers import DEFAULT
+from runtime.pyramid.weights import resolution_ratios
+from runtime.result import Merged
+from runtime.routes.host import HostRoute
+from runtime.stages import Stages
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from runtime.pyramid.config import MergeConfig
+    from runtime.result import Result
+    from runtime.routes.base import Route
+
+
+@dataclass(frozen=True, slots=True)
+class Clicked:
+    """What is under a pixel.
+
+    Attributes:
+        index: the segment's label.
+        mask: bool [H, W], the segment.
+        attention: float32 [H, W]: where the pixel's token looks, its row of the aggregated attention resized to the
+            frame bilinearly. At the size of the tokens it sums to 1.
+    """
+
+    index: int
+    mask: NDArray[np.bool_] = field(repr=False)
+    attention: NDArray[np.float32] = field(repr=False)
+
+
+class _KeptRoute(HostRoute):
+    """The route of one frame: on the host, also for an engine on a GPU, whose maps are valid until the next frame."""
+
+    def __init__(self, route: Route, pyramid: list[NDArray[Any]]) -> None:
+        super().__init__(route.engine, route.config, route.auto)
+        ratios = resolution_ratios(route.config.weights, self.tokens, self.layers)
+        self.kept = KeptMaps(pyramid, self.tokens, ratios, route.config.grid)
+
+    def merge(self, output: list[NDArray[Any]], *, config: MergeConfig | None = None, **options: Any) -> Merged:
+        chosen = config or self.config
+        if chosen.solver != DEFAULT or (self.auto and config is None):
+            return super().merge(output, config=config, **options)
+        proposals = self.kept.propose(chosen.thresholds)
+        spec = self.engine.spec
+        return Merged(suppress(proposals, self.tokens[0], (spec.height, spec.width)), proposals, None)
+
+
+class Attended:
+    """A frame and its attention pyramid; `Segmenter.attend` makes it. Every method works without the network.
+
+    Attributes:
+        frame: uint8 [H, W, 3] BGR, not a copy.
+        pyramid: the maps, float [n, n], one per resolution, finest first.
+    """
+
+    def __init__(self, stages: Stages, frame: NDArray[np.uint8]) -> None:
+        """Run the network on a frame, uint8 [H, W, 3] BGR.
+
+        Raises DiffSegError where the frame is invalid, or the engine has the head labels.
+        """
+        stages.route.check_maps("attend")
+        route = stages.route
+        batch = stages.gather([stages.resize(frame)])
+        self.frame = frame
+        self.pyramid = [level[0] if len(level) == 1 else level[0].copy() for level in route.engine.infer(batch)]
+        try:
+            self._route = _KeptRoute(route, self.pyramid)
+        except ValueError as error:  # as for a map with a NaN
+            raise DiffSegError(str(error)) from None
+        self._stages = Stages(self._route, stages.refinement)
+        self._last: tuple[tuple[float, ...] | None, Result] | None = None
+
+    def labels(self, threshold: float | Iterable[float] | None = None) -> NDArray[np.int32]:
+        """int32 [H, W], segments 0 … count−1, as a call of the Segmenter with this KL threshold gives them.
+
+        `threshold`: one for all iterations, or one for each; None: the Segmenter's own. Raises DiffSegError where it is
+        invalid.
+        """
+        return self.result(threshold).labels
+
+    def result(self, threshold: float | Iterable[float] | None = None) -> Result:
+        """The whole result, with its frame; see `labels`. The last one is kept."""
+        chosen = None if threshold is None else self._thresholds(threshold)
+        if self._last is None or self._last[0] != chosen:
+            config = None if chosen is None else self._config(chosen)
+            found = self._stages.finish(self._stages.merge(self.pyramid, config=config), self.frame)
+            self._last = chosen, replace(found, frame=self.frame)
+        return self._last[1]
+
+    def at(self, x: float, y: float, threshold: float | Iterable[float] | None = None) -> Clicked:
+        """The segment and the attention of a pixel; (0, 0) is the first one. `threshold`: see `labels`.
+
+        Raises DiffSegError where it is outside the frame.
+        """
+        height, width = self.frame.shape[:2]
+        inside = all(
+            isinstance(value, Real) and not isinstance(value, bool) and 0 <= value < side
+            for value, side in ((x, width), (y, height))
+        )
+        if not inside:
+            raise DiffSegError(
+                f"expected a pixel of the frame, x from 0 to {width - 1} and y from 0 to {height - 1}, found "
+                f"{x!r}, {y!r}; choose one inside"
+            )
+        column, row = int(x), int(y)
+        labels = self.labels(threshold)
+        index = int(labels[row, column])
+        return Clicked(index, labels == index, self._attention(row, column))
+
+    def hierarchy(self, thresholds: Iterable[float] | None = None) -> Hierarchy:
+        """Nested segmentations, see `Segmenter.hierarchy`."""
+        return merge_levels(self._stages, self.pyramid, self.frame, thresholds)
+
+    def _attention(self, row: int, column: int) -> NDArray[np.float32]:
+        height, width = self.frame.shape[:2]
+        h, w = self._route.tokens[0]
+        own = self._route.kept.maps[row * h // height * w + column * w // width].reshape(h, w) / (h * w)
+        wide: Any = cv2.resize(own, (width, height), interpolation=cv2.INTER_LINEAR)
+        return np.asarray(wide, np.float32)
+
+    def _thresholds(self, threshold: float | Iterable[float]) -> tuple[float, ...]:
+        iterations = len(self._stages.route.config.thresholds)
+        try:
+            if isinstance(threshold, Real) and not isinstance(threshold, bool):
+                return (float(threshold),) * iterations
+            return tuple(float(value) for value in threshold)  # type: ignore[union-attr]
+        except (TypeError, ValueError):
+            raise DiffSegError(f"threshold: expected a number, or one per iteration, found {threshold!r}") from None
+
+    def _config(self, thresholds: tuple[float, ...]) -> Any:
+        try:
+            return replace(self._stages.route.config, thresholds=thresholds)
+        except ValueError as error:
+            raise DiffSegError(str(error)) from None
