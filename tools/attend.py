@@ -41,9 +41,8 @@ def attend(
     for x, y in points:
         clicked = attended.at(x, y, threshold)
         shown = np.where(clicked.mask[..., None], frame, frame // 4)
-        heat = cv2.applyColorMap(
-            (255 * clicked.attention / clicked.attention.max()).astype(np.uint8), cv2.COLORMAP_INFERNO
-        )
+        strength = 255 * clicked.attention / clicked.attention.max()
+        heat = cv2.applyColorMap(strength.astype(np.uint8), cv2.COLORMAP_INFERNO)
         path = output / f"{photo.stem}_{x}_{y}.png"
         write_png(path, np.hstack([shown, cv2.addWeighted(frame, 0.3, heat, 0.7, 0)]), flat=False)
         print(f"{x},{y}: segment {clicked.index}, {int(clicked.mask.sum())} pixels: {path}")
@@ -75,5 +74,7 @@ def _median(call: Callable[[int], object]) -> float:
     return statistics.median(times)
 
 
+app = single_command(attend)
+
 if __name__ == "__main__":
-    run(single_command(attend), "python -m tools.attend")
+    run(app, "python -m tools.attend")
