@@ -9,6 +9,7 @@ import typer
 
 from runtime.engine.registry import BACKENDS
 from runtime.errors import DiffSegError
+from runtime.frames.limits import MOST_PIXELS
 from runtime.outputs.registry import KINDS
 from runtime.pyramid.solvers import DEFAULT, SOLVERS
 from runtime.refine.registry import REFINEMENTS
@@ -112,6 +113,9 @@ def main(
     rate: Annotated[
         str | None, typer.Option(metavar="FPS", help="Of raw frames and numbered pictures: 30, 30000/1001; default 25.")
     ] = None,
+    max_pixels: Annotated[
+        int, typer.Option(metavar="N", help="Larger pictures and frames are refused before they are decoded.")
+    ] = MOST_PIXELS,
     version: Version = False,
 ) -> None:
     """Segment images and clips with DiffSeg: no labels, no prompt, no training.
@@ -121,6 +125,7 @@ def main(
     Exit status: 0 all done, 1 some inputs failed, 2 bad usage.
     """
     from runtime.frames.find import find_sources
+    from runtime.frames.limits import set_most_pixels
     from runtime.frames.opening import settle_sources
 
     with warnings_said(), one_line_errors(USAGE_ERROR):
@@ -130,6 +135,7 @@ def main(
         kinds = parse_kinds(save)
         if resume and not kinds:
             raise DiffSegError("--resume: expected outputs to go by, found --save none; leave one of them out")
+        set_most_pixels(max_pixels)
         if precision not in (None, "fp32", "bf16"):
             raise DiffSegError(f"--precision: expected fp32 or bf16, found {precision!r}")
         options = parse_options(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ import numpy as np
 
 from runtime.errors import DiffSegError
 from runtime.frames.clip import DEFAULT_RATE, LIVE_TICK, Clip, Picture
+from runtime.frames.limits import check_pixels
 from runtime.frames.media import FILE, is_url, media_options
 
 OPTIONS = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
@@ -41,6 +43,8 @@ class CaptureClip(Clip):
             what = "cannot be opened" if camera else "is not a video that OpenCV can read, or is damaged"
             hint = "plug it in, and end programs that use it" if camera else "expected a video file or stream"
             raise DiffSegError(f"{name}: {what}; {hint}")
+        sides = (self._capture.get(side) for side in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
+        check_pixels(round(math.prod(sides)), name)
         rate = self._capture.get(cv2.CAP_PROP_FPS)
         self.rate = Fraction(rate).limit_denominator(1001) if 0 < rate < 1000 else None
         count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)

@@ -12,6 +12,7 @@ import numpy as np
 
 from runtime.errors import DiffSegError
 from runtime.frames.clip import DEFAULT_RATE, Clip, Picture
+from runtime.frames.limits import LARGE_FRAME, check_pixels, most_pixels
 from runtime.frames.media import is_url, open_media, packets_of
 
 if TYPE_CHECKING:
@@ -53,7 +54,14 @@ class ContainerClip(Clip):
         stream = self._stream = streams[0]
         if stream.codec_context is None:
             raise DiffSegError(f"{name}: its video is of a kind that PyAV {av.__version__} cannot decode")
-        stream.thread_type = "AUTO"
+        pixels = stream.width * stream.height
+        try:
+            check_pixels(pixels, name)
+        except DiffSegError:
+            self._container.close()
+            raise
+        stream.codec_context.options = {"max_pixels": str(most_pixels())}  # of frames that are larger than the first
+        stream.thread_type = "AUTO" if pixels < LARGE_FRAME else "SLICE"
         self.rate = _sane(stream.average_rate, RATES) or _sane(stream.guessed_rate, RATES)
         unit = Fraction(stream.time_base or self.tick)
         self.tick = Fraction(1, unit.denominator) if unit.denominator <= FINEST_TICK else self.tick

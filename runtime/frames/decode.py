@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import DiffSegError
-from runtime.frames.formats import RADIANCE, TIFF, is_animated, is_avif, is_cut_short
+from runtime.frames.formats import RADIANCE, TIFF, is_animated, is_avif, is_cut_short, pixels_of
+from runtime.frames.limits import check_pixels, too_many_pixels
 from runtime.frames.source import known_formats
 
 if TYPE_CHECKING:
@@ -64,11 +65,13 @@ def decode_frame(data: bytes, name: str) -> NDArray[np.uint8]:
         name: what messages call it.
 
     Raises:
-        DiffSegError: if OpenCV cannot decode it, or it is cut short, or its pixels are no picture.
+        DiffSegError: if OpenCV cannot decode it, or it is cut short, or its pixels are no picture or more than
+            `runtime.frames.limits` allows.
     """
     import cv2
     import numpy as np
 
+    check_pixels(pixels_of(data), name)
     if is_cut_short(data):
         raise DiffSegError(f"{name}: the image is cut short ({len(data)} bytes); copy or download it again")
     # OpenCV scales AVIF of any depth, and cuts radiance off at white. Of the others it keeps only the upper 8 bits.
@@ -84,11 +87,14 @@ def decode_frame(data: bytes, name: str) -> NDArray[np.uint8]:
             ):  # grey floats and 32-bit integers can only be decoded as they are
                 pixels = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
+        if "MAX_IMAGE" in str(error):
+            raise too_many_pixels(name) from None
         raise DiffSegError(f"{name}: cannot be decoded ({error.err or error.msg})") from None
     if pixels is None:
         raise DiffSegError(
             f"{name}: is not an image that OpenCV can read, or is damaged or cut short; expected {known_formats()}"
         )
+    check_pixels(pixels.shape[0] * pixels.shape[1], name)
     if is_animated(data):
         _warn(name, "is an animation, and only its first frame is read; convert it to a video for all frames")
     return _as_bgr(_as_8_bits(pixels, name), name)

@@ -14,6 +14,7 @@ import numpy as np
 
 from runtime.errors import DiffSegError, UsageError
 from runtime.frames.clip import DEFAULT_RATE, Clip, Picture
+from runtime.frames.limits import check_pixels
 
 if TYPE_CHECKING:
     from runtime.frames.source import OpenOptions, Source
@@ -54,6 +55,7 @@ def open_stdin(source: Source, options: OpenOptions) -> Clip:
     """Open a source of kind stdin. Raises UsageError when the options have no size."""
     if options.size is None:
         raise UsageError(f"-: {NEEDS_SIZE}")
+    check_pixels(options.size[0] * options.size[1], f"--size {options.size[0]}x{options.size[1]}")
     return RawClip(options.size, options.rate or DEFAULT_RATE)
 
 
