@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from runtime.errors import DiffSegError
+from runtime.labels import count_pixels
 from runtime.merge.grouping import STEPS, as_sweep, group_proposals
 from runtime.stages import Clock
 
@@ -84,7 +85,7 @@ def merge_levels(
     result = stages.finish(merged, frame, proposals=True)
     clock("labels")
     assert result.proposals is not None
-    areas = np.bincount(result.labels.ravel(), minlength=result.count)
+    areas = count_pixels(result.labels, result.count)
     # The first level is the result as it is, whatever its proposals' divergences.
     groups = np.empty((len(sweep), result.count), np.int32)
     groups[0] = np.arange(result.count)

@@ -16,6 +16,7 @@ import numpy as np
 
 from runtime.errors import DiffSegError
 from runtime.frames.resize import resize_frame
+from runtime.labels import count_pixels
 from runtime.merge.suppress import renumber
 from runtime.result import Merged, Result
 
@@ -75,7 +76,7 @@ class Stages:
         labels, count = renumber(fitted)
         kept = None
         if proposals and merged.proposals is not None:
-            present = np.flatnonzero(np.bincount(fitted.ravel()))
+            present = np.flatnonzero(count_pixels(fitted))
             kept = merged.proposals[present].reshape(count, *tokens)
         return Result(labels, count, {}, kept, merged.attention, thresholds=merged.thresholds)
 

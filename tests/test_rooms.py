@@ -30,7 +30,7 @@ RUNTIME = (
     ("pyramid",),
     ("gpu",),
     ("frames",),
-    ("terminal", "files"),
+    ("terminal", "files", "labels"),
     ("errors",),
 )
 EXPORT = (

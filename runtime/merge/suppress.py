@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from runtime.labels import count_pixels, relabel
 from runtime.pyramid.checks import as_size
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ def renumber(labels: NDArray[Any]) -> tuple[NDArray[np.int32], int]:
         raise ValueError(f"labels: expected numbers from 0, found {labels.min()}; leave out pixels without a label")
     if not labels.size:
         return labels.astype(np.int32), 0
-    present = np.bincount(labels.ravel()) > 0
+    present = count_pixels(labels) > 0
+    if present.all():
+        return labels.astype(np.int32), len(present)
     numbers = np.cumsum(present, dtype=np.int32) - 1
-    return numbers[labels], int(present.sum())
+    return relabel(labels, numbers), int(present.sum())

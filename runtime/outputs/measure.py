@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from runtime.labels import count_pixels, pieces
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -28,14 +30,18 @@ class Measures(NamedTuple):
 
 def measure(labels: NDArray[np.int32]) -> Measures:
     """Measure the segments of labels int [H, W], not negative; the labels may have gaps."""
-    present = np.flatnonzero(np.bincount(labels.ravel()))
+    height, width = labels.shape
+    present = np.flatnonzero(count_pixels(labels))
     numbers = np.zeros(int(present[-1]) + 1, np.intp)
     numbers[present] = np.arange(len(present))
-    packed = numbers[labels]
     # Pixels of each segment in every row, and in every column: all else follows from these.
-    height, width = packed.shape
-    rows = _counts(packed + np.arange(height)[:, None] * len(present), (height, len(present)))
-    columns = _counts(packed + np.arange(width) * len(present), (width, len(present)))
+    rows = np.empty((height, len(present)), np.intp)
+    columns = np.zeros((width, len(present)), np.intp)
+    for part in pieces(labels):
+        packed = numbers[labels[part]]
+        rows[part] = _counts(packed + np.arange(len(packed))[:, None] * len(present), (len(packed), len(present)))
+        packed += np.arange(width) * len(present)
+        columns += _counts(packed, columns.shape)
     areas = rows.sum(axis=0)
     (top, bottom, y), (left, right, x) = _extent(rows, areas), _extent(columns, areas)
     return Measures(present, areas, np.stack([left, top, right - left, bottom - top], axis=1), np.stack([x, y], axis=1))

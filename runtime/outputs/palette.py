@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from runtime.labels import count_pixels
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -58,7 +60,7 @@ class Painter:
         if count > len(self._given):
             self._given = np.concatenate([self._given, np.full(count - len(self._given), -1)])
         if count > DISTINCT:
-            present = np.flatnonzero(np.bincount(labels.ravel(), minlength=count))
+            present = np.flatnonzero(count_pixels(labels, count))
             new = present[self._given[present] < 0]
             if len(new):
                 self._give(new, present, labels)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
+from runtime.labels import count_pixels, relabel
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -27,7 +29,7 @@ def absorb(labels: NDArray[np.int32], min_area: float) -> NDArray[np.int32]:
         int32 [H, W]: no new labels; a label whose regions were all small is gone.
     """
     regions, owner = _regions(labels)
-    areas = np.bincount(regions.ravel()).tolist()
+    areas = count_pixels(regions).tolist()
     small = [(area, region) for region, area in enumerate(areas) if area < min_area]
     if not small:
         return labels
@@ -57,14 +59,14 @@ def absorb(labels: NDArray[np.int32], min_area: float) -> NDArray[np.int32]:
         while parent[root] != root:
             root = parent[root]
         parent[region] = root
-    return np.asarray(owner, np.int32)[np.asarray(parent)][regions]
+    return relabel(regions, np.asarray(owner, np.int32)[np.asarray(parent)])
 
 
 def _regions(labels: NDArray[np.int32]) -> tuple[NDArray[np.int32], list[int]]:
     """Number of every pixel's region, int32 [H, W] from 0, and the label of each region."""
     regions = np.empty(labels.shape, np.int32)
     owner: list[int] = []
-    for label in np.flatnonzero(np.bincount(labels.ravel())).tolist():
+    for label in np.flatnonzero(count_pixels(labels)).tolist():
         mask = (labels == label).astype(np.uint8)
         x, y, width, height = cv2.boundingRect(mask)
         box = np.s_[y : y + height, x : x + width]

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
+from runtime.labels import count_pixels
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -38,7 +40,7 @@ def snap(labels: NDArray[np.int32], frame: NDArray[np.uint8], grid: Shape) -> ND
     Returns:
         int32 [H, W]: no new labels; a label that wins no pixel is gone.
     """
-    present = np.flatnonzero(np.bincount(labels.ravel()))
+    present = np.flatnonzero(count_pixels(labels))
     if len(present) == 1:
         return labels
     size = tuple(min(side, PIXELS_PER_TOKEN * tokens) for side, tokens in zip(labels.shape, grid, strict=True))

@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 
 from runtime.errors import DiffSegError
+from runtime.labels import count_pixels
 from runtime.track.motion import MotionEstimator
 from runtime.track.tracks import Sighting, Track, divergence, sightings
 
@@ -242,7 +243,7 @@ class Tracker:
             mask = cv2.resize(small, self._size[::-1], interpolation=cv2.INTER_LINEAR)
             np.copyto(labels, track.number, where=mask > best)
             np.maximum(best, mask, out=best)
-        identities = np.flatnonzero(np.bincount(labels.ravel())).astype(np.int32)
+        identities = np.flatnonzero(count_pixels(labels)).astype(np.int32)
         by_number = {track.number: track for track in tracks}
         proposals = None
         if result.proposals is not None:
