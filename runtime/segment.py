@@ -17,6 +17,7 @@ from runtime.terminal import FAILED, USAGE_ERROR, Version, complain, one_line_er
 
 # Words of options, from the registries that know them.
 _SOLVERS = [(solver.name, solver.help) for solver in SOLVERS if solver.name != DEFAULT]
+_SOLVER = "; ".join(f"{solver.name} ({solver.help})" for solver in SOLVERS)
 _STEPS = [(step.name, step.help) for step in REFINEMENTS if not step.by_area]
 _REFINE = ", ".join(f"{name} ({what})" for name, what in (*_SOLVERS, *_STEPS))
 _OUTPUTS = ", ".join(f"{kind.name} ({kind.help})" for kind in KINDS)
@@ -49,6 +50,15 @@ def main(
     weights: Annotated[
         str | None,
         typer.Option(help="Of the resolutions: proportional, per-tensor, or numbers, finest first: 1,0,0,0."),
+    ] = None,
+    solver: Annotated[
+        str | None, typer.Option(metavar="NAME", help=f"How maps become segments: {_SOLVER}; {DEFAULT} if left out.")
+    ] = None,
+    tau: Annotated[
+        float | None, typer.Option(metavar="T", help="Solvers that cut: the value that a cut must be below, up to 2.")
+    ] = None,
+    alpha: Annotated[
+        float | None, typer.Option(metavar="A", help="Solvers that cut: the power of the affinity.")
     ] = None,
     refine: Annotated[
         str,
@@ -159,6 +169,9 @@ def main(
             backend=backend,
             thresholds="auto" if threshold == "auto" else _numbers(threshold, "--threshold"),
             iterations=iterations,
+            solver=solver,
+            tau=tau,
+            alpha=alpha,
             refine=refine,
             min_area=min_area,
             weights=weights if weights in (None, "proportional", "per-tensor") else _numbers(weights, "--weights"),  # type: ignore[arg-type]

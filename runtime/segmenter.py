@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from runtime.engine.registry import open_engine
 from runtime.errors import DiffSegError
 from runtime.pyramid.config import MergeConfig
+from runtime.pyramid.solvers import DEFAULT
 from runtime.pyramid.weights import as_weights
 from runtime.refine.refinement import Refinement, split_refine
 from runtime.routes.registry import open_route
@@ -84,6 +85,9 @@ class Segmenter:
         iterations: int | None = None,
         grid: int | None = None,
         weights: str | tuple[float, ...] | None = None,
+        solver: str | None = None,
+        tau: float | None = None,
+        alpha: float | None = None,
         refine: str = "none",
         min_area: float = 0,
         options: Mapping[str, Any] | None = None,
@@ -99,7 +103,10 @@ class Segmenter:
             iterations: how many merge iterations.
             grid: anchors per axis.
             weights: of the resolutions, see `MergeConfig`.
-            refine: "kmeans" (on the maps), "snap" (borders move to edges of the frame), or both with a comma.
+            solver: how maps become segments: "merge" (the paper's, the default), "kmeans", "ncut".
+            tau: of solvers that cut: the value that a cut must be below; more segments where it is higher.
+            alpha: of solvers that cut: the power of the affinity.
+            refine: "kmeans" (the solver), "snap" (borders move to edges of the frame), or both with a comma.
             min_area: regions smaller than this share of the frame, or from 1 this number of pixels, go to their
                 neighbours.
             options: of the backend, such as {"threads": 2, "precision": "fp32"}; see
@@ -124,13 +131,17 @@ class Segmenter:
         auto = isinstance(thresholds, str) and thresholds == "auto"
         given = None if auto else thresholds
         try:
-            solver, names = split_refine(refine)
+            named, names = split_refine(refine)
+            if solver is not None and named not in (DEFAULT, solver):
+                raise ValueError(f"refine: expected no other solver than {solver!r}, found {named}; leave one out")
             config = replace(
                 default,
                 thresholds=_every_iteration(given, iterations, default.thresholds),
                 grid=default.grid if grid is None else grid,
                 weights=default.weights if weights is None else as_weights(weights),
-                solver=solver,
+                solver=named if solver is None else solver,
+                tau=tau,
+                alpha=alpha,
             )
             refinement = Refinement(names, min_area)
         except (TypeError, ValueError) as error:

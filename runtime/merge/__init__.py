@@ -2,6 +2,7 @@
 
 from runtime.merge.aggregate import aggregate_attention
 from runtime.merge.segment import segment_attention
+from runtime.merge.solvers.ncut import normalized_cut
 from runtime.pyramid.config import MergeConfig
 
-__all__ = ["MergeConfig", "aggregate_attention", "segment_attention"]
+__all__ = ["MergeConfig", "aggregate_attention", "normalized_cut", "segment_attention"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -25,7 +25,18 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-@one_thread()
+class Found(NamedTuple):
+    """What a solver gives for one frame.
+
+    Attributes:
+        proposals: float32 [P, n], each sums to 1.
+        scores: float32 [P, n]; a pixel belongs to the proposal with the largest one. For most solvers the proposals.
+    """
+
+    proposals: NDArray[np.float32]
+    scores: NDArray[np.float32]
+
+
 def propose(
     pyramid: Sequence[Any],
     config: MergeConfig | None = None,
@@ -34,7 +45,20 @@ def propose(
     layers: Sequence[int] | None = None,
     seeds: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
-    """The proposals of one frame (paper, sections 3.2 and 3.3): float32 [P, n], each sums to 1.
+    """The proposals of one frame, float32 [P, n]: those of `find`, whose arguments and errors it has."""
+    return find(pyramid, config, grids=grids, layers=layers, seeds=seeds).proposals
+
+
+@one_thread()
+def find(
+    pyramid: Sequence[Any],
+    config: MergeConfig | None = None,
+    *,
+    grids: Sequence[Sequence[int]] | None = None,
+    layers: Sequence[int] | None = None,
+    seeds: NDArray[np.float32] | None = None,
+) -> Found:
+    """The proposals of one frame (paper, sections 3.2 and 3.3), and what its pixels are labelled by.
 
     They equal those of `merge_attention` on the aggregated attention, which the merge never forms as a whole.
     Arguments and errors are those of `segment_attention`, for maps [n, n].
@@ -77,11 +101,11 @@ def merge_attention(aggregated: NDArray[Any], config: MergeConfig, shape: tuple[
             "pass one frame and its (h, w)"
         )
     anchor_queries((h, w), config.grid)
-    return solve(Aggregation([maps], [(h, w)], [1.0], total=h * w, name="aggregated"), config)
+    return solve(Aggregation([maps], [(h, w)], [1.0], total=h * w, name="aggregated"), config).proposals
 
 
-def solve(source: Aggregation, config: MergeConfig, seeds: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-    """The proposals of a source whose rows sum to n, by the solver that the config names: float32 [P, n], summing to 1.
+def solve(source: Aggregation, config: MergeConfig, seeds: NDArray[np.float32] | None = None) -> Found:
+    """The proposals of a source whose rows sum to n, by the solver that the config names.
 
     Raises:
         ValueError: if the solver needs a package that is not installed.
@@ -94,5 +118,7 @@ def solve(source: Aggregation, config: MergeConfig, seeds: NDArray[np.float32] |
                 "solver='merge'"
             )
     module = importlib.import_module(f"{solvers.__name__}.{solver.module}")
-    proposals: NDArray[np.float32] = getattr(module, solver.function)(source, config, seeds)
-    return proposals / np.float32(source.n)  # a new array: what a solver gives may be scratch memory
+    found = getattr(module, solver.function)(source, config, seeds)
+    proposals, scores = found if isinstance(found, tuple) else (found, None)
+    proposals = proposals / np.float32(source.n)  # a new array: what a solver gives may be scratch memory
+    return Found(proposals, proposals if scores is None else scores)

@@ -66,6 +66,6 @@ def segment_attention(
     labels = np.empty((len(frames), height, width), np.int32)
     for frame, target in zip(frames, labels, strict=True):
         # One frame at a time: a batch needs no more memory than a frame.
-        proposals = solve(Aggregation(frame, shapes, ratios, total=n), config)
-        target[...] = suppress(proposals, shapes[0], (height, width))
+        found = solve(Aggregation(frame, shapes, ratios, total=n), config)
+        target[...] = suppress(found.scores, shapes[0], (height, width))
     return labels[0] if maps[0].ndim == 2 else labels

@@ -18,6 +18,7 @@ class Solver:
         function: the function of that module that runs.
         help: what it does, for `--help`.
         packages: Python packages it imports beyond those that the runtime always has, as `import` names them.
+        reads: what it reads of `MergeConfig` that not every solver does: "tau", "alpha".
     """
 
     name: str
@@ -25,12 +26,14 @@ class Solver:
     help: str
     function: str = "solve"
     packages: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
 
 
 DEFAULT = "merge"  # the paper's, and the only one of the GPU's core and of engines that give labels
 SOLVERS = (
     Solver(DEFAULT, "merge", "the iterative merge"),
     Solver("kmeans", "kmeans", "K-means on the maps, begun from the merge's proposals"),
+    Solver("ncut", "ncut", "recursive normalised cut", packages=("scipy",), reads=("tau", "alpha")),
 )
 
 

@@ -30,7 +30,7 @@ class DeviceRoute(Route):
         super().__init__(engine, config, auto)
         if config.solver != "merge":
             raise DiffSegError(
-                f"refine: expected none on device {engine.device}, whose merge core cannot refine, found "
+                f"solver: expected merge on device {engine.device}, whose merge core has no other, found "
                 f"{config.solver}; use --device cpu, or leave it out"
             )
         self._library = native.load(native.device_number(engine.device), engine.path)

@@ -66,7 +66,7 @@ class GraphRoute(Route):
                 )
         if config.solver != "merge":
             raise DiffSegError(
-                f"refine: expected none, for an engine with the head labels cannot refine, found {config.solver}; "
+                f"solver: expected merge, which is in the graph of a labels engine, found {config.solver}; "
                 f"'python -m export {spec.source} --head attention --output engines/NAME' makes one that can"
             )
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from runtime.errors import DiffSegError
 from runtime.merge.aggregate import aggregate_attention
-from runtime.merge.proposals import merge_attention, propose
+from runtime.merge.proposals import find
 from runtime.merge.suppress import suppress
 from runtime.merge.thresholds import stable_thresholds
 from runtime.result import Merged
@@ -61,12 +61,12 @@ class HostRoute(Route):
             chosen = config.thresholds
         if details:
             attention = aggregate_attention(output, weights=config.weights, **shapes)
-            found = merge_attention(attention, config, self.tokens[0])
+            found = find([attention], replace(config, weights="proportional"), grids=self.tokens[:1])
         elif seeds is not None:
             coarse = replace(config, grid=max(2, config.grid // 2))
-            found = propose(output, coarse, **shapes, seeds=seeds.reshape(len(seeds), -1))
+            found = find(output, coarse, **shapes, seeds=seeds.reshape(len(seeds), -1))
         else:  # the same proposals, without the aggregated attention as a whole
-            found = propose(output, config, **shapes)
+            found = find(output, config, **shapes)
         spec = self.engine.spec
-        raw = suppress(found, self.tokens[0], (spec.height, spec.width))
-        return Merged(raw, found, attention, chosen)
+        raw = suppress(found.scores, self.tokens[0], (spec.height, spec.width))
+        return Merged(raw, found.proposals, attention, chosen)

@@ -277,7 +277,7 @@ def test_the_readmes_program_gives_the_runtimes_labels(labels_engine, tmp_path):
         ({"weights": (1, 0, 0, 0)}, r"weights: expected per-tensor, .* found 1,0,0,0; .*--weights 1,0,0,0"),
         ({"iterations": 3}, r"iterations: expected 2, .* found 3; .*--threshold 0.8,0.75,0.75"),
         ({"thresholds": (0.5,)}, r"iterations: expected 2, .*--threshold 0.5 "),
-        ({"refine": "kmeans"}, r"refine: expected none.* found kmeans; .*--head attention"),
+        ({"refine": "kmeans"}, r"solver: expected merge.* found kmeans; .*--head attention"),
     ],
 )
 def test_what_is_part_of_the_graph_is_refused(labels_engine, options, message):

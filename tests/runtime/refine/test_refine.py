@@ -117,7 +117,8 @@ def test_segmenter_refines_and_keeps_proposals_in_step():
 @pytest.mark.parametrize("refine", ["none,snap", "", "snap,edges", None])
 def test_bad_refine(refine):
     with pytest.raises(
-        DiffSegError, match="refine: expected none, or one or more of kmeans, snap with commas between them, found"
+        DiffSegError,
+        match="refine: expected none, or one or more of kmeans, ncut, snap with commas between them, found",
     ):
         Segmenter.open(device="cpu", refine=refine)
 

@@ -217,7 +217,9 @@ def test_segmenter_merges_where_the_maps_lie(tensorrt, driver, tmp_path, cpu_lib
     detailed = segmenter(FRAMES[0], details=True)
     assert detailed.attention.shape == (64, 64) and detailed.proposals.shape == (1, 8, 8)
     assert segmenter(FRAMES[0], proposals=True).attention is None
-    with pytest.raises(DiffSegError, match=r"refine: expected none on device cuda:0, .*found kmeans; use --device cpu"):
+    with pytest.raises(
+        DiffSegError, match=r"solver: expected merge on device cuda:0, .*found kmeans; use --device cpu"
+    ):
         Segmenter.open(path, "cuda", grid=4, refine="kmeans")
     native.release()
 
