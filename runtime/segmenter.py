@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from runtime.engine.registry import open_engine
 from runtime.errors import DiffSegError
 from runtime.pyramid.config import MergeConfig
-from runtime.pyramid.solvers import DEFAULT
 from runtime.pyramid.weights import as_weights
 from runtime.refine.refinement import Refinement, split_refine
 from runtime.routes.registry import open_route
@@ -104,8 +103,8 @@ class Segmenter:
             grid: anchors per axis.
             weights: of the resolutions, see `MergeConfig`.
             solver: how maps become segments: "merge" (the paper's, the default), "kmeans", "ncut".
-            tau: of solvers that cut: the value that a cut must be below; more segments where it is higher.
-            alpha: of solvers that cut: the power of the affinity.
+            tau: of solvers that cut, see `MergeConfig`.
+            alpha: likewise.
             refine: "kmeans" (the solver), "snap" (borders move to edges of the frame), or both with a comma.
             min_area: regions smaller than this share of the frame, or from 1 this number of pixels, go to their
                 neighbours.
@@ -131,15 +130,13 @@ class Segmenter:
         auto = isinstance(thresholds, str) and thresholds == "auto"
         given = None if auto else thresholds
         try:
-            named, names = split_refine(refine)
-            if solver is not None and named not in (DEFAULT, solver):
-                raise ValueError(f"refine: expected no other solver than {solver!r}, found {named}; leave one out")
+            solver, names = split_refine(refine, solver)
             config = replace(
                 default,
                 thresholds=_every_iteration(given, iterations, default.thresholds),
                 grid=default.grid if grid is None else grid,
                 weights=default.weights if weights is None else as_weights(weights),
-                solver=named if solver is None else solver,
+                solver=solver,
                 tau=tau,
                 alpha=alpha,
             )

@@ -78,3 +78,10 @@ def test_every_entry_names_a_function():
     for solver in SOLVERS:
         module = importlib.import_module(f"runtime.merge.solvers.{solver.module}")
         assert callable(getattr(module, solver.function))
+
+
+def test_two_options_name_one_solver():
+    assert split_refine("none", "ncut") == split_refine("ncut") == split_refine("ncut", "ncut") == ("ncut", ())
+    assert split_refine("snap", "kmeans") == ("kmeans", ("snap",))
+    with pytest.raises(ValueError, match="refine: expected no other solver than 'ncut', found kmeans; leave one out"):
+        split_refine("kmeans,snap", "ncut")
