@@ -106,8 +106,7 @@ class Segmenter:
             tau: of solvers that cut, see `MergeConfig`.
             alpha: likewise.
             refine: "kmeans" (the solver), "snap" (borders move to edges of the frame), or both with a comma.
-            min_area: regions smaller than this share of the frame, or from 1 this number of pixels, go to their
-                neighbours.
+            min_area: smaller regions go to their neighbours; a share of the frame, or pixels from 1.
             options: of the backend, such as {"threads": 2, "precision": "fp32"}; see
                 `runtime.engine.registry.open_engine`.
             unknown: an error.
