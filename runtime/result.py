@@ -44,7 +44,6 @@ class Result:
         attention: on request, float32 [h·w, h·w]: the aggregated attention; row i is where token i looks.
         identities: from `stream` and a Tracker, int32 [count]: the identities in sight, ascending. Then the labels are
             these numbers, which stay with their objects from frame to frame and have gaps; None: they are 0 … count−1.
-        thresholds: with thresholds "auto", those chosen for this frame, one per iteration; otherwise None.
         frame: on request, the frame itself, uint8 [H, W, 3] BGR, not a copy.
     """
 
@@ -54,7 +53,6 @@ class Result:
     proposals: NDArray[np.float32] | None = field(default=None, repr=False)
     attention: NDArray[np.float32] | None = field(default=None, repr=False)
     identities: NDArray[np.int32] | None = None
-    thresholds: tuple[float, ...] | None = None
     frame: NDArray[np.uint8] | None = field(default=None, repr=False)
 
     def mask(self, index: int) -> NDArray[np.bool_]:
@@ -86,8 +84,6 @@ class Result:
         }
         if self.identities is not None:
             line["identities"] = self.identities.tolist()
-        if self.thresholds is not None:
-            line["thresholds"] = list(self.thresholds)
         return line
 
     def to_coco(self, name: str = "") -> dict[str, Any]:
@@ -178,10 +174,8 @@ class Merged(NamedTuple):
         raw: int32 [H, W] at the engine's size: the proposal that wins at every pixel.
         proposals: float32 [P, h·w], or None.
         attention: aggregated attention float32 [h·w, h·w], or None.
-        thresholds: where they were chosen for the frame.
     """
 
     raw: NDArray[np.int32]
     proposals: NDArray[np.float32] | None
     attention: NDArray[np.float32] | None
-    thresholds: tuple[float, ...] | None = None

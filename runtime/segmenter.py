@@ -49,8 +49,8 @@ class Segmenter:
     ) -> None:
         """Take an open engine. `config` None: the defaults the engine was exported with.
 
-        `refinement`: of the labels at the frame's own size. `auto`: thresholds are chosen for every frame, around
-        those of the config (`runtime.merge.thresholds`).
+        `refinement`: of the labels at the frame's own size. `auto`: segments are chosen for every
+        frame from a hierarchy (`runtime.merge.parts`).
         Raises DiffSegError when the grid of anchors or the weights do not fit the engine's attention.
         """
         route = open_route(engine, config or default_config(engine), auto)
@@ -98,7 +98,7 @@ class Segmenter:
             engine: an `.onnx` or a `.plan`.
             device: where to run.
             backend: the inference library, by its name; None: by the file, the device and what is installed.
-            thresholds: one KL threshold for every iteration or one each, or "auto" to choose them for every frame.
+            thresholds: one KL threshold for every iteration or one each, or "auto": segments follow from each frame.
             iterations: how many merge iterations.
             grid: anchors per axis.
             weights: of the resolutions, see `MergeConfig`.

@@ -78,7 +78,7 @@ class Stages:
         if proposals and merged.proposals is not None:
             present = np.flatnonzero(count_pixels(fitted))
             kept = merged.proposals[present].reshape(count, *tokens)
-        return Result(labels, count, {}, kept, merged.attention, thresholds=merged.thresholds)
+        return Result(labels, count, {}, kept, merged.attention)
 
     def __call__(
         self,

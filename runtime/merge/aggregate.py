@@ -19,7 +19,14 @@ from runtime.pyramid.weights import Shape, resolution_ratios
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Aggregation", "aggregate_attention", "interpolation", "resolution_ratios"]
+__all__ = [
+    "Aggregation",
+    "aggregate_attention",
+    "blocks_per_axis",
+    "interpolation",
+    "resolution_ratios",
+    "sum_blocks",
+]
 
 IN_CACHE = 1 << 18  # numbers worked on at a time: 1 MB
 SMALLEST_SUM = 1e-30  # of a row: one divided by less, times the number of pixels, may be no float32
@@ -88,7 +95,7 @@ class Aggregation:
     ) -> None:
         self.shape = h, w = shapes[0]
         self.n = n = h * w
-        self.cells_per_axis = down, across = _divisor(h), _divisor(w)
+        self.cells_per_axis = down, across = blocks_per_axis(h), blocks_per_axis(w)
         self._finest = maps[0].reshape(h, w, n)
         self._scale: NDArray[np.float32] | None = None
         self.pooled = np.zeros((n, down * across), np.float32)
@@ -98,7 +105,7 @@ class Aggregation:
             for start in range(0, n, step):
                 part = np.ascontiguousarray(rows[start : start + step], np.float32)
                 pooled = self.pooled[start : start + step]
-                _pool(part, self.shape, self.cells_per_axis, pooled)
+                sum_blocks(part, self.shape, self.cells_per_axis, pooled)
                 _check(part, pooled.sum(axis=1), name.format(0))
             self._scale = (ratios[0] * total / self.pooled.sum(axis=1)).reshape(h, w)
             self.pooled *= self._scale.reshape(n, 1)
@@ -116,7 +123,7 @@ class Aggregation:
             self._add_level(maps[index], shapes[index], share, name.format(index))
         cells = np.empty((*self._coarse.shape[:2], down * across), np.float32)
         for line, target in zip(self._coarse, cells, strict=True):
-            _pool(line, self.shape, self.cells_per_axis, target)
+            sum_blocks(line, self.shape, self.cells_per_axis, target)
         self.pooled += cells[np.ix_(self._rows, self._columns)].reshape(n, -1)
 
     def _add_level(self, maps: NDArray[Any], shape: Shape, share: float, name: str) -> None:
@@ -175,7 +182,7 @@ class Aggregation:
     def pool(self, maps: NDArray[np.float32]) -> NDArray[np.float32]:
         """Maps [k, n] summed into the blocks of `pooled`: float32 [k, cells]."""
         pooled = np.empty((len(maps), self.pooled.shape[1]), np.float32)
-        _pool(np.ascontiguousarray(maps), self.shape, self.cells_per_axis, pooled)
+        sum_blocks(np.ascontiguousarray(maps), self.shape, self.cells_per_axis, pooled)
         return pooled
 
     def full(self, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
@@ -229,8 +236,8 @@ def _add_repeated(
         target += source[np.ix_(rows, columns)]
 
 
-def _pool(maps: NDArray[np.float32], shape: Shape, cells: Shape, out: NDArray[np.float32]) -> None:
-    """Sum every map's pixels in equal blocks."""
+def sum_blocks(maps: NDArray[np.float32], shape: Shape, cells: Shape, out: NDArray[np.float32]) -> None:
+    """Sum the pixels of maps [M, n] in equal blocks, into `out` [M, blocks]."""
     import cv2
 
     tall = maps.reshape(-1, shape[1])
@@ -238,9 +245,9 @@ def _pool(maps: NDArray[np.float32], shape: Shape, cells: Shape, out: NDArray[np
     np.multiply(area.reshape(out.shape), shape[0] * shape[1] / (cells[0] * cells[1]), out=out)
 
 
-def _divisor(side: int) -> int:
-    """Into how many equal blocks an axis is pooled: the most that divide it, at most 8."""
-    return next(parts for parts in range(min(side, 8), 0, -1) if side % parts == 0)
+def blocks_per_axis(side: int, most: int = 8) -> int:
+    """Into how many equal blocks an axis is pooled: the most that divide it, at most `most`."""
+    return next(parts for parts in range(min(side, most), 0, -1) if side % parts == 0)
 
 
 def _check(rows: NDArray[np.float32], sums: NDArray[np.float32], name: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 
 STEPS = tuple(2 ** (step / 2) for step in range(-4, 5))  # the default sweep: of the engine's own threshold
+END = (0, 0, float("inf"))  # no union is left
 
 
 @one_thread()
@@ -35,25 +36,34 @@ def group_proposals(
     Returns:
         int32 [len(thresholds), P]: the group of every proposal, numbered without gaps by their first members.
     """
-    maps = np.asarray(proposals, np.float64)
-    distances = divergences(maps)
-    np.fill_diagonal(distances, np.inf)
-    weights = np.asarray(areas, np.float64).copy()
-    group = np.arange(len(maps))
-    levels = np.empty((len(thresholds), len(maps)), np.int32)
+    group = np.arange(len(proposals))
+    levels = np.empty((len(thresholds), len(group)), np.int32)
+    waiting = unions(proposals, areas)
+    kept, gone, divergence = next(waiting, END)
     for level, threshold in enumerate(thresholds):
-        while True:
-            kept, gone = sorted(divmod(int(distances.argmin()), len(maps)))
-            if not distances[kept, gone] < threshold:
-                break
-            share = weights[gone] / (weights[kept] + weights[gone])
-            mean = distances[kept] * (1 - share) + distances[gone] * share
-            distances[kept] = distances[:, kept] = mean
-            distances[gone] = distances[:, gone] = np.inf
-            weights[kept] += weights[gone]
+        while divergence < threshold:
             group[group == gone] = kept
+            kept, gone, divergence = next(waiting, END)
         levels[level] = np.unique(group, return_inverse=True)[1]
     return levels
+
+
+def unions(proposals: NDArray[Any], areas: Sequence[float] | NDArray[Any]) -> Iterator[tuple[int, int, float]]:
+    """The two nearest groups become one, again and again (see `group_proposals`): which one stays, which goes, and D.
+
+    A group goes by its first proposal. Arguments are those of `group_proposals`. There are P − 1 unions.
+    """
+    distances = divergences(np.asarray(proposals, np.float64))
+    np.fill_diagonal(distances, np.inf)
+    weights = np.asarray(areas, np.float64).copy()
+    for _ in range(len(weights) - 1):
+        kept, gone = sorted(divmod(int(distances.argmin()), len(weights)))
+        yield kept, gone, float(distances[kept, gone])
+        share = weights[gone] / (weights[kept] + weights[gone])
+        mean = distances[kept] * (1 - share) + distances[gone] * share
+        distances[kept] = distances[:, kept] = mean
+        distances[gone] = distances[:, gone] = np.inf
+        weights[kept] += weights[gone]
 
 
 def as_sweep(thresholds: Iterable[float]) -> tuple[float, ...]:

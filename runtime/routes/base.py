@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import DiffSegError
+from runtime.pyramid.solvers import DEFAULT
 from runtime.pyramid.weights import resolution_ratios
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ class Route(ABC):
     Attributes:
         engine: the open engine.
         config: thresholds, anchors and weights of the merge.
-        auto: thresholds are chosen for every frame, around those of the config.
+        auto: segments are chosen for every frame from a hierarchy (`runtime.merge.parts`).
         tokens: (h, w) of every resolution, finest first.
         layers: how many layers were averaged in every resolution.
         overlaps: `merge` may work in one thread while `network` works on other frames in another.
@@ -34,8 +35,12 @@ class Route(ABC):
     has_maps = True
 
     def __init__(self, engine: Engine, config: MergeConfig, auto: bool = False) -> None:
-        """Raises DiffSegError when the anchors or the weights do not fit the engine's attention."""
+        """Raises DiffSegError when anchors or weights do not fit the engine's attention, or "auto" the solver."""
         self.engine, self.config, self.auto = engine, config, auto
+        if auto and config.solver != DEFAULT:
+            raise DiffSegError(
+                f"thresholds 'auto': expected the solver {DEFAULT}, found {config.solver}; leave out one of the two"
+            )
         levels = engine.spec.levels
         self.tokens = [(level.height, level.width) for level in levels]
         self.layers = [level.layers for level in levels]

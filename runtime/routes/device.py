@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from runtime import native
 from runtime.errors import DiffSegError
-from runtime.merge.thresholds import stable_thresholds
+from runtime.merge.parts import find_parts
+from runtime.merge.suppress import suppress
 from runtime.result import Merged
 from runtime.routes.base import Route
 
@@ -53,22 +54,17 @@ class DeviceRoute(Route):
         spec = self.engine.spec
         size = (spec.height, spec.width)
         where: tuple[Any, ...] = (self.tokens, self.layers, self.engine.device, self._library)
-        chosen = None
+        auto = config is None and self.auto
         try:
-            if config is None:
-                config = self.config
-                if self.auto:
-                    attention = native.run(output, config, size, *where, details=True).attention
-                    config = stable_thresholds(
-                        [attention],
-                        replace(config, weights="proportional"),
-                        grids=self.tokens[:1],
-                        layers=self.layers[:1],
-                    )
-                    config = replace(config, weights=self.config.weights)
-                    chosen = config.thresholds
-            found = native.run(output, config, size, *where, proposals=proposals, details=details)
+            found = native.run(
+                output, config or self.config, size, *where, proposals=proposals, details=details or auto
+            )
+            if auto:  # on the host, from the aggregated attention
+                alone = replace(self.config, weights="proportional")
+                parts = find_parts([found.attention], alone, grids=self.tokens[:1])
+                raw = suppress(parts.scores, self.tokens[0], size)
+                return Merged(raw, parts.proposals, found.attention if details else None)
         except ValueError as error:  # as for instance a map with a NaN
             raise DiffSegError(str(error)) from None
         kept = None if found.proposals is None else found.proposals[: int(found.segments[0])]
-        return Merged(found.labels, kept, found.attention, chosen)
+        return Merged(found.labels, kept, found.attention)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from runtime.errors import DiffSegError
 from runtime.merge.aggregate import aggregate_attention
+from runtime.merge.parts import find_parts
 from runtime.merge.proposals import find
 from runtime.merge.suppress import suppress
-from runtime.merge.thresholds import stable_thresholds
 from runtime.result import Merged
 from runtime.routes.base import Route
 
@@ -55,12 +55,10 @@ class HostRoute(Route):
         seeds: NDArray[np.float32] | None,
     ) -> Merged:
         shapes: dict[str, Any] = {"grids": self.tokens, "layers": self.layers}
-        chosen, attention = None, None
+        attention = aggregate_attention(output, weights=config.weights, **shapes) if details else None
         if auto:
-            config = stable_thresholds(output, config, **shapes)
-            chosen = config.thresholds
-        if details:
-            attention = aggregate_attention(output, weights=config.weights, **shapes)
+            found = find_parts(output, config, **shapes)
+        elif attention is not None:
             found = find([attention], replace(config, weights="proportional"), grids=self.tokens[:1])
         elif seeds is not None:
             coarse = replace(config, grid=max(2, config.grid // 2))
@@ -69,4 +67,4 @@ class HostRoute(Route):
             found = find(output, config, **shapes)
         spec = self.engine.spec
         raw = suppress(found.scores, self.tokens[0], (spec.height, spec.width))
-        return Merged(raw, found.proposals, attention, chosen)
+        return Merged(raw, found.proposals, attention)

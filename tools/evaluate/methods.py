@@ -127,9 +127,9 @@ def _merge(variant: Variant, spec: EngineSpec, pyramid: list[NDArray[Any]], size
     solver = split_refine(variant.refine or "none")[0]
     config = MergeConfig(variant.thresholds, variant.grid, weights, solver)
     if variant.auto:
-        from runtime.merge.thresholds import stable_thresholds
+        from runtime.merge.parts import find_parts
 
-        config = stable_thresholds(pyramid, config, **shapes)
+        return suppress(find_parts(pyramid, config, **shapes).scores, shapes["grids"][0], size)
     return segment_attention(pyramid, config, size=size, **shapes)
 
 

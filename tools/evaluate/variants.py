@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 from runtime.engine.heads import HEADS
 from runtime.errors import DiffSegError
 from runtime.pyramid.config import MergeConfig
+from runtime.pyramid.solvers import DEFAULT
 from runtime.pyramid.weights import Weighting, as_weights, resolution_ratios
+from runtime.refine.refinement import Refinement, split_refine
 from tools.evaluate.divergence import KL_PER_JS
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ class Variant:
     """One method in one setting: a row of the table. None: the setting does not apply, or is not used.
 
     `thresholds` (one per iteration), `grid` and `similarity` ("kl" or "js") belong to DiffSeg's merge; with `auto` the
-    thresholds are scaled for every image. `weights` belong to the aggregation, which K-means uses, too. `refine` and
+    segments are chosen for every image. `weights` belong to the aggregation, which K-means uses, too. `refine` and
     `min_area` are the runtime's refinements; of these the paper has only "kmeans".
     """
 
@@ -67,6 +69,8 @@ def settle(method: str, engine: str, spec: EngineSpec, protocol: Protocol, wish:
         raise DiffSegError(
             "--similarity js: expected neither --threshold auto nor --refine kmeans, found one of them; leave it out"
         )
+    if auto and refine is not None and split_refine(refine)[0] != DEFAULT:
+        raise DiffSegError(f"--threshold auto: expected the solver {DEFAULT}, found --refine {refine}; leave one out")
     given = None if wish.threshold is None or auto else _numbers(wish.threshold)
     thresholds = given or _default_thresholds(spec, protocol, wish.similarity)
     if wish.iterations is not None:
@@ -84,8 +88,6 @@ def settle(method: str, engine: str, spec: EngineSpec, protocol: Protocol, wish:
     try:
         config = MergeConfig(thresholds, min(spec.grid, most) if wish.grid is None else wish.grid, weights)
         if refine is not None or wish.min_area:
-            from runtime.refine.refinement import Refinement, split_refine
-
             split_refine(refine or "none")
             Refinement(min_area=wish.min_area or 0)
     except ValueError as error:

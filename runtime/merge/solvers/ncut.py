@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from runtime.merge.likeness import profiles, segment_means, unit_rows
 from runtime.merge.suppress import suppress
 from runtime.merge.threads import one_thread
 from runtime.pyramid.config import MOST_TAU, check_number
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from runtime.pyramid.config import MergeConfig
 
 TAU, ALPHA = 0.5, 10.0  # DiffCut's
-CELLS = 16  # per axis, at most: finer maps are summed in that many blocks
 CUTS = 100  # thresholds tried for each eigenvector
 MOST_SEGMENTS = 256  # as many as the merge has anchors; noise would be cut into single tokens, which takes long
 DENSE = 128  # tokens; a smaller matrix is decomposed whole, a larger one by Lanczos iterations
@@ -79,8 +79,7 @@ def solve(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """The segments of the normalised cut of the maps: their mean maps, and how like these every map is.
 
-    A token's features are the square roots of its map, of unit length: the dot product of two is the Bhattacharyya
-    coefficient of their maps. The maps are summed in blocks for it, which changes little and saves much.
+    A token's features are the profile of its map, see `runtime.merge.likeness`.
 
     Args:
         source: aggregated attention, its rows sum to n.
@@ -91,45 +90,10 @@ def solve(
         Proposals float32 [P, n] that sum to n, and scores float32 [P, n], the coefficients of a map and a mean map.
     """
     maps = source.full()
-    summed = blocks(maps, source.shape)
-    unit = unit_rows(np.sqrt(summed))
-    alpha, tau = config.alpha or ALPHA, config.tau or TAU
-    segments = cut_tokens(affinities(unit, alpha), tau)
-    means = unit_rows(np.sqrt(segment_means(summed, segments)))
-    return segment_means(maps, segments), np.matmul(means, unit.T)
-
-
-def blocks(maps: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.float32]:
-    """Maps [n, n] summed in equal blocks of pixels, at most 16 per axis: [n, blocks]."""
-    h, w = shape
-    down, across = (next(parts for parts in range(min(side, CELLS), 0, -1) if side % parts == 0) for side in shape)
-    if (down, across) == shape:
-        return maps
-    return np.asarray(maps.reshape(-1, down, h // down, across, w // across).sum(axis=(2, 4)).reshape(len(maps), -1))
-
-
-def unit_rows(features: NDArray[Any]) -> NDArray[np.float32]:
-    """Every row divided by its length; a row of zeros stays as it is. Raises ValueError where one is not finite."""
-    rows = np.asarray(features, np.float32)
-    largest = np.abs(rows).max(axis=1, keepdims=True)
-    if not np.isfinite(largest).all():
-        raise ValueError(
-            "features: expected finite numbers, found a NaN or an infinity; check the engine's precision (float16 "
-            "overflows where float32 or bfloat16 does not)"
-        )
-    # By the largest number first, so that no square overflows.
-    rows = np.divide(rows, largest, out=np.zeros_like(rows), where=largest > 0)
-    lengths = np.sqrt(np.einsum("ij,ij->i", rows, rows))
-    rows /= np.maximum(lengths, 1)[:, None]
-    return rows
-
-
-def segment_means(rows: NDArray[np.float32], segments: NDArray[np.intp]) -> NDArray[np.float32]:
-    """The mean of the rows [n, d] of each segment: float32 [K, d] of int [n], 0 … K−1."""
-    members = (segments == np.arange(segments.max() + 1)[:, None]).astype(np.float32)
-    means = np.matmul(members, rows)
-    means /= members.sum(axis=1, keepdims=True)
-    return means
+    own = profiles(maps, source.shape)
+    segments = cut_tokens(affinities(own, config.alpha or ALPHA), config.tau or TAU)
+    means = segment_means(maps, segments)
+    return means, np.matmul(profiles(means, source.shape), own.T)
 
 
 def affinities(unit: NDArray[np.float32], alpha: float = ALPHA) -> NDArray[np.float32]:

@@ -48,7 +48,6 @@ def test_no_other_module_of_the_runtime_or_the_checks_takes_logarithms_of_maps()
     allowed = {
         "runtime/merge/divergence.py",
         "runtime/merge/iterations.py",  # of blocks, for the screening
-        "runtime/merge/thresholds.py",  # of factors
         "export/check/maps.py",  # KL of an engine's rows, with the same clamp
     }
     for folder in ("runtime", "export/check"):

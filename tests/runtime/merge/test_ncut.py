@@ -9,6 +9,7 @@ import pytest
 
 from export.check.agreement import matched_agreement
 from runtime.merge import MergeConfig, normalized_cut, segment_attention
+from runtime.merge.likeness import profiles, unit_rows
 from runtime.merge.proposals import find
 from runtime.merge.solvers import ncut
 from runtime.segmenter import Segmenter
@@ -47,7 +48,7 @@ def test_there_are_three_vectors():
 def test_the_cut_is_the_best_of_the_thresholds():
     """Against the definition of the normalised cut, with every sum written out, and the whole spectrum."""
     features = _vectors(VECTORS[0])[0][::4]
-    affinity = ncut.affinities(ncut.unit_rows(features)).astype(np.float64)
+    affinity = ncut.affinities(unit_rows(features)).astype(np.float64)
     degrees = affinity.sum(axis=1)
     value, vector = np.linalg.eigh(affinity / np.sqrt(np.outer(degrees, degrees)))
     place = vector[:, -2] / np.sqrt(degrees)
@@ -88,7 +89,7 @@ def test_features_that_are_the_same_are_one_segment(features):
 
 def test_noise_ends():
     noise = np.random.default_rng(0).normal(size=(400, 200))
-    labels = ncut.cut_tokens(ncut.affinities(ncut.unit_rows(noise)))
+    labels = ncut.cut_tokens(ncut.affinities(unit_rows(noise)))
     assert labels.max() + 1 == ncut.MOST_SEGMENTS
 
 
@@ -141,9 +142,11 @@ def test_on_attention():
 
 def test_fine_maps_are_summed_in_blocks():
     maps = np.random.default_rng(3).random((6, 64 * 48), np.float32)
-    sums = ncut.blocks(maps, (64, 48))
-    assert sums.shape == (6, 16 * 16)
-    np.testing.assert_allclose(sums[2, 17], maps[2].reshape(64, 48)[4:8, 3:6].sum(), rtol=1e-5)
+    found = profiles(maps, (64, 48))
+    assert found.shape == (6, 16 * 16)
+    np.testing.assert_allclose((found**2).sum(axis=1), 1, rtol=1e-5)
+    share = maps[2].reshape(64, 48)[4:8, 3:6].sum() / maps[2].sum()
+    np.testing.assert_allclose(found[2, 17], np.sqrt(share), rtol=1e-5)
 
 
 def test_a_segmenter_cuts_the_same_with_and_without_details():

@@ -5,9 +5,10 @@ import pytest
 from skimage import data
 
 from runtime import DiffSegError, Segmenter
-from runtime.merge.grouping import group_proposals
+from runtime.merge.aggregate import aggregate_attention
+from runtime.merge.grouping import group_proposals, unions
+from runtime.merge.parts import KL_SHARE, cut_hierarchy, find_parts
 from runtime.merge.segment import segment_attention
-from runtime.merge.thresholds import stable_thresholds
 from runtime.pyramid.config import MergeConfig
 from runtime.stream.continuity import Continuity
 
@@ -25,24 +26,59 @@ def _quadrants(within=0.05, between=3.0, side=16):
     return [(maps / maps.sum(1, keepdims=True)).astype(np.float32)], part.reshape(side, side)
 
 
-@pytest.mark.parametrize("usual", [0.06, 0.3, 3.0, 5.0])
+@pytest.mark.parametrize("usual", [0.06, 0.3, 3.0, 5.0, 50.0])
 def test_finds_what_is_there_from_a_bad_start(usual):
     pyramid, part = _quadrants(within=0.4)
-    config = stable_thresholds(pyramid, MergeConfig((usual, usual / 2), grid=8))
-    first, second = config.thresholds
-    assert usual / 4.001 <= first <= usual * 4.001 and second == pytest.approx(first / 2)
-    labels = segment_attention(pyramid, config, size=(16, 16))
-    assert np.array_equal(labels, part)
+    found = find_parts(pyramid, MergeConfig((usual, usual / 2), grid=8))
+    assert np.array_equal(found.scores.argmax(axis=0).reshape(16, 16), part)
+    means = [pyramid[0][part.ravel() == k].mean(axis=0) for k in range(4)]
+    np.testing.assert_allclose(found.proposals, means, rtol=1e-4)
+    assert found.scores.max() <= 1.001
 
 
-def test_where_nothing_is_found_the_usual_thresholds_stay():
-    """Either nothing merges or all does: no step of the sweep agrees with another on anything."""
-    usual = MergeConfig((0.4, 0.4), grid=8)
-    for pyramid in ([np.full((256, 256), 1 / 256, np.float32)], [np.eye(256, dtype=np.float32) * 0.999 + 0.001 / 256]):
-        assert stable_thresholds(pyramid, usual) == usual
+def test_where_nothing_is_found_there_is_one_segment():
+    assert len(find_parts([np.full((256, 256), 1 / 256, np.float32)], MergeConfig((0.4, 0.4), grid=8)).proposals) == 1
     black = np.zeros((64, 96, 3), np.uint8)
     auto, plain = (Segmenter.open(device="cpu", thresholds=value)(black) for value in ("auto", None))
     assert auto.count == plain.count == 1
+
+
+def _criterion(maps, segments):
+    """As `runtime.merge.parts` defines it, token by token; less the mean KL of maps from their segment's mean."""
+    n = len(maps)
+    both = (maps + maps.T) / 2 / n
+    total = 0.0
+    for k in np.unique(segments):
+        inside = segments == k
+        mean = maps[inside].mean(axis=0)
+        total += both[inside][:, inside].sum() - both[inside].sum() ** 2
+        total -= KL_SHARE * (maps[inside] * np.log(maps[inside] / mean)).sum() / n
+    return total
+
+
+def test_the_cut_is_the_best_of_the_hierarchy():
+    """Against every cut of a hierarchy of eight parts."""
+    rng = np.random.default_rng(5)
+    part = rng.permutation(np.repeat(np.arange(8), 8))
+    parent = np.array([0, 0, 0, 1, 1, 2, 2, 2])[part]
+    logits = 1.2 * (parent[:, None] == parent) + 0.9 * (part[:, None] == part) + rng.normal(0, 0.4, (64, 64))
+    maps = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    means = np.stack([maps[part == k].mean(axis=0) for k in range(8)])
+    cuts = {0: {((0,),)}} | {k: {((k,),)} for k in range(8)}  # of each group: its cuts, as tuples of segments
+    groups = {k: (k,) for k in range(8)}
+    for kept, gone, _ in unions(means, np.full(8, 8)):
+        groups[kept] = groups[kept] + groups.pop(gone)
+        cuts[kept] = {one + other for one in cuts[kept] for other in cuts[gone]} | {(groups[kept],)}
+
+    def segments(cut):
+        return np.array([next(k for k, members in enumerate(cut) if own in members) for own in part])
+
+    assert len(cuts[0]) > 20
+    values = {cut: _criterion(maps, segments(cut)) for cut in cuts[0]}
+    best = segments(max(values, key=values.__getitem__))
+    found = cut_hierarchy((maps * 64).astype(np.float32), part)[part]
+    assert 1 < found.max() + 1 < 8
+    assert np.array_equal(found[:, None] == found, best[:, None] == best)
 
 
 def test_wrong_thresholds_would_have_failed():
@@ -55,15 +91,22 @@ def test_wrong_thresholds_would_have_failed():
     assert counts[0] > 4 and counts[1] < 4
 
 
-def test_auto_equals_its_own_thresholds():
+def test_auto_is_what_the_parts_are():
     auto = Segmenter.open(device="cpu", thresholds="auto")
-    result = auto(CAT)
-    usual = auto.engine.spec.thresholds
-    assert len(result.thresholds) == len(usual) and usual[0] / 4.001 <= result.thresholds[0] <= usual[0] * 4.001
-    fixed = Segmenter.open(device="cpu", thresholds=result.thresholds)(CAT)
-    assert fixed.thresholds is None and np.array_equal(fixed.labels, result.labels)
-    assert auto.clone()(CAT).thresholds == result.thresholds
-    assert len(Segmenter.open(device="cpu", thresholds="auto", iterations=5)(CAT).thresholds) == 5
+    result = auto(CAT, details=True)
+    stages = auto.stages
+    pyramid = stages.network(stages.gather([stages.resize(CAT)]), 1)[0]
+    assert np.array_equal(stages.merge(pyramid).raw, stages.merge(pyramid, details=True).raw)
+    found = find_parts(pyramid, auto.config)
+    assert 3 < result.count <= len(found.proposals)
+    np.testing.assert_array_equal(result.attention, aggregate_attention(pyramid))
+    assert np.array_equal(auto.clone()(CAT).labels, result.labels)
+
+
+def test_auto_is_for_the_merge_alone():
+    for options in ({"solver": "ncut"}, {"refine": "kmeans,snap"}):
+        with pytest.raises(DiffSegError, match=r"thresholds 'auto': expected the solver merge, found .*; leave out"):
+            Segmenter.open(device="cpu", thresholds="auto", **options)
 
 
 def test_groups_are_average_linkage():

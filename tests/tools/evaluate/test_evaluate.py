@@ -91,11 +91,12 @@ def test_cityscapes_takes_the_papers_threshold_for_stable_diffusion_alone(tmp_pa
     [
         ((), {}),
         (
-            ("--threshold", "auto", "--refine", "kmeans,snap", "--min-area", "0.01"),
-            {"thresholds": "auto", "refine": "kmeans,snap", "min_area": 0.01},
+            ("--refine", "kmeans,snap", "--min-area", "0.01"),
+            {"refine": "kmeans,snap", "min_area": 0.01},
         ),
+        (("--threshold", "auto", "--refine", "snap"), {"thresholds": "auto", "refine": "snap"}),
     ],
-    ids=["plain", "refined"],
+    ids=["plain", "refined", "auto"],
 )
 def test_whole_images_are_segmented_as_the_product_does(tmp_path, words, options):
     """BSDS500 with every annotator: figures from runtime.Segmenter's labels, by the definitions."""

@@ -1,0 +1,122 @@
+"""Thresholds "auto": the hierarchy of the merge's segments is cut where a criterion is largest, without labels.
+
+The criterion is the modularity of the attention (Newman and Girvan, "Finding and evaluating community structure in
+networks", 2004) less a share of the mean KL divergence of maps from the mean map of their segment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from runtime.merge.aggregate import Aggregation
+from runtime.merge.divergence import logarithm, negative_entropy
+from runtime.merge.grouping import unions
+from runtime.merge.likeness import profiles, segment_means
+from runtime.merge.proposals import Found, solve
+from runtime.merge.threads import one_thread
+from runtime.pyramid.checks import check_pyramid
+from runtime.pyramid.config import MergeConfig
+from runtime.pyramid.solvers import DEFAULT
+from runtime.pyramid.weights import resolution_ratios
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+FINEST = 0.7  # of the usual thresholds: those of the hierarchy's finest segments
+ROUNDS = 5  # at most; each halves the thresholds
+KL_SHARE = 0.25
+LEAST = 0.2  # by which a cut must be better than one segment; networks with communities have a modularity above 0.3
+TIE = 1e-6  # a union that changes the criterion by less is made
+
+
+@one_thread()
+def find_parts(
+    pyramid: Sequence[Any],
+    config: MergeConfig,
+    *,
+    grids: Sequence[Sequence[int]] | None = None,
+    layers: Sequence[int] | None = None,
+) -> Found:
+    """The segments of one frame whose number and size follow from its own maps.
+
+    The merge with lower thresholds than those of the config finds small segments. They are united in pairs, the nearest
+    first, until one is left. Of all segments of this hierarchy those are taken, each pixel in one, whose criterion
+
+        Σ_k [w_kk − d_k² − ¼ · (n_k / n) · KL_k]
+
+    is largest: w_kk is the share of all attention that stays within segment k, d_k the share that leaves or enters it
+    (their mean), n_k its number of tokens, KL_k the mean divergence of its maps from their mean. Where it keeps
+    every small segment, thresholds were too high, and half of them are tried. Where the criterion hardly grows by any
+    cut, as for a flat frame, there is one segment.
+
+    Arguments and errors are those of `runtime.merge.proposals.find`; a pixel belongs to the segment whose mean map is
+    most like its own. The solver of the config is not used.
+    """
+    maps, shapes = check_pyramid(pyramid, grids)
+    n = maps[0].shape[-1]
+    source = Aggregation(maps, shapes, resolution_ratios(config.weights, shapes, layers), total=n)
+    whole = source.full()
+    own = profiles(whole, shapes[0])
+    for step in range(ROUNDS):
+        thresholds = tuple(FINEST / 2**step * threshold for threshold in config.thresholds)
+        small = solve(source, replace(config, thresholds=thresholds, solver=DEFAULT)).proposals
+        part = np.unique(np.matmul(own, profiles(small, shapes[0]).T).argmax(axis=1), return_inverse=True)[1]
+        chosen = cut_hierarchy(whole, part)
+        if chosen.max() < len(chosen) - 1:
+            break
+    firsts = np.unique(chosen[part], return_index=True)[1]
+    segments = firsts.argsort().argsort()[chosen[part]]  # numbered by their first tokens
+    means = segment_means(whole, segments)
+    return Found(means / np.float32(n), np.matmul(profiles(means, shapes[0]), own.T))
+
+
+def cut_hierarchy(maps: NDArray[np.float32], part: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Which of the hierarchy's segments each part goes to, int [P].
+
+    Args:
+        maps: aggregated attention float32 [n, n], rows sum to n.
+        part: int [n], 0 … P−1: the part that each token is in, the finest segments of the hierarchy.
+    """
+    n, count = len(maps), int(part.max()) + 1
+    members = (part == np.arange(count)[:, None]).astype(np.float32)
+    sums = np.matmul(members, maps)
+    sizes = members.sum(axis=1)
+    attention = np.matmul(sums, members.T).astype(np.float64) / n**2  # between parts; shares of the whole
+    attention = (attention + attention.T) / 2
+
+    sums, sizes = [*sums], [*sizes]
+    within, degree = [*np.diagonal(attention)], [*attention.sum(axis=1)]
+    children: list[tuple[int, int]] = []
+    node = np.arange(count)  # of each group: its place in the lists
+    for kept, gone, _ in unions(np.stack(sums) / np.float32(n) / np.array(sizes)[:, None], sizes):
+        first, second = int(node[kept]), int(node[gone])
+        children.append((first, second))
+        node[kept] = count + len(children) - 1
+        sums.append(sums[first] + sums[second])
+        for values in (sizes, degree):
+            values.append(values[first] + values[second])
+        within.append(within[first] + within[second] + 2 * attention[kept, gone])
+        attention[kept] += attention[gone]
+        attention[:, kept] += attention[:, gone]
+
+    means = np.stack(sums) / np.array(sizes, np.float32)[:, None]
+    # The mean KL of maps from their segments' mean is a constant less this, the mean KL of those means from uniform.
+    told = negative_entropy(means, logarithm(means)) / n
+    value = np.array(within) - np.square(degree) + KL_SHARE * told * np.array(sizes) / n
+    whole = np.ones(len(value), bool)  # whether the segment is better than the best of what it consists of
+    for index, (first, second) in enumerate(children, count):
+        parts = value[first] + value[second]
+        whole[index] = value[index] >= parts - TIE
+        if index == len(value) - 1:
+            whole[index] = value[index] >= parts - LEAST
+        value[index] = max(value[index], parts)
+    chosen = np.arange(len(value))
+    for index in range(len(value) - 1, count - 1, -1):  # from the root down
+        for child in children[index - count]:
+            if whole[index] or chosen[index] != index:
+                chosen[child] = chosen[index]
+    return np.unique(chosen[:count], return_inverse=True)[1]
