@@ -55,10 +55,10 @@ def main(
         str | None, typer.Option(metavar="NAME", help=f"How maps become segments: {_SOLVER}; {DEFAULT} if left out.")
     ] = None,
     tau: Annotated[
-        float | None, typer.Option(metavar="T", help="Solvers that cut: the value that a cut must be below, up to 2.")
+        float | None, typer.Option(metavar="T", help="Of ncut: the value that a cut must be below, up to 2.")
     ] = None,
     alpha: Annotated[
-        float | None, typer.Option(metavar="A", help="Solvers that cut: the power of the affinity.")
+        float | None, typer.Option(metavar="A", help="Of ncut and kcut: the power of the affinity.")
     ] = None,
     refine: Annotated[
         str,

@@ -102,7 +102,7 @@ class Segmenter:
             iterations: how many merge iterations.
             grid: anchors per axis.
             weights: of the resolutions, see `MergeConfig`.
-            solver: how maps become segments: "merge" (the paper's, the default), "kmeans", "ncut".
+            solver: how maps become segments: "merge" (the paper's, the default), "kmeans", "ncut", "kcut".
             tau: of solvers that cut, see `MergeConfig`.
             alpha: likewise.
             refine: "kmeans" (the solver), "snap" (borders move to edges of the frame), or both with a comma.

@@ -66,7 +66,7 @@ def find_parts(
         small = solve(source, replace(config, thresholds=thresholds, solver=DEFAULT)).proposals
         part = np.unique(np.matmul(own, profiles(small, shapes[0]).T).argmax(axis=1), return_inverse=True)[1]
         chosen = cut_hierarchy(whole, part)
-        if chosen.max() < len(chosen) - 1:
+        if len(chosen) > 2 or chosen.max() < len(chosen) - 1:
             break
     firsts = np.unique(chosen[part], return_index=True)[1]
     segments = firsts.argsort().argsort()[chosen[part]]  # numbered by their first tokens

@@ -25,7 +25,7 @@ class MergeConfig:
             "per-tensor" (the paper's text), or one number per resolution, finest first.
         solver: how maps become proposals: "merge" (the paper's), "kmeans" (the cluster means of K-means that starts
             from the merge's proposals), or another one that `runtime.pyramid.solvers` lists.
-        tau: of solvers that cut: the value that a cut must be below, above 0 and at most 2. None: the solver's own.
+        tau: of the solver "ncut": the value that a cut must be below, above 0 and at most 2. None: the solver's own.
         alpha: of solvers that cut: the power of the affinity, above 0. None: the solver's own.
 
     Raises:

@@ -34,6 +34,7 @@ SOLVERS = (
     Solver(DEFAULT, "merge", "the iterative merge"),
     Solver("kmeans", "kmeans", "K-means on the maps, begun from the merge's proposals"),
     Solver("ncut", "ncut", "recursive normalised cut", packages=("scipy",), reads=("tau", "alpha")),
+    Solver("kcut", "kcut", "K-way normalised cut, begun from the merge's proposals", reads=("alpha",)),
 )
 
 

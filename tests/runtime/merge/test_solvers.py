@@ -61,7 +61,7 @@ def test_a_solver_is_an_entry_and_a_module(monkeypatch):
     with pytest.raises(ValueError, match="refine: expected one solver at most, found kmeans, ends; choose one"):
         split_refine("kmeans,ends")
     with pytest.raises(
-        ValueError, match="solver: expected 'merge', 'kmeans', 'ncut' or 'ends', found 'middle'; choose one"
+        ValueError, match="solver: expected 'merge', 'kmeans', 'ncut', 'kcut' or 'ends', found 'middle'; choose one"
     ):
         MergeConfig(solver="middle")
 

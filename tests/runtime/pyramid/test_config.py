@@ -32,11 +32,12 @@ def test_config_is_a_value():
         ({"weights": (1.0, -1.0)}, "not negative"),
         ({"weights": ()}, "found ()"),
         ({"weights": None}, "found None"),
-        ({"solver": "crf"}, "solver: expected 'merge', 'kmeans' or 'ncut', found 'crf'; choose one"),
+        ({"solver": "crf"}, "solver: expected 'merge', 'kmeans', 'ncut' or 'kcut', found 'crf'; choose one"),
         ({"tau": 0.3}, "tau: belongs to solvers that cut, found the solver 'merge'; choose solver='ncut'"),
         ({"tau": 0, "solver": "ncut"}, "tau: expected a finite number above 0 and at most 2, found 0; give"),
         ({"tau": 2.1, "solver": "ncut"}, "tau: expected a finite number above 0 and at most 2, found 2.1; give"),
         ({"alpha": float("nan"), "solver": "ncut"}, "alpha: expected a finite number above 0, found nan; give"),
+        ({"tau": 0.5, "solver": "kcut"}, "tau: belongs to solvers that cut, found the solver 'kcut'; choose solver='n"),
         ({"alpha": True, "solver": "ncut"}, "alpha: expected a finite number above 0, found True; give"),
     ],
 )

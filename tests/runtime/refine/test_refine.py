@@ -118,7 +118,7 @@ def test_segmenter_refines_and_keeps_proposals_in_step():
 def test_bad_refine(refine):
     with pytest.raises(
         DiffSegError,
-        match="refine: expected none, or one or more of kmeans, ncut, snap with commas between them, found",
+        match="refine: expected none, or one or more of kmeans, ncut, kcut, snap with commas between them, found",
     ):
         Segmenter.open(device="cpu", refine=refine)
 
