@@ -44,6 +44,7 @@ class Step:
 REFINEMENTS = (
     # In texture a border frays into specks of some pixels, far below what attention resolves.
     Step("snap", "runtime.refine.snap", "snap", specks=0.25, help="borders follow the image's edges"),
+    Step("pamr", "runtime.refine.pamr", "pamr", inputs=("frame",), help="pixel-adaptive mask refinement, slow"),
     Step("absorb", "runtime.refine.absorb", "absorb", inputs=("min_area",), by_area=True),
 )
 

@@ -118,7 +118,7 @@ def test_segmenter_refines_and_keeps_proposals_in_step():
 def test_bad_refine(refine):
     with pytest.raises(
         DiffSegError,
-        match="refine: expected none, or one or more of kmeans, ncut, kcut, snap with commas between them, found",
+        match="refine: expected none, or one or more of kmeans, ncut, kcut, snap, pamr with commas between them, found",
     ):
         Segmenter.open(device="cpu", refine=refine)
 
@@ -127,7 +127,7 @@ def test_what_the_words_of_refine_mean():
     assert split_refine("none") == ("merge", ())
     assert split_refine("kmeans, snap") == ("kmeans", ("snap",)) and split_refine("snap") == ("merge", ("snap",))
     for names in (("edges",), "snap", True, ("absorb",)):
-        with pytest.raises(ValueError, match="refine: expected names of snap, found"):
+        with pytest.raises(ValueError, match="refine: expected names of snap, pamr, found"):
             Refinement(names)
 
 
