@@ -13,7 +13,16 @@ from runtime.frames.limits import MOST_PIXELS
 from runtime.outputs.registry import KINDS
 from runtime.pyramid.solvers import DEFAULT, SOLVERS
 from runtime.refine.registry import REFINEMENTS
-from runtime.terminal import FAILED, USAGE_ERROR, Version, complain, one_line_errors, run, warnings_said
+from runtime.terminal import (
+    FAILED,
+    USAGE_ERROR,
+    Version,
+    complain,
+    interruptions_raised,
+    one_line_errors,
+    run,
+    warnings_said,
+)
 
 # Words of options, from the registries that know them.
 _SOLVERS = [(solver.name, solver.help) for solver in SOLVERS if solver.name != DEFAULT]
@@ -169,7 +178,7 @@ def main(
             segmenter.stages.route.check_maps("--hierarchy")
     from runtime.stream.run import Run
 
-    with one_line_errors():
+    with one_line_errors(), interruptions_raised():
         run_all = Run(segmenter.stages, output, kinds, options, levels=levels, as_json=as_json, resume=resume)
         sources, failures = find_sources(inputs)
         for failure in failures:
@@ -204,4 +213,4 @@ def _levels(text: str) -> tuple[float, ...]:
 
 
 if __name__ == "__main__":
-    run(app, "python -m runtime.segment")
+    run(app, "python -m runtime.segment", writes_late=True)
