@@ -18,6 +18,8 @@ from typer.testing import CliRunner
 from runtime import Segmenter
 from runtime.segment import app
 
+pytestmark = pytest.mark.usefixtures("embedded_stays_open")
+
 CAT = data.chelsea()[..., ::-1].copy()
 COFFEE = data.coffee()[::2, ::2, ::-1].copy()
 
@@ -316,7 +318,7 @@ def test_as_a_program(photos):
     assert done.stderr.strip() == "error: gone.png: no such file or folder"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_interrupted_in_the_middle(photos, number):
     """Whole files only, and no temporary ones."""
     for index in range(200):

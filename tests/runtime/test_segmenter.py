@@ -12,6 +12,8 @@ from runtime.frames.resize import resize_frame
 from runtime.merge.segment import segment_attention
 from runtime.pyramid.config import MergeConfig
 
+pytestmark = pytest.mark.usefixtures("embedded_stays_open")
+
 CAT = data.chelsea()[..., ::-1].copy()
 
 

@@ -199,8 +199,7 @@ def test_options_that_do_not_fit():
         LabelsHead(LEVELS, SIZE, weights=(1.0, 2.0))
 
 
-# An export with its check takes half a minute: what uses it is slow.
-@pytest.fixture(scope="module", params=[pytest.param("exported", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module")
 def labels_engine(small_pipeline, tmp_path_factory):
     """The labels engine of `small_pipeline`, through the command line and its check."""
     path = tmp_path_factory.mktemp("engines") / "labels.onnx"

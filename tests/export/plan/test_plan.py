@@ -95,10 +95,7 @@ COMBINATIONS = {
 
 
 @needs_rtx
-@pytest.mark.parametrize(
-    ("head", "precision"),
-    [pair if pair == ("attention", "fp32") else pytest.param(*pair, marks=pytest.mark.slow) for pair in COMBINATIONS],
-)
+@pytest.mark.parametrize(("head", "precision"), COMBINATIONS)
 def test_every_head_in_every_precision(small_pipeline, small_engine, tmp_path, head, precision):
     """All of them build, with the types and in the precision that they say.
 

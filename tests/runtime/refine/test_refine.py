@@ -14,6 +14,8 @@ from runtime.refine.refinement import LARGEST, Refinement, split_refine
 from runtime.refine.registry import REFINEMENTS, Step
 from runtime.refine.snap import EPSILON, snap
 
+pytestmark = pytest.mark.usefixtures("embedded_stays_open")
+
 
 def _disc(height=240, width=320):
     """A textured disc on a textured ground, and its exact mask."""

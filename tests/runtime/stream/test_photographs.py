@@ -15,6 +15,8 @@ from runtime.stages import Stages
 from runtime.stream import job as jobs
 from tests.runtime.clips import StandIn, draw, write_clip
 
+pytestmark = pytest.mark.usefixtures("embedded_stays_open")
+
 CAT = data.chelsea()[..., ::-1].copy()
 
 
