@@ -10,8 +10,8 @@ import typer
 from runtime.engine.registry import BACKENDS
 from runtime.errors import DiffSegError
 from runtime.frames.limits import MOST_PIXELS
+from runtime.merge.registry import DEFAULT, SOLVERS
 from runtime.outputs.registry import KINDS
-from runtime.pyramid.solvers import DEFAULT, SOLVERS
 from runtime.refine.registry import REFINEMENTS
 from runtime.terminal import FAILED, USAGE_ERROR, Version, complain, one_line_errors, run, warnings_said
 

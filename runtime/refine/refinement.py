@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from runtime.pyramid import solvers
+from runtime.merge import registry as solvers
 from runtime.refine import registry
 
 if TYPE_CHECKING:
