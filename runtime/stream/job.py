@@ -187,23 +187,42 @@ class Stream:
                 jobs[0].batch = self._stages.gather(resized)
                 self._stages.prefetch(jobs[0].batch)
 
-    def _network(self, jobs: list[Job]) -> None:
+    def _network(self, jobs: list[Job], then: Callable[[Job], None] = lambda job: None) -> None:
+        """Run the network, and `then` on each job that has its output."""
         segmented = [job for job in jobs if _is_segmented(job)]
         batch, jobs[0].batch = jobs[0].batch, None
-        if batch is None:
+        if batch is None or not segmented:
             return
-        with self._errors_of(segmented):
-            start = time.perf_counter()
-            outputs = self._stages.network(batch, len(segmented))
-            spent = _since(start) / len(segmented)
-            for job, output in zip(segmented, outputs, strict=True):
-                job.output, job.milliseconds["network"] = output, round(spent, 3)
+        if self._continuity is not None or len(segmented) == 1:
+            with self._errors_of(segmented):
+                self._infer(batch, segmented)
+        else:
+            try:
+                self._infer(batch, segmented)
+            except ModuleNotFoundError:
+                raise
+            except Exception:  # of one photograph, perhaps: each runs by itself, and only those fail that must
+                for job, resized in zip(segmented, batch, strict=False):  # a fixed batch is filled up
+                    with self._errors_of([job]):
+                        self._infer(self._stages.gather([resized]), [job])
+                    then(job)
+                return
+        for job in segmented:
+            then(job)
+
+    def _infer(self, batch: NDArray[np.uint8], jobs: list[Job]) -> None:
+        start = time.perf_counter()
+        outputs = self._stages.network(batch, len(jobs))
+        spent = _since(start) / len(jobs)
+        for job, output in zip(jobs, outputs, strict=True):
+            job.output, job.milliseconds["network"] = output, round(spent, 3)
 
     def _network_and_merge(self, jobs: list[Job]) -> None:
-        self._network(jobs)
-        merge = self._stage("merge", self._merge)
+        merge = self._stage("merge", self._merge).work
+        self._network(jobs, merge)
         for job in jobs:
-            merge.work(job)
+            if "merge" not in job.milliseconds:  # which the network has not seen
+                merge(job)
 
     def _merge(self, job: Job) -> None:
         if job.output is None:

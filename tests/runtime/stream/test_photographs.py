@@ -10,6 +10,7 @@ from skimage import data
 from typer.testing import CliRunner
 
 from runtime import DiffSegError, Segmenter
+from runtime.frames.resize import resize_frame
 from runtime.segment import app
 from runtime.stages import Stages
 from runtime.stream import job as jobs
@@ -129,6 +130,45 @@ def test_a_fixed_batch_is_filled_with_different_frames(monkeypatch, batch):
         assert np.array_equal(result.labels, segmenter(frame).labels)
     # Each batch was announced before it came: an engine on a GPU has it there by then.
     assert not engine.ahead
+
+
+class Particular(StandIn):
+    """Refuses a batch that has the one frame. As on a GPU, its outputs last until its next call."""
+
+    def __init__(self, refused, batch):
+        super().__init__(batch=batch)
+        self.refused, self.sizes, self.last = refused, [], None
+
+    def prefetch(self, frames):
+        pass
+
+    def _infer(self, inputs):
+        self.sizes.append(len({frame.tobytes() for frame in inputs["frame"]}))
+        if self.last is not None:
+            self.last[:] = 0
+        if any(np.array_equal(frame, self.refused) for frame in inputs["frame"]):
+            raise ValueError("a frame that\nit cannot take")
+        found = super()._infer(inputs)
+        self.last = found[0]
+        return found
+
+
+@pytest.mark.parametrize("overlaps", [True, False])
+def test_an_error_of_the_network_is_of_one_frame(overlaps):
+    """The frames of a batch that fails run one by one. Without overlap each is merged before the next one runs."""
+    frames = [draw(number) for number in range(10)]
+    engine = Particular(resize_frame(frames[5], 32, 32), 4)
+    segmenter = Segmenter(engine)
+    if overlaps:  # the stand-in's outputs are read later, in another thread
+        engine._infer_whole, engine._infer = engine._infer, lambda inputs: [*map(np.copy, engine._infer_whole(inputs))]
+    segmenter.stages.route.overlaps = overlaps
+    results = list(segmenter.map(frames, errors="give"))
+    assert [isinstance(result, DiffSegError) for result in results] == [number == 5 for number in range(10)]
+    assert "a frame that it cannot take" in str(results[5])
+    assert engine.sizes == [4, 4, 1, 1, 1, 1, 2]
+    for frame, result in zip(frames, results, strict=True):
+        if result is not results[5]:
+            assert np.array_equal(result.labels, Segmenter(StandIn())(frame).labels)
 
 
 def test_frames_wait_outside_while_those_inside_are_large(monkeypatch):
