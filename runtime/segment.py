@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from pathlib import Path
 from typing import Annotated
 
@@ -13,13 +14,14 @@ from runtime.frames.limits import MOST_PIXELS
 from runtime.merge.registry import DEFAULT, SOLVERS
 from runtime.outputs.registry import KINDS
 from runtime.refine.registry import REFINEMENTS
-from runtime.terminal import FAILED, USAGE_ERROR, Version, complain, one_line_errors, run, warnings_said
+from runtime.terminal import FAILED, USAGE_ERROR, Version, complain, one_line_errors, options_named, run, warnings_said
 
 # Words of options, from the registries that know them.
 _SOLVERS = [(solver.name, solver.help) for solver in SOLVERS if solver.name != DEFAULT]
 _STEPS = [(step.name, step.help) for step in REFINEMENTS if not step.by_area]
 _REFINE = ", ".join(f"{name} ({what})" for name, what in (*_SOLVERS, *_STEPS))
 _OUTPUTS = ", ".join(f"{kind.name} ({kind.help})" for kind in KINDS)
+_SPELLED = {"thresholds": "--threshold"}  # the parameter whose option has another name
 _BACKENDS = ", ".join(backend.name for backend in BACKENDS)
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -153,18 +155,19 @@ def main(
         levels = None if hierarchy is None else _levels(hierarchy)
         from runtime.segmenter import Segmenter
 
-        segmenter = Segmenter.open(
-            engine,
-            device,
-            backend=backend,
-            thresholds="auto" if threshold == "auto" else _numbers(threshold, "--threshold"),
-            iterations=iterations,
-            refine=refine,
-            min_area=min_area,
-            weights=weights if weights in (None, "proportional", "per-tensor") else _numbers(weights, "--weights"),  # type: ignore[arg-type]
-            grid=grid,
-            options={"precision": precision, "threads": threads},
-        )
+        with options_named({name: f"--{name.replace('_', '-')}" for name in signature(main).parameters} | _SPELLED):
+            segmenter = Segmenter.open(
+                engine,
+                device,
+                backend=backend,
+                thresholds="auto" if threshold == "auto" else _numbers(threshold, "--threshold"),
+                iterations=iterations,
+                refine=refine,
+                min_area=min_area,
+                weights=weights if weights in (None, "proportional", "per-tensor") else _numbers(weights, "--weights"),  # type: ignore[arg-type]
+                grid=grid,
+                options={"precision": precision, "threads": threads},
+            )
         if levels is not None:
             segmenter.stages.route.check_maps("--hierarchy")
     from runtime.stream.run import Run
@@ -197,10 +200,8 @@ def _levels(text: str) -> tuple[float, ...]:
     """Thresholds of a hierarchy's levels, ascending."""
     from runtime.merge.grouping import as_sweep
 
-    try:
+    with options_named({"thresholds": "--hierarchy"}):
         return as_sweep(_numbers(text, "--hierarchy"))  # type: ignore[arg-type]
-    except ValueError as error:
-        raise DiffSegError(f"--hierarchy: {error}") from None
 
 
 if __name__ == "__main__":

@@ -289,5 +289,5 @@ def _every_iteration(thresholds: Any, iterations: int | None, default: tuple[flo
         raise DiffSegError(f"thresholds: expected a number, one per iteration, or 'auto', found {thresholds!r}")
     found = tuple(thresholds)
     if iterations not in (None, len(found)):
-        raise DiffSegError(f"expected one threshold, or one for each of {iterations} iterations, found {len(found)}")
+        raise DiffSegError(f"thresholds: expected one, or one for each of {iterations} iterations, found {len(found)}")
     return found

@@ -29,7 +29,7 @@ from export.commands.report import report
 from export.heads.registry import HEADS
 from runtime.engine.plan import build_options
 from runtime.errors import DiffSegError
-from runtime.terminal import USAGE_ERROR, check_extra, one_line_errors
+from runtime.terminal import USAGE_ERROR, check_extra, one_line_errors, options_named
 
 if TYPE_CHECKING:
     from export.engine import ExportReport
@@ -137,7 +137,8 @@ def export_model(
     path = engine_path(output)
     with one_line_errors():
         try:
-            done = export_engine(request, path)
+            with options_named({"grid": "--grid", "weights": "--weights"}):
+                done = export_engine(request, path)
         except CheckFailed as error:
             report(error.checks)
             raise

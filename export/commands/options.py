@@ -9,6 +9,7 @@ import typer
 
 from export.model.families import BLOCKS
 from runtime.errors import DiffSegError
+from runtime.terminal import options_named
 
 if TYPE_CHECKING:
     from runtime.pyramid.weights import Weighting
@@ -73,10 +74,8 @@ def read_weights(text: str) -> Weighting:
     """A rule's name, or `1,0,0,0` → numbers. Raises DiffSegError for anything else."""
     from runtime.pyramid.weights import as_weights
 
-    try:
+    with options_named({"weights": "--weights"}):
         return as_weights(text if text in ("proportional", "per-tensor") else text.split(","))
-    except ValueError as error:
-        raise DiffSegError(f"--{error}") from None
 
 
 def engine_path(output: Path) -> Path:

@@ -49,8 +49,8 @@ class Route(ABC):
         side = min(height, width)
         if config.grid > side:
             raise DiffSegError(
-                f"grid {config.grid} does not fit: this engine's finest attention is {height}x{width}; expected a "
-                f"grid from 2 to {side}"
+                f"grid: expected a grid from 2 to {side}, since this engine's finest attention is {height}x{width}, "
+                f"found {config.grid}; choose a smaller one"
             )
 
     @abstractmethod

@@ -302,7 +302,7 @@ def test_refusals_at_the_call(labels_engine, small_engine):
         (["--head", "labels", "--grid", "1"], "--grid: expected at least 2"),
         (["--head", "labels", "--grid", "17"], "grid: expected 2 to 16 anchors"),
         (["--weights", "heavy"], "--weights: expected"),
-        (["--weights", "1,2"], "weights: expected 4 numbers"),
+        (["--weights", "1,2"], "error: --weights: expected 4 numbers"),
     ],
 )
 def test_bad_export_options(small_pipeline, tmp_path, options, message):

@@ -263,7 +263,7 @@ def test_a_hierarchy_is_written_level_by_level(folder):
         assert np.array_equal(labels, expected.labels(number))
     assert np.array_equal(cv2.imread("segmented/cat_labels.png", -1), Segmenter.open()(CAT).labels)
     bad = run("cat.png", "--hierarchy", "0,1")
-    assert bad.exit_code == 2 and "--hierarchy: thresholds: expected" in bad.stderr
+    assert bad.exit_code == 2 and "error: --hierarchy: expected" in bad.stderr
 
 
 def test_options_of_clips_say_that_they_do_nothing(folder, stand_in):
