@@ -173,6 +173,8 @@ def main(
     from runtime.stream.run import Run
 
     with one_line_errors():
+        if kinds:
+            _check_output(output)
         run_all = Run(segmenter.stages, output, kinds, options, levels=levels, as_json=as_json, resume=resume)
         sources, failures = find_sources(inputs)
         for failure in failures:
@@ -194,6 +196,16 @@ def _numbers(text: str | None, option: str) -> float | tuple[float, ...] | None:
             f"{option}: expected numbers with commas between them{words.get(option, '')}, found {text!r}"
         ) from None
     return numbers[0] if len(numbers) == 1 and option == "--threshold" else numbers
+
+
+def _check_output(folder: Path) -> None:
+    """Raise DiffSegError where a file is in the way of the folder for the results."""
+    file = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+    if file.is_file():
+        raise DiffSegError(
+            f"--output {folder}: cannot be written, expected a folder, found the file {file}; name another folder, or "
+            "move the file away"
+        )
 
 
 def _levels(text: str) -> tuple[float, ...]:

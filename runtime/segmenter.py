@@ -63,6 +63,13 @@ class Segmenter:
             raise DiffSegError("this Segmenter is closed; open another one")
         return self._stages
 
+    def __repr__(self) -> str:
+        if self._stages is None:
+            return "<Segmenter: closed>"
+        engine, spec = self.engine, self.engine.spec
+        name = engine.path.name if hasattr(engine, "path") else type(engine).__name__
+        return f"<Segmenter: {name}, backend {engine.backend}, device {engine.device}, {spec.height}x{spec.width}>"
+
     @property
     def engine(self) -> Engine:
         """The engine."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 Model = Annotated[
     str,
-    typer.Argument(help="Diffusers folder, id on the model hub (owner/name), or .safetensors file."),
+    typer.Argument(metavar="MODEL", help="Diffusers folder, id on the model hub (owner/name), or .safetensors file."),
 ]
 Size = Annotated[str | None, typer.Option(metavar="HxW", help="Frame size in pixels; the model's own if left out.")]
 Attention = Annotated[str, typer.Option(help="U-Net blocks whose maps are averaged.")]

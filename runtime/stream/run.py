@@ -243,6 +243,8 @@ def _named(job: Job) -> str:
 
 def _summary(job: Job) -> str:
     assert job.result is not None
-    count = job.result.count
-    written = ", ".join(map(str, job.written)) or "nothing written"
-    return f"{count} segment{'' if count == 1 else 's'}: {written}"
+    counts = [(job.result.count, "segment")]
+    if job.hierarchy is not None:
+        counts.append((job.hierarchy.levels, "level"))
+    counted = ", ".join(f"{count} {word}{'' if count == 1 else 's'}" for count, word in counts)
+    return f"{counted}: {', '.join(map(str, job.written)) or 'nothing written'}"

@@ -69,7 +69,7 @@ def test_an_onnx_model_that_is_no_engine(tmp_path):
     graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", io[:1], io[1:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     onnx.save(model, tmp_path / "other.onnx")
-    refuses(tmp_path / "other.onnx", "is an ONNX model but no engine")
+    refuses(tmp_path / "other.onnx", "is not an engine: expected an ONNX file with the metadata entry")
     spec = EngineSpec.from_json(sidecar_path(EMBEDDED).read_text(), "tiny")
     helper.set_model_props(model, {METADATA_KEY: spec.to_json()})
     onnx.save(model, tmp_path / "other.onnx")

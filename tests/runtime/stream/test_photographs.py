@@ -262,6 +262,8 @@ def test_a_hierarchy_is_written_level_by_level(folder):
         labels = cv2.imread(f"segmented/cat_level{number}_labels.png", cv2.IMREAD_UNCHANGED)
         assert np.array_equal(labels, expected.labels(number))
     assert np.array_equal(cv2.imread("segmented/cat_labels.png", -1), Segmenter.open()(CAT).labels)
+    said = run("cat.png", "--hierarchy", "0.8,0.2,0.4", "--save", "labels").stderr
+    assert f"{line['segments']} segments, 3 levels: segmented/cat_labels.png, " in said
     bad = run("cat.png", "--hierarchy", "0,1")
     assert bad.exit_code == 2 and "error: --hierarchy: expected" in bad.stderr
 
