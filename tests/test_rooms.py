@@ -45,7 +45,7 @@ EXPORT = (
     ("progress",),
 )
 TOOLS = (
-    ("gpu_check", "pictures"),
+    ("attend", "gpu_check", "pictures"),
     ("benchmark",),
     ("evaluate", "tiny"),
     ("scenes",),
