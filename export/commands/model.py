@@ -170,7 +170,7 @@ def _summarise(done: ExportReport, model: Path, path: Path) -> None:
     """Times, cost and files, on stderr."""
     files = [file for file in (path, path.with_name(path.name + ".data")) if file.exists()]
     before = f", {_weights_on_disk(model) / 1e6:.1f} MB" if model.exists() else ""
-    print(f"{done.stages}\nmodel:  {done.before}{before}", file=sys.stderr)
+    print(f"{done.phases}\nmodel:  {done.before}{before}", file=sys.stderr)
     print(f"engine: {done.after}, {sum(file.stat().st_size for file in files) / 1e6:.1f} MB", file=sys.stderr)
     print(f"wrote {path} and {path}.json", file=sys.stderr)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import DiffSegError, as_one_line
-from runtime.frames.registry import KINDS
+from runtime.frames.registry import SOURCES
 from runtime.outputs.registry import listings
 from runtime.outputs.target import Target
 from runtime.stream.clip import run_clip
@@ -231,7 +231,7 @@ class Run:
 
 
 def _is_photograph(source: Source) -> bool:
-    return KINDS[source.kind].still
+    return SOURCES[source.kind].still
 
 
 def _named(job: Job) -> str:

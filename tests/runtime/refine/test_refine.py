@@ -137,7 +137,7 @@ def test_a_refinement_is_an_entry_and_the_module_it_names(monkeypatch):
     module = types.ModuleType("swapping")
     module.swap = lambda labels, grid: (1 - labels if grid == (4, 5) else labels).astype(np.int32)
     monkeypatch.setitem(sys.modules, "swapping", module)
-    entry = Step("swap", "swapping", "swap", inputs=("grid",), specks=0.5)
+    entry = Step("swap", "swapping", "swap", inputs=("tokens",), specks=0.5)
     monkeypatch.setattr("runtime.refine.registry.REFINEMENTS", (*REFINEMENTS, entry))
     labels = np.zeros((40, 50), np.int32)
     labels[:, 30:] = 1
