@@ -102,7 +102,7 @@ def test_an_unknown_head():
         registry.find_head("tail")
 
 
-def test_bf16_without_the_backend_that_checks_it(small_pipeline, tmp_path, monkeypatch):
+def test_bf16_without_the_backend_that_checks_it(tmp_path, monkeypatch):
     """Before the weights load: the model is not even looked for."""
     find = importlib.util.find_spec
     monkeypatch.setattr(
