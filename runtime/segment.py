@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from pathlib import Path
 from typing import Annotated
 
@@ -10,8 +11,8 @@ import typer
 from runtime.engine.registry import BACKENDS
 from runtime.errors import DiffSegError
 from runtime.frames.limits import MOST_PIXELS
+from runtime.merge.registry import DEFAULT, SOLVERS
 from runtime.outputs.registry import KINDS
-from runtime.pyramid.solvers import DEFAULT, SOLVERS
 from runtime.refine.registry import REFINEMENTS
 from runtime.terminal import (
     FAILED,
@@ -20,6 +21,7 @@ from runtime.terminal import (
     complain,
     interruptions_raised,
     one_line_errors,
+    options_named,
     run,
     warnings_said,
 )
@@ -29,6 +31,7 @@ _SOLVERS = [(solver.name, solver.help) for solver in SOLVERS if solver.name != D
 _STEPS = [(step.name, step.help) for step in REFINEMENTS if not step.by_area]
 _REFINE = ", ".join(f"{name} ({what})" for name, what in (*_SOLVERS, *_STEPS))
 _OUTPUTS = ", ".join(f"{kind.name} ({kind.help})" for kind in KINDS)
+_SPELLED = {"thresholds": "--threshold"}  # the parameter whose option has another name
 _BACKENDS = ", ".join(backend.name for backend in BACKENDS)
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -162,23 +165,26 @@ def main(
         levels = None if hierarchy is None else _levels(hierarchy)
         from runtime.segmenter import Segmenter
 
-        segmenter = Segmenter.open(
-            engine,
-            device,
-            backend=backend,
-            thresholds="auto" if threshold == "auto" else _numbers(threshold, "--threshold"),
-            iterations=iterations,
-            refine=refine,
-            min_area=min_area,
-            weights=weights if weights in (None, "proportional", "per-tensor") else _numbers(weights, "--weights"),  # type: ignore[arg-type]
-            grid=grid,
-            options={"precision": precision, "threads": threads},
-        )
+        with options_named({name: f"--{name.replace('_', '-')}" for name in signature(main).parameters} | _SPELLED):
+            segmenter = Segmenter.open(
+                engine,
+                device,
+                backend=backend,
+                thresholds="auto" if threshold == "auto" else _numbers(threshold, "--threshold"),
+                iterations=iterations,
+                refine=refine,
+                min_area=min_area,
+                weights=weights if weights in (None, "proportional", "per-tensor") else _numbers(weights, "--weights"),  # type: ignore[arg-type]
+                grid=grid,
+                options={"precision": precision, "threads": threads},
+            )
         if levels is not None:
             segmenter.stages.route.check_maps("--hierarchy")
     from runtime.stream.run import Run
 
     with one_line_errors(), interruptions_raised():
+        if kinds:
+            _check_output(output)
         run_all = Run(segmenter.stages, output, kinds, options, levels=levels, as_json=as_json, resume=resume)
         sources, failures = find_sources(inputs)
         for failure in failures:
@@ -202,14 +208,22 @@ def _numbers(text: str | None, option: str) -> float | tuple[float, ...] | None:
     return numbers[0] if len(numbers) == 1 and option == "--threshold" else numbers
 
 
+def _check_output(folder: Path) -> None:
+    """Raise DiffSegError where a file is in the way of the folder for the results."""
+    file = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+    if file.is_file():
+        raise DiffSegError(
+            f"--output {folder}: cannot be written, expected a folder, found the file {file}; name another folder, or "
+            "move the file away"
+        )
+
+
 def _levels(text: str) -> tuple[float, ...]:
     """Thresholds of a hierarchy's levels, ascending."""
     from runtime.merge.grouping import as_sweep
 
-    try:
+    with options_named({"thresholds": "--hierarchy"}):
         return as_sweep(_numbers(text, "--hierarchy"))  # type: ignore[arg-type]
-    except ValueError as error:
-        raise DiffSegError(f"--hierarchy: {error}") from None
 
 
 if __name__ == "__main__":

@@ -63,6 +63,13 @@ class Segmenter:
             raise DiffSegError("this Segmenter is closed; open another one")
         return self._stages
 
+    def __repr__(self) -> str:
+        if self._stages is None:
+            return "<Segmenter: closed>"
+        engine, spec = self.engine, self.engine.spec
+        name = engine.path.name if hasattr(engine, "path") else type(engine).__name__
+        return f"<Segmenter: {name}, backend {engine.backend}, device {engine.device}, {spec.height}x{spec.width}>"
+
     @property
     def engine(self) -> Engine:
         """The engine."""
@@ -289,5 +296,5 @@ def _every_iteration(thresholds: Any, iterations: int | None, default: tuple[flo
         raise DiffSegError(f"thresholds: expected a number, one per iteration, or 'auto', found {thresholds!r}")
     found = tuple(thresholds)
     if iterations not in (None, len(found)):
-        raise DiffSegError(f"expected one threshold, or one for each of {iterations} iterations, found {len(found)}")
+        raise DiffSegError(f"thresholds: expected one, or one for each of {iterations} iterations, found {len(found)}")
     return found

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -65,6 +65,22 @@ def one_line_errors(status: int = FAILED) -> Iterator[None]:
     except KeyboardInterrupt:
         complain("interrupted; what was finished is whole, the rest is left out")
         raise typer.Exit(INTERRUPTED) from None
+
+
+@contextmanager
+def options_named(options: Mapping[str, str]) -> Iterator[None]:
+    """Let errors name the option that people typed: `options` has it for each parameter that a text may begin with.
+
+    The ValueError or DiffSegError "min_area: expected ..." becomes the DiffSegError "--min-area: expected ...".
+    """
+    try:
+        yield
+    except (DiffSegError, ValueError) as error:
+        name, colon, rest = str(error).partition(":")
+        if colon and name in options:
+            kind = type(error) if isinstance(error, DiffSegError) else DiffSegError
+            raise kind(f"{options[name]}:{rest}") from None
+        raise
 
 
 @contextmanager

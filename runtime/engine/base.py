@@ -25,6 +25,7 @@ class Engine(ABC):
         spec: what the engine is.
         device: where it runs, "cpu" or "cuda:N".
         path: the engine file.
+        backend: the name of the backend that runs it.
         asked: the device that the caller asked for; may be "auto".
         on_device: whether `infer_on_device` can leave outputs on a GPU.
     """
@@ -32,6 +33,7 @@ class Engine(ABC):
     spec: EngineSpec
     device: str
     path: Path
+    backend: str = "of its own"
     asked: str
     on_device: bool = False
 

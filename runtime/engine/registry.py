@@ -97,7 +97,7 @@ def open_engine(
         check_external_data(path)
     cls = getattr(importlib.import_module(chosen.module), chosen.cls)
     engine: Engine = cls(path, device, **options)
-    engine.path, engine.asked = path, device
+    engine.path, engine.backend, engine.asked = path, chosen.name, device
     return engine
 
 

@@ -5,20 +5,17 @@ Paper: "Diffuse, Attend, and Segment" (Tian et al., CVPR 2024), section 3.3, "It
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from runtime.merge import solvers
 from runtime.merge.aggregate import Aggregation
+from runtime.merge.registry import solver_named
 from runtime.merge.threads import one_thread
 from runtime.pyramid.anchors import anchor_queries
 from runtime.pyramid.checks import check_pyramid
 from runtime.pyramid.config import MergeConfig
-from runtime.pyramid.solvers import solver_named
 from runtime.pyramid.weights import resolution_ratios
 
 if TYPE_CHECKING:
@@ -83,16 +80,7 @@ def merge_attention(aggregated: NDArray[Any], config: MergeConfig, shape: tuple[
 def solve(source: Aggregation, config: MergeConfig, seeds: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
     """The proposals of a source whose rows sum to n, by the solver that the config names: float32 [P, n], summing to 1.
 
-    Raises:
-        ValueError: if the solver needs a package that is not installed.
+    Raises ValueError where no solver has that name, or a package it needs is not installed.
     """
-    solver = solver_named(config.solver)
-    for package in solver.packages:
-        if importlib.util.find_spec(package) is None:
-            raise ValueError(
-                f"solver: {solver.name!r} needs the package {package}, which is not installed; install it, or use "
-                "solver='merge'"
-            )
-    module = importlib.import_module(f"{solvers.__name__}.{solver.module}")
-    proposals: NDArray[np.float32] = getattr(module, solver.function)(source, config, seeds)
+    proposals = solver_named(config.solver).load()(source, config, seeds)
     return proposals / np.float32(source.n)  # a new array: what a solver gives may be scratch memory

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runtime.pyramid.solvers import solver_named
 from runtime.pyramid.weights import Weighting, as_weights
 
 
@@ -20,7 +19,8 @@ class MergeConfig:
         weights: of the resolutions in the aggregation: "proportional" to the side (the authors' code),
             "per-tensor" (the paper's text), or one number per resolution, finest first.
         solver: how maps become proposals: "merge" (the paper's), "kmeans" (the cluster means of K-means that starts
-            from the merge's proposals), or another one that `runtime.pyramid.solvers` lists.
+            from the merge's proposals), or another one that `runtime.merge.registry` lists. Whether there is a solver
+            of that name is checked where a merge begins or a Segmenter opens.
 
     Raises:
         ValueError: if a value is out of range.
@@ -46,7 +46,8 @@ class MergeConfig:
                 f"grid: expected a whole number of anchors per axis, at least 2, found {self.grid!r}; "
                 "give for example 16"
             )
-        solver_named(self.solver)
+        if not isinstance(self.solver, str) or not self.solver:
+            raise ValueError(f"solver: expected a solver's name, found {self.solver!r}; give for example 'merge'")
         object.__setattr__(self, "thresholds", thresholds)
         object.__setattr__(self, "grid", int(self.grid))
         object.__setattr__(self, "weights", as_weights(self.weights))

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import DiffSegError
+from runtime.merge.registry import solver_named
 from runtime.pyramid.weights import resolution_ratios
 
 if TYPE_CHECKING:
@@ -34,12 +35,13 @@ class Route(ABC):
     has_maps = True
 
     def __init__(self, engine: Engine, config: MergeConfig, auto: bool = False) -> None:
-        """Raises DiffSegError when the anchors or the weights do not fit the engine's attention."""
+        """Raises DiffSegError when the solver is unknown, or anchors or weights do not fit the engine's attention."""
         self.engine, self.config, self.auto = engine, config, auto
         levels = engine.spec.levels
         self.tokens = [(level.height, level.width) for level in levels]
         self.layers = [level.layers for level in levels]
         try:
+            solver_named(config.solver)
             resolution_ratios(config.weights, self.tokens, self.layers)
         except ValueError as error:
             raise DiffSegError(str(error)) from None
@@ -47,8 +49,8 @@ class Route(ABC):
         side = min(height, width)
         if config.grid > side:
             raise DiffSegError(
-                f"grid {config.grid} does not fit: this engine's finest attention is {height}x{width}; expected a "
-                f"grid from 2 to {side}"
+                f"grid: expected a grid from 2 to {side}, since this engine's finest attention is {height}x{width}, "
+                f"found {config.grid}; choose a smaller one"
             )
 
     @abstractmethod

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import DiffSegError, as_one_line
-from runtime.frames.registry import KINDS
+from runtime.frames.registry import SOURCES
 from runtime.outputs.registry import listings
 from runtime.outputs.target import Target
 from runtime.stream.clip import run_clip
@@ -231,7 +231,7 @@ class Run:
 
 
 def _is_photograph(source: Source) -> bool:
-    return KINDS[source.kind].still
+    return SOURCES[source.kind].still
 
 
 def _named(job: Job) -> str:
@@ -243,6 +243,8 @@ def _named(job: Job) -> str:
 
 def _summary(job: Job) -> str:
     assert job.result is not None
-    count = job.result.count
-    written = ", ".join(map(str, job.written)) or "nothing written"
-    return f"{count} segment{'' if count == 1 else 's'}: {written}"
+    counts = [(job.result.count, "segment")]
+    if job.hierarchy is not None:
+        counts.append((job.hierarchy.levels, "level"))
+    counted = ", ".join(f"{count} {word}{'' if count == 1 else 's'}" for count, word in counts)
+    return f"{counted}: {', '.join(map(str, job.written)) or 'nothing written'}"

@@ -66,6 +66,7 @@ def test_a_compiled_model_is_found_again_and_old_ones_go(tmp_path):
         np.testing.assert_array_equal(before, after)
 
 
+@pytest.mark.slow
 def test_a_cache_that_cannot_be_used_or_is_damaged_does_no_harm(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     open_engine(device="cpu", backend="openvino", threads=1)

@@ -11,6 +11,8 @@ from runtime.merge.thresholds import stable_thresholds
 from runtime.pyramid.config import MergeConfig
 from runtime.stream.continuity import Continuity
 
+pytestmark = pytest.mark.usefixtures("embedded_stays_open")
+
 CAT = data.chelsea()[..., ::-1].copy()
 
 

@@ -21,6 +21,8 @@ from runtime.stream.photographs import run_photographs
 from tests.runtime.clips import draw, write_clip
 from tests.runtime.outputs.test_outlines import blobs, fill
 
+pytestmark = pytest.mark.usefixtures("embedded_stays_open")
+
 CAT = data.chelsea()[..., ::-1].copy()
 COFFEE = data.coffee()[::2, ::2, ::-1].copy()
 

@@ -32,7 +32,8 @@ def test_config_is_a_value():
         ({"weights": (1.0, -1.0)}, "not negative"),
         ({"weights": ()}, "found ()"),
         ({"weights": None}, "found None"),
-        ({"solver": "crf"}, "solver: expected 'merge' or 'kmeans', found 'crf'; choose one"),
+        ({"solver": ""}, "solver: expected a solver's name, found ''"),
+        ({"solver": None}, "found None; give for example 'merge'"),
     ],
 )
 def test_config_errors(arguments, message):
