@@ -50,6 +50,7 @@ def test_openvino_agrees_with_onnxruntime(photographs, precision, tmp_path):
     assert list(tmp_path.glob("*.blob")), "the compiled model is kept"
 
 
+@pytest.mark.slow
 def test_a_compiled_model_is_found_again_and_old_ones_go(tmp_path):
     import os
 

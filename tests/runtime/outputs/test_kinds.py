@@ -243,6 +243,7 @@ def test_a_file_of_someone_elses_is_never_overwritten(folder, kind, name):
     assert path.read_text() == "0 0.5 0.5 0.1 0.1\n" and written(folder / "segmented") == [name]
 
 
+@pytest.mark.slow
 def test_after_a_kill_the_next_run_assembles_the_file(folder, expected):
     """A kill leaves a journal whose last line is cut, and no assembled file."""
     assert run("in", "--save", "panoptic").exit_code == 0
