@@ -46,7 +46,7 @@ def border_shares(labels: NDArray[Any], seams: tuple[list[int], list[int]]) -> t
 
 
 def measure(segmenter: Segmenter, size: tuple[int, int], count: int, tiles: str | tuple[int, int]) -> dict[str, Any]:
-    """Means over scenes, of the untiled run and of the one in tiles."""
+    """Means over scenes: of the untiled run, of the one in tiles, and of the true segments."""
     from runtime.tiles.layout import place_tiles
 
     own = segmenter.engine.spec
@@ -55,12 +55,12 @@ def measure(segmenter: Segmenter, size: tuple[int, int], count: int, tiles: str 
         [(one + axis.side + other) // 2 for one, other in zip(axis.starts, axis.starts[1:], strict=False)]
         for axis in axes
     ]
-    rows: dict[str, list[list[float]]] = {"whole": [], "tiles": []}
+    rows: dict[str, list[list[float]]] = {"whole": [], "tiles": [], "truth": []}
     for seed in range(count):
         scene, small = draw_large_scene(seed, size)
-        for name, how in (("whole", None), ("tiles", tiles)):
+        for name, how in (("whole", None), ("tiles", tiles), ("truth", None)):
             began = time.perf_counter()
-            labels = segmenter(scene.frame, tiles=how).labels
+            labels = scene.mask if name == "truth" else segmenter(scene.frame, tiles=how).labels
             seconds = time.perf_counter() - began
             covering = metrics.covering(metrics.contingency(scene.mask, labels))
             shares = border_shares(labels, (lines[0], lines[1]))
