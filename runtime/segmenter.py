@@ -157,21 +157,16 @@ class Segmenter:
 
         `details` adds proposals and aggregated attention; `proposals` the proposals alone, which costs nothing (None
         from an engine with the head labels). `seeds`: see `runtime.routes.base.Route.merge`.
-        `keep_frame`: the result keeps the frame, so that it can be drawn and saved with it.
-        `tiles`: of a large picture, "auto" or (rows, columns), see `runtime.tiles.layout`; without details.
+        `keep_frame`: the result keeps the frame, so that it can be drawn and saved with it. `tiles`: of a large
+        picture, "auto" or (rows, columns), see `runtime.tiles.layout`; it then has no details.
         Raises DiffSegError when the frame has another shape or type.
         """
+        from runtime.tiles.tiled import in_tiles
+
         if details:
             self.stages.route.check_maps("details")
-        result = self._tiled(tiles)(frame, details=details, proposals=proposals, seeds=seeds)
+        result = in_tiles(self.stages, tiles)(frame, details=details, proposals=proposals, seeds=seeds)
         return replace(result, frame=frame) if keep_frame else result
-
-    def _tiled(self, tiles: str | tuple[int, int] | None) -> Stages:
-        if tiles is None:
-            return self.stages
-        from runtime.tiles.tiled import TiledStages
-
-        return TiledStages(self.stages, tiles)
 
     def map(
         self,
@@ -193,12 +188,13 @@ class Segmenter:
             tiles: as of a call.
         """
         from runtime.stream.photographs import map_photographs
+        from runtime.tiles.tiled import in_tiles
 
         if errors not in ("raise", "give"):
             raise DiffSegError(f"errors: expected 'raise' or 'give', found {errors!r}")
         if isinstance(inputs, (str, Path)):
             raise DiffSegError(f"inputs: expected a list of paths or frames, found one path; pass [{str(inputs)!r}]")
-        return map_photographs(self._tiled(tiles), inputs, give=errors == "give")
+        return map_photographs(in_tiles(self.stages, tiles), inputs, give=errors == "give")
 
     def stream(
         self,
@@ -251,10 +247,7 @@ class Segmenter:
         return segment_levels(self.stages, frame, thresholds)
 
     def attend(self, frame: NDArray[np.uint8]) -> Attended:
-        """Run the network on one frame, uint8 [H, W, 3] BGR, and keep its attention maps (`runtime.attended`).
-
-        Raises DiffSegError when the frame is invalid, or the engine has the head labels.
-        """
+        """Run the network on one frame, and keep its attention maps; see `runtime.attended.Attended`."""
         from runtime.attended import Attended
 
         return Attended(self.stages, frame)

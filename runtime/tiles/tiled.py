@@ -191,6 +191,11 @@ class TiledStages(Stages):
         return link(parts[0], parts[1], threshold)
 
 
+def in_tiles(stages: Stages, tiles: str | tuple[int, int] | None) -> Stages:
+    """The stages, in tiles if any are wanted. Raises DiffSegError as `TiledStages` does."""
+    return stages if tiles is None else TiledStages(stages, tiles)
+
+
 def _far_from_borders(view: NDArray[np.int32], tokens: tuple[int, int]) -> NDArray[np.int32]:
     """The view's labels, and −1 within a token of another label."""
     size = [1 + 2 * max(1, side // count) for side, count in zip(view.shape, tokens, strict=True)]
