@@ -78,6 +78,13 @@ def main(
         float,
         typer.Option(metavar="A", help="Smaller regions go to their neighbours: share of the frame, or pixels from 1."),
     ] = 0,
+    tiles: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|RxC",
+            help="Large photographs: in overlapping tiles, of the engine's own size or in R rows and C columns.",
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda[:N]", help="Where to run.")] = "auto",
     backend: Annotated[
         str | None, typer.Option(metavar="NAME", help=f"{_BACKENDS}; by file and CPU if left out.")
@@ -163,7 +170,11 @@ def main(
             rate=rate,
         )
         levels = None if hierarchy is None else _levels(hierarchy)
+        if tiles is not None and levels is not None:
+            raise DiffSegError("--tiles: a hierarchy is of the whole frame; leave out --hierarchy or --tiles")
         from runtime.segmenter import Segmenter
+        from runtime.tiles.layout import parse_tiles
+        from runtime.tiles.tiled import TiledStages
 
         with options_named({name: f"--{name.replace('_', '-')}" for name in signature(main).parameters} | _SPELLED):
             segmenter = Segmenter.open(
@@ -180,12 +191,15 @@ def main(
             )
         if levels is not None:
             segmenter.stages.route.check_maps("--hierarchy")
+        tiled = None if tiles is None else TiledStages(segmenter.stages, parse_tiles(tiles))
     from runtime.stream.run import Run
 
     with one_line_errors(), interruptions_raised():
         if kinds:
             _check_output(output)
-        run_all = Run(segmenter.stages, output, kinds, options, levels=levels, as_json=as_json, resume=resume)
+        run_all = Run(
+            segmenter.stages, output, kinds, options, levels=levels, as_json=as_json, resume=resume, tiled=tiled
+        )
         sources, failures = find_sources(inputs)
         for failure in failures:
             complain(failure)

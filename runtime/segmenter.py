@@ -107,8 +107,7 @@ class Segmenter:
             grid: anchors per axis.
             weights: of the resolutions, see `MergeConfig`.
             refine: "kmeans" (on the maps), "snap" (borders move to edges of the frame), or both with a comma.
-            min_area: regions smaller than this share of the frame, or from 1 this number of pixels, go to their
-                neighbours.
+            min_area: regions below this share of the frame, or from 1 this many pixels, go to their neighbours.
             options: of the backend, such as {"threads": 2, "precision": "fp32"}; see
                 `runtime.engine.registry.open_engine`.
             unknown: an error.
@@ -152,21 +151,29 @@ class Segmenter:
         proposals: bool = False,
         seeds: NDArray[np.float32] | None = None,
         keep_frame: bool = False,
+        tiles: str | tuple[int, int] | None = None,
     ) -> Result:
         """Segment one frame, uint8 [H, W, 3] BGR of any size.
 
         `details` adds proposals and aggregated attention; `proposals` the proposals alone, which costs nothing (None
         from an engine with the head labels). `seeds`: see `runtime.routes.base.Route.merge`.
-        `keep_frame`: the result keeps the frame, so that it can be drawn and saved with it.
+        `keep_frame`: the result keeps the frame, so that it can be drawn and saved with it. `tiles`: of a large
+        picture, "auto" or (rows, columns), see `runtime.tiles.layout`; it then has no details.
         Raises DiffSegError when the frame has another shape or type.
         """
+        from runtime.tiles.tiled import in_tiles
+
         if details:
             self.stages.route.check_maps("details")
-        result = self.stages(frame, details=details, proposals=proposals, seeds=seeds)
+        result = in_tiles(self.stages, tiles)(frame, details=details, proposals=proposals, seeds=seeds)
         return replace(result, frame=frame) if keep_frame else result
 
     def map(
-        self, inputs: Iterable[str | Path | NDArray[np.uint8]], *, errors: Literal["raise", "give"] = "raise"
+        self,
+        inputs: Iterable[str | Path | NDArray[np.uint8]],
+        *,
+        errors: Literal["raise", "give"] = "raise",
+        tiles: str | tuple[int, int] | None = None,
     ) -> Iterator[Result | DiffSegError]:
         """Segment photographs, each by itself, one result for each, in order.
 
@@ -178,14 +185,16 @@ class Segmenter:
             inputs: paths of pictures, or frames uint8 [H, W, 3] BGR; any iterable, read as it is needed.
             errors: what becomes of an input that cannot be read or segmented: "raise" ends with its DiffSegError,
                 "give" yields that error in its place and goes on.
+            tiles: as of a call.
         """
         from runtime.stream.photographs import map_photographs
+        from runtime.tiles.tiled import in_tiles
 
         if errors not in ("raise", "give"):
             raise DiffSegError(f"errors: expected 'raise' or 'give', found {errors!r}")
         if isinstance(inputs, (str, Path)):
             raise DiffSegError(f"inputs: expected a list of paths or frames, found one path; pass [{str(inputs)!r}]")
-        return map_photographs(self.stages, inputs, give=errors == "give")
+        return map_photographs(in_tiles(self.stages, tiles), inputs, give=errors == "give")
 
     def stream(
         self,
@@ -238,16 +247,7 @@ class Segmenter:
         return segment_levels(self.stages, frame, thresholds)
 
     def attend(self, frame: NDArray[np.uint8]) -> Attended:
-        """Run the network on one frame, uint8 [H, W, 3] BGR, and keep its attention maps, to work with it.
-
-            attended = segmenter.attend(frame)
-            attended.labels(threshold=0.7)  # int32 [H, W]
-            attended.at(x, y).mask  # the segment of a pixel, bool [H, W]
-            attended.hierarchy()
-
-        None of these runs the network again.
-        Raises DiffSegError when the frame is invalid, or the engine has the head labels.
-        """
+        """Run the network on one frame, and keep its attention maps; see `runtime.attended.Attended`."""
         from runtime.attended import Attended
 
         return Attended(self.stages, frame)

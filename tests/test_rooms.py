@@ -18,7 +18,7 @@ RUNTIME = (
     ("temporal",),
     ("track",),
     ("attended",),
-    ("hierarchy",),
+    ("hierarchy", "tiles"),
     ("stages",),
     ("refine",),
     ("routes",),

@@ -60,14 +60,14 @@ class Ledger:
     def __init__(
         self,
         folder: Path,
-        stages: Stages,
+        stages: tuple[Stages, Stages],
         kinds: Sequence[str],
         options: ClipOptions,
         levels: tuple[float, ...] | None = None,
         *,
         resume: bool = False,
     ) -> None:
-        """`resume`: inputs that are done are to be skipped.
+        """`stages`: of photographs, and of clips. `resume`: inputs that are done are to be skipped.
 
         Raises DiffSegError where the index is someone else's, or cannot be read.
         """
@@ -190,10 +190,8 @@ class Ledger:
 
     @cached_property
     def _made(self) -> dict[str, object]:
-        engine = self._stages.route.engine
-        settings = {name: value for name, value in self._stages.settings().items() if name != "engine"}
+        engine = self._stages[0].route.engine
         return {
-            **settings,
             "version": __version__,
             "engine": content_of_engine(engine.path) if hasattr(engine, "path") else "",
             "backend": type(engine).__name__,
@@ -203,13 +201,13 @@ class Ledger:
 
     @cached_property
     def _photographs(self) -> str:
-        return _hash_of({**self._made, "levels": self._levels})
+        return _hash_of({**self._made, **_settings(self._stages[0]), "levels": self._levels})
 
     @cached_property
     def _clips(self) -> str:
         options = {field.name: getattr(self._options, field.name) for field in fields(self._options)}
         kept = {name: str(value) for name, value in options.items() if name not in _SHOWN_ONLY}
-        return _hash_of({**self._made, "clips": kept})
+        return _hash_of({**self._made, **_settings(self._stages[1]), "clips": kept})
 
 
 class _Mark(Sink):
@@ -270,6 +268,11 @@ def _update(digest: Any, path: Path) -> None:
     with path.open("rb", buffering=0) as file:
         while data := file.read(1 << 20):
             digest.update(data)
+
+
+def _settings(stages: Stages) -> dict[str, object]:
+    """All but the engine's path: an engine may be moved."""
+    return {name: value for name, value in stages.settings().items() if name != "engine"}
 
 
 def _hash_of(value: object) -> str:
