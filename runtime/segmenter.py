@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from runtime.engine.registry import open_engine
-from runtime.errors import DiffSegError
+from runtime.errors import DiffSegError, check_iterable
 from runtime.pyramid.config import MergeConfig
 from runtime.pyramid.weights import as_weights
 from runtime.refine.refinement import Refinement, split_refine
@@ -125,6 +125,8 @@ class Segmenter:
                 else (f"an option of the backend goes into options={{{name!r}: {unknown[name]!r}}}")
             )
             raise DiffSegError(f"{name}: Segmenter.open has no such option; {advice}")
+        if not isinstance(options, Mapping | None):
+            raise DiffSegError(f"options: expected a dict such as {{'threads': 2}}, found {options!r}")
         opened = open_engine(engine, device, backend, **(options or {}))
         default = default_config(opened)
         auto = isinstance(thresholds, str) and thresholds == "auto"
@@ -194,6 +196,7 @@ class Segmenter:
             raise DiffSegError(f"errors: expected 'raise' or 'give', found {errors!r}")
         if isinstance(inputs, (str, Path)):
             raise DiffSegError(f"inputs: expected a list of paths or frames, found one path; pass [{str(inputs)!r}]")
+        check_iterable(inputs, "inputs", "paths or frames")
         return map_photographs(in_tiles(self.stages, tiles), inputs, give=errors == "give")
 
     def stream(
@@ -222,6 +225,7 @@ class Segmenter:
         """
         from runtime.stream.continuity import Continuity, follow
 
+        check_iterable(frames, "frames", "frames")
         tracking = None if isinstance(temporal, bool) else temporal
         continuity = Continuity(
             self.stages,
@@ -285,14 +289,15 @@ def default_config(engine: Engine) -> MergeConfig:
 
 def _every_iteration(thresholds: Any, iterations: int | None, default: tuple[float, ...]) -> tuple[float, ...]:
     """A threshold for every iteration, from what was asked for."""
-    if iterations is not None and (not isinstance(iterations, int) or not 1 <= iterations <= MOST_ITERATIONS):
+    whole = isinstance(iterations, int) and not isinstance(iterations, bool)
+    if iterations is not None and (not whole or not 1 <= iterations <= MOST_ITERATIONS):
         raise DiffSegError(f"iterations: expected 1 to {MOST_ITERATIONS}, found {iterations!r}")
     if thresholds is None:
         # More iterations than exported thresholds: the last one goes on.
         return default if iterations is None else (default + default[-1:] * iterations)[:iterations]
     if isinstance(thresholds, Real) and not isinstance(thresholds, bool):
         return (float(thresholds),) * (iterations or len(default))
-    if isinstance(thresholds, (str, bool)) or not isinstance(thresholds, Iterable):
+    if isinstance(thresholds, (str, bytes, bool)) or not isinstance(thresholds, Iterable):
         raise DiffSegError(f"thresholds: expected a number, one per iteration, or 'auto', found {thresholds!r}")
     found = tuple(thresholds)
     if iterations not in (None, len(found)):

@@ -15,7 +15,7 @@ from runtime.merge.registry import solver_named
 from runtime.merge.threads import one_thread
 from runtime.pyramid.anchors import anchor_queries
 from runtime.pyramid.checks import check_pyramid
-from runtime.pyramid.config import MergeConfig
+from runtime.pyramid.config import MergeConfig, as_config
 from runtime.pyramid.weights import resolution_ratios
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def propose(
     `seeds` float32 [S, n] is a warm start for video, which is not in the paper: the proposals of the frame before are
     the first anchors of iteration 0. The grid then only has to find new segments, so that it can be coarse.
     """
-    config = config or MergeConfig()
+    config = as_config(config)
     maps, shapes = check_pyramid(pyramid, grids)
     if maps[0].ndim != 2:
         raise ValueError(f"pyramid: expected the maps [n, n] of one frame, found {list(maps[0].shape)}")

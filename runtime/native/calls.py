@@ -46,7 +46,7 @@ def load(device: int = 0, engine: Path | None = None, path: Path | None = None) 
 
 def device_number(device: str) -> int:
     """N of "cuda:N", 0 of "cuda". Raises ValueError for anything else."""
-    name, colon, number = device.partition(":")
+    name, colon, number = device.partition(":") if isinstance(device, str) else ("", "", "")
     if name != "cuda" or (colon and not number.isdecimal()):
         raise ValueError(f"device: expected 'cpu', 'cuda' or 'cuda:N', found {device!r}; choose one of them")
     return int(number or 0)

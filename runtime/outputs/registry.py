@@ -57,6 +57,8 @@ def parse_kinds(text: str, option: str = "--save") -> list[str]:
 
     `option`: for its message. Raises ModuleNotFoundError where a kind's package is missing.
     """
+    if not isinstance(text, str):
+        raise DiffSegError(f"{option}: expected kinds with commas, such as 'overlay,labels', found {text!r}")
     names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     known = [kind.name for kind in KINDS]
     if names == ["none"]:

@@ -33,7 +33,8 @@ class MergeConfig:
 
     def __post_init__(self) -> None:
         try:
-            thresholds = tuple(float(threshold) for threshold in self.thresholds)
+            words = isinstance(self.thresholds, (str, bytes))
+            thresholds = () if words else tuple(float(threshold) for threshold in self.thresholds)
         except (TypeError, ValueError, OverflowError):
             thresholds = ()
         if not thresholds or not all(np.isfinite(threshold) and threshold > 0 for threshold in thresholds):
@@ -51,3 +52,10 @@ class MergeConfig:
         object.__setattr__(self, "thresholds", thresholds)
         object.__setattr__(self, "grid", int(self.grid))
         object.__setattr__(self, "weights", as_weights(self.weights))
+
+
+def as_config(config: MergeConfig | None) -> MergeConfig:
+    """The config itself; None: the defaults. Raises ValueError for anything else."""
+    if not isinstance(config, MergeConfig | None):
+        raise ValueError(f"config: expected a MergeConfig or None, found {config!r}")
+    return config or MergeConfig()

@@ -11,7 +11,7 @@ import openvino as ov
 from openvino import opset12 as opset
 
 from runtime.engine.backends.openvino_cache import compile_or_load, compiled_folder
-from runtime.engine.base import Engine
+from runtime.engine.base import Engine, check_count
 from runtime.engine.spec import METADATA_KEY, EngineSpec, read_spec
 from runtime.errors import DiffSegError
 
@@ -93,8 +93,8 @@ def has_bfloat16() -> bool:
 
 def _options(threads: int | None, streams: int, precision: str | None) -> dict[str, Any]:
     for name, value in (("threads", threads), ("streams", streams)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise DiffSegError(f"{name}: expected a whole number above 0, found {value!r}; leave it out for the best")
+        if value is not None:
+            check_count(name, value)
     if precision not in (None, *HINTS):
         raise DiffSegError(f"precision: expected {' or '.join(HINTS)}, found {precision!r}; leave it out for the best")
     able = has_bfloat16()
