@@ -6,13 +6,12 @@ import difflib
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from runtime.engine.registry import open_engine
 from runtime.errors import DiffSegError, check_iterable
-from runtime.pyramid.config import MergeConfig
+from runtime.pyramid.config import MergeConfig, every_iteration
 from runtime.pyramid.weights import as_weights
 from runtime.refine.refinement import Refinement, split_refine
 from runtime.routes.registry import open_route
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
     from runtime.hierarchy import Hierarchy
     from runtime.result import Result
     from runtime.track.tracker import TrackerConfig
-
-MOST_ITERATIONS = 100  # far beyond the iteration after which nothing merges any more
 
 
 class Segmenter:
@@ -135,7 +132,7 @@ class Segmenter:
             solver, names = split_refine(refine)
             config = replace(
                 default,
-                thresholds=_every_iteration(given, iterations, default.thresholds),
+                thresholds=every_iteration(given, iterations, default.thresholds),
                 grid=default.grid if grid is None else grid,
                 weights=default.weights if weights is None else as_weights(weights),
                 solver=solver,
@@ -285,21 +282,3 @@ def default_config(engine: Engine) -> MergeConfig:
         )
     except ValueError as error:
         raise DiffSegError(f"the engine's own defaults cannot be used: {error}; export it again") from None
-
-
-def _every_iteration(thresholds: Any, iterations: int | None, default: tuple[float, ...]) -> tuple[float, ...]:
-    """A threshold for every iteration, from what was asked for."""
-    whole = isinstance(iterations, int) and not isinstance(iterations, bool)
-    if iterations is not None and (not whole or not 1 <= iterations <= MOST_ITERATIONS):
-        raise DiffSegError(f"iterations: expected 1 to {MOST_ITERATIONS}, found {iterations!r}")
-    if thresholds is None:
-        # More iterations than exported thresholds: the last one goes on.
-        return default if iterations is None else (default + default[-1:] * iterations)[:iterations]
-    if isinstance(thresholds, Real) and not isinstance(thresholds, bool):
-        return (float(thresholds),) * (iterations or len(default))
-    if isinstance(thresholds, (str, bytes, bool)) or not isinstance(thresholds, Iterable):
-        raise DiffSegError(f"thresholds: expected a number, one per iteration, or 'auto', found {thresholds!r}")
-    found = tuple(thresholds)
-    if iterations not in (None, len(found)):
-        raise DiffSegError(f"thresholds: expected one, or one for each of {iterations} iterations, found {len(found)}")
-    return found

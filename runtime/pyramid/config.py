@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from numbers import Real
+from typing import Any
 
 import numpy as np
 
+from runtime.errors import DiffSegError
 from runtime.pyramid.weights import Weighting, as_weights
+
+MOST_ITERATIONS = 100  # far beyond the iteration after which nothing merges any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,3 +65,21 @@ def as_config(config: MergeConfig | None) -> MergeConfig:
     if not isinstance(config, MergeConfig | None):
         raise ValueError(f"config: expected a MergeConfig or None, found {config!r}")
     return config or MergeConfig()
+
+
+def every_iteration(thresholds: Any, iterations: int | None, default: tuple[float, ...]) -> tuple[float, ...]:
+    """A threshold for every iteration, from what was asked for. Raises DiffSegError where that is none."""
+    whole = isinstance(iterations, int) and not isinstance(iterations, bool)
+    if iterations is not None and (not whole or not 1 <= iterations <= MOST_ITERATIONS):
+        raise DiffSegError(f"iterations: expected 1 to {MOST_ITERATIONS}, found {iterations!r}")
+    if thresholds is None:
+        # More iterations than exported thresholds: the last one goes on.
+        return default if iterations is None else (default + default[-1:] * iterations)[:iterations]
+    if isinstance(thresholds, Real) and not isinstance(thresholds, bool):
+        return (float(thresholds),) * (iterations or len(default))
+    if isinstance(thresholds, (str, bytes, bool)) or not isinstance(thresholds, Iterable):
+        raise DiffSegError(f"thresholds: expected a number, one per iteration, or 'auto', found {thresholds!r}")
+    found = tuple(thresholds)
+    if iterations not in (None, len(found)):
+        raise DiffSegError(f"thresholds: expected one, or one for each of {iterations} iterations, found {len(found)}")
+    return found

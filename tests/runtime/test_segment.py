@@ -275,7 +275,7 @@ def test_unwritable_output(photos):
         (["--weights", "heavy"], ["--weights: expected numbers"]),
         (["--refine", "magic"], ["error: --refine: expected none, or one or more of kmeans, snap"]),
         (["--backend", "onnxruntime", "--precision", "bf16"], ["error: --precision: onnxruntime: no such option"]),
-        (["--threads", "0"], ["error: --threads: expected a whole number above 0"]),
+        (["--threads", "0"], ["error: --threads: expected a whole number from 1"]),
         (["--min-area", "-1"], ["error: --min-area: expected a share of the frame"]),
         (["--save", "overlay,sound"], ["--save: expected some of overlay, labels"]),
         (["--save", ""], ["--save"]),

@@ -164,9 +164,9 @@ def test_options_choose_or_are_refused(tmp_path):
             "streams": 2,
         },
         "turbo: .onnx engines: no such option": {"turbo": True},
-        "threads: expected a whole number above 0": {"threads": 0},
+        "threads: expected a whole number from 1": {"threads": 0},
         "precision: expected fp32 or bf16, found 'int4'": {"precision": "int4"},
-        "streams: expected a whole number above 0": {"streams": "many"},
+        "streams: expected a whole number from 1": {"streams": "many"},
     }
     for message, options in refusals.items():
         with pytest.raises(DiffSegError, match=message):
