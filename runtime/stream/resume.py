@@ -19,7 +19,7 @@ from runtime.engine.spec import sidecar_path
 from runtime.errors import DiffSegError
 from runtime.frames.pictures import numbered_pictures
 from runtime.merge.threads import usable_cores
-from runtime.outputs.journal import Journal, entries, key_of, scan
+from runtime.outputs.journal import INDEX, Journal, entries, key_of, scan
 from runtime.outputs.registry import listings
 from runtime.outputs.sinks import Sink
 
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from runtime.stages import Stages
     from runtime.stream.options import ClipOptions
 
-INDEX = "resume.jsonl"
 MOST_AHEAD = 32  # inputs that are hashed before they are needed
 _SHOWN_ONLY = ("show", "reconnect")  # options of clips that change no output
 
