@@ -1,5 +1,6 @@
 """Large pictures in tiles: seams that are not seen, small things that are, and memory that tiles bound."""
 
+import time
 import tracemalloc
 
 import cv2
@@ -159,6 +160,17 @@ def test_map_and_refinements(segmenter):
     (one, other) = careful.map([frame, frame[:100]], tiles="auto")
     assert one.labels.shape == frame.shape[:2] and other.labels.shape == (100, 330)
     assert min(segment.area for segment in one.segments) >= 300
+
+
+def test_who_stops_does_not_wait_for_all_tiles(segmenter):
+    frame = np.tile(scene()[0], (8, 1, 1))
+    results = segmenter.map([scene()[0], frame, frame], tiles="auto")
+    next(results)
+    time.sleep(0.05)
+    results.close()
+    few = segmenter.engine.calls
+    list(segmenter.map([frame], tiles="auto"))
+    assert few < 29 + (segmenter.engine.calls - few) // 2
 
 
 def test_the_command_line(tmp_path, monkeypatch):
