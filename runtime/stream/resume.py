@@ -149,10 +149,13 @@ class Ledger:
         """Say that the outputs of an input are whole: pairs of a kind and its sink."""
         if not self.active or entry.content is None:
             return
-        kinds: dict[str, dict[str, list[int]]] = {kind: {} for kind in self._kinds}
+        kinds: dict[str, dict[str, list[int]]] = {}
         for kind, sink in outputs:
-            for path in sink.paths:
-                kinds[kind][path.relative_to(self._folder).as_posix()] = _extent(path)
+            there = {path.relative_to(self._folder).as_posix(): _extent(path) for path in sink.paths}
+            kinds.setdefault(kind, {}).update(there)
+        # A kind without a sink has its file from another one, as archive has that of labels.
+        everything = {path: extent for one in kinds.values() for path, extent in one.items()}
+        kinds = {kind: kinds.get(kind, everything) for kind in self._kinds}
         known = self._known(entry)
         if known and (known.get("input"), known.get("made")) == (entry.content, entry.made):
             # Another run made further kinds of the same. Two kinds may share a file, which is then this run's.

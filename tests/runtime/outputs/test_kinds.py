@@ -468,3 +468,15 @@ def test_unknown_kinds_are_named_before_the_work(folder, words):
     result = run("in", "--save", words)
     assert result.exit_code == 2 and "--save: expected some of overlay, labels, segments" in result.stderr
     assert len(result.stderr.splitlines()) == 1 and not (folder / "segmented").exists()
+
+
+def test_kinds_that_would_write_one_file_of_a_clip_are_named(folder, stand_in):
+    write_clip(folder / "clip.mp4", 2)
+    cv2.imwrite("photo.png", draw(3))
+    result = run("clip.mp4", "--save", "archive,npz")
+    assert result.exit_code == 1 and not written(folder / "segmented")
+    assert result.stderr.splitlines() == [
+        "error: --save: archive and npz write one file, segmented/clip_labels.npz; choose one of them"
+    ]
+    assert run("photo.png", "--save", "archive,npz,labels").exit_code == 0
+    assert written(folder / "segmented") == ["photo_labels.npz", "photo_labels.png"]

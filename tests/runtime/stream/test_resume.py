@@ -134,6 +134,12 @@ def test_outputs_that_are_missing_or_cut_do_not_count(quick, folder, name, damag
     assert contents(folder / "segmented") == kept
 
 
+def test_a_kind_that_shares_its_file_is_looked_for_too(quick, folder):
+    assert resume("--save", "archive,labels")[0] == 0 and resume("--save", "labels")[0] == 3
+    (folder / "segmented" / "0_labels.png").unlink()
+    assert resume("--save", "labels")[0] == 2
+
+
 def test_a_run_without_resume_voids_what_it_writes(quick, folder):
     run("in", "--save", KINDS)
     assert not (folder / "segmented" / INDEX).exists()  # who does not ask for it gets no index
