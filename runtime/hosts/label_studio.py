@@ -1,4 +1,4 @@
-"""A backend for Label Studio: `python -m runtime.hosts.label_studio` answers its HTTP requests for predictions.
+"""A backend for Label Studio: `diffseg label-studio` answers its HTTP requests for predictions.
 
 GET /health; POST /setup, which names the model; POST /predict, from tasks and the project's labelling configuration to
 a result for each task: a brush mask for each segment.

@@ -31,6 +31,9 @@ except ImportError:  # Windows: lines are still added whole, but nothing is comp
     fcntl = None  # type: ignore[assignment]
 
 
+INDEX = "resume.jsonl"  # what `--resume` goes by: see `runtime.stream.resume`
+
+
 @dataclass(frozen=True, slots=True)
 class Journal:
     """One such file. `kept`: what messages say of a line that could not be added."""

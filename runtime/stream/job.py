@@ -130,6 +130,7 @@ class Stream:
         stages.append(Stage("leave", self._leave, finishes=True))
         pipeline: Pipeline[Job] = Pipeline(with_turns(jobs), stages, name="decode" if clip else "find", live=live)
         self._room.stopping = pipeline.stopping
+        self._stages.stop_with(pipeline.stopping)
         return pipeline
 
     def _stage(self, name: str, work: Callable[[Job], None], **options: Any) -> Stage[Job]:

@@ -19,7 +19,7 @@ from runtime.engine.spec import sidecar_path
 from runtime.errors import DiffSegError
 from runtime.frames.pictures import numbered_pictures
 from runtime.merge.threads import usable_cores
-from runtime.outputs.journal import Journal, entries, key_of, scan
+from runtime.outputs.journal import INDEX, Journal, entries, key_of, scan
 from runtime.outputs.registry import listings
 from runtime.outputs.sinks import Sink
 
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from runtime.stages import Stages
     from runtime.stream.options import ClipOptions
 
-INDEX = "resume.jsonl"
 MOST_AHEAD = 32  # inputs that are hashed before they are needed
 _SHOWN_ONLY = ("show", "reconnect")  # options of clips that change no output
 
@@ -150,10 +149,13 @@ class Ledger:
         """Say that the outputs of an input are whole: pairs of a kind and its sink."""
         if not self.active or entry.content is None:
             return
-        kinds: dict[str, dict[str, list[int]]] = {kind: {} for kind in self._kinds}
+        kinds: dict[str, dict[str, list[int]]] = {}
         for kind, sink in outputs:
-            for path in sink.paths:
-                kinds[kind][path.relative_to(self._folder).as_posix()] = _extent(path)
+            there = {path.relative_to(self._folder).as_posix(): _extent(path) for path in sink.paths}
+            kinds.setdefault(kind, {}).update(there)
+        # A kind without a sink has its file from another one, as archive has that of labels.
+        everything = {path: extent for one in kinds.values() for path, extent in one.items()}
+        kinds = {kind: kinds.get(kind, everything) for kind in self._kinds}
         known = self._known(entry)
         if known and (known.get("input"), known.get("made")) == (entry.content, entry.made):
             # Another run made further kinds of the same. Two kinds may share a file, which is then this run's.

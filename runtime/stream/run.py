@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from runtime.errors import DiffSegError, as_one_line
 from runtime.frames.registry import SOURCES
+from runtime.outputs.journal import INDEX
 from runtime.outputs.registry import listings
 from runtime.outputs.target import Target
 from runtime.stream.clip import run_clip
 from runtime.stream.job import Job, json_line
 from runtime.stream.photographs import run_photographs
-from runtime.stream.resume import INDEX, Ledger, content_of
+from runtime.stream.resume import Ledger, content_of
 from runtime.terminal import interruptions_held, warnings_said
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class Run:
             self._report({"segmented": done, "skipped": self._skipped, "failed": failed})
         if resumed or not (self._as_json or len(sources) == 1):
             what = "images" if all(map(_is_photograph, sources)) else "inputs"
-            skipped = f", {self._skipped} skipped, which were done before" if resumed else ""
+            skipped = f", {self._skipped} skipped" if resumed else ""
             print(f"{done} of {len(sources)} {what} segmented into {self._output}{skipped}", file=sys.stderr)
 
     @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -48,6 +49,7 @@ class TiledStages(Stages):
             raise DiffSegError(f"tiles: expected at least one row and one column, found {tiles!r}")
         super().__init__(stages.route, stages.refinement)
         self.frames, self.tiles = 1, tiles
+        self._stopping = Event()
 
     def settings(self) -> dict[str, object]:
         """How labels are made, tiles included."""
@@ -76,6 +78,10 @@ class TiledStages(Stages):
 
     def prefetch(self, batch: NDArray[np.uint8]) -> None:
         """Tiles are brought to the network one by one."""
+
+    def stop_with(self, stopping: Event) -> None:
+        """See `Stages.stop_with`: looked at before every tile."""
+        self._stopping = stopping
 
     def network(self, batch: NDArray[np.uint8], count: int) -> list[Any]:
         """Labels of the whole frame, as `merge` gives them."""
@@ -120,6 +126,8 @@ class TiledStages(Stages):
         for top in rows.starts:
             current: list[_Tile] = []
             for left in columns.starts:
+                if self._stopping.is_set():
+                    raise DiffSegError("interrupted in the middle of a picture, which is left out")
                 place = np.s_[top : top + rows.side, left : left + columns.side]
                 labels, maps = self._look(frame[place])
                 labels = _resized(labels, (rows.side, columns.side))

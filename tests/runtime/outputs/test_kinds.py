@@ -417,20 +417,23 @@ def test_memory_does_not_grow_with_the_number_of_photographs(folder, stand_in):
 
     stages = Segmenter(stand_in).stages
     data = cv2.imencode(".png", draw(3))[1].tobytes()
-    peaks = []
-    for count in (40, 240, 240):  # twice, since threads of other tests may still hold something
-        out = folder / str(len(peaks))
+
+    def peak(count, name):
         sources = (Source(Path("-"), Path(f"{number}"), data=data) for number in range(count))
         kinds = ["labels", "panoptic", "npz"]
         tracemalloc.start()
-        run_photographs(stages, sources, out, kinds, finished=lambda job: None)
+        run_photographs(stages, sources, folder / name, kinds, finished=lambda job: None)
         for listing in listings(kinds):
-            listing.finish(out)
-        peaks.append(tracemalloc.get_traced_memory()[1])
+            listing.finish(folder / name)
+        found = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert len(json.loads((out / "panoptic.json").read_text())["images"]) == count
-    # A frame of 48×64 has 9,216 bytes, its labels 12,288. How many frames are under way at a time differs by chance.
-    assert min(peaks[1:]) - peaks[0] < 200 * 5000
+        assert len(json.loads((folder / name / "panoptic.json").read_text())["images"]) == count
+        return found
+
+    # A frame of 48×64 has 9,216 bytes, its labels 12,288. How many frames are under way at a time differs by chance,
+    # and threads of other tests may still hold something: so there is a second try.
+    few = peak(40, "few")
+    assert any(peak(240, name) - few < 200 * 5000 for name in ("many", "again"))
 
 
 @pytest.fixture
@@ -468,3 +471,15 @@ def test_unknown_kinds_are_named_before_the_work(folder, words):
     result = run("in", "--save", words)
     assert result.exit_code == 2 and "--save: expected some of overlay, labels, segments" in result.stderr
     assert len(result.stderr.splitlines()) == 1 and not (folder / "segmented").exists()
+
+
+def test_kinds_that_would_write_one_file_of_a_clip_are_named(folder, stand_in):
+    write_clip(folder / "clip.mp4", 2)
+    cv2.imwrite("photo.png", draw(3))
+    result = run("clip.mp4", "--save", "archive,npz")
+    assert result.exit_code == 1 and not written(folder / "segmented")
+    assert result.stderr.splitlines() == [
+        "error: --save: archive and npz write one file, segmented/clip_labels.npz; choose one of them"
+    ]
+    assert run("photo.png", "--save", "archive,npz,labels").exit_code == 0
+    assert written(folder / "segmented") == ["photo_labels.npz", "photo_labels.png"]
