@@ -114,8 +114,8 @@ class Backend:
 
     def _read(self, address: str) -> bytes:
         """The encoded picture. Raises DiffSegError where it cannot be read, or this backend may not read it."""
-        parts = urlsplit(address)
         try:
+            parts = urlsplit(address)
             if parts.scheme == "data":
                 return base64.b64decode(parts.path.partition(",")[2], validate=True)
             if self._folder is not None and not parts.scheme:

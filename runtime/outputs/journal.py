@@ -153,8 +153,8 @@ def entries(file: IO[bytes], offsets: Iterable[int]) -> Iterator[dict[str, Any]]
 
 
 def key_of(text: str) -> int:
-    """64 bits for a text, the same in every run."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+    """64 bits for a text, also for a path that is not valid UTF-8; the same in every run."""
+    return int.from_bytes(hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest(), "big")
 
 
 @contextlib.contextmanager

@@ -126,12 +126,12 @@ class Ledger:
         known = self._known(entry)
         if known is None:
             return False
-        kinds = known.get("kinds")
+        kinds = known["kinds"]
         if entry.content is None or known.get("input") != entry.content:
             reason = "changed since"
         elif known.get("made") != entry.made:
             reason = "by another engine or other settings"
-        elif not isinstance(kinds, dict) or not set(self._kinds) <= set(kinds):
+        elif not set(self._kinds) <= set(kinds):
             reason = "not in all these kinds"
         elif not all(self._is_there(kinds[kind]) for kind in self._kinds) or not self._is_listed(entry):
             reason = "outputs are missing or have been changed"
@@ -178,12 +178,14 @@ class Ledger:
             return None
         with self._reading:
             (found,) = entries(self._file, [offset])
-        return found if found.get("target") == entry.target.key and "kinds" in found else None
+        kinds = found.get("kinds")
+        whole = isinstance(kinds, dict) and all(isinstance(one, dict) for one in kinds.values())
+        return found if whole and found["target"] == entry.target.key else None
 
     def _is_there(self, outputs: Mapping[str, list[int]]) -> bool:
         try:
             return all(_extent(self._folder / path) == extent for path, extent in outputs.items())
-        except OSError:
+        except (OSError, ValueError):  # the latter for what cannot be a path
             return False
 
     def _add(self, entry: Entry, more: Mapping[str, object]) -> None:

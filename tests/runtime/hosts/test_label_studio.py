@@ -146,6 +146,7 @@ def test_the_first_label_where_none_has_the_name(address):
             "none.png: cannot be read; expected a URL",
         ),
         ({"tasks": [task("../secret.png")], "label_config": CONFIG}, "../secret.png: cannot be read; expected"),
+        ({"tasks": [task("http://[/x.png")], "label_config": CONFIG}, "http://[/x.png: cannot be read"),
         ({"tasks": [task("file:///etc/passwd")], "label_config": CONFIG}, "file:///etc/passwd: cannot be read"),
         (
             {"tasks": [task("http://127.0.0.1:9/x.png")], "label_config": CONFIG},

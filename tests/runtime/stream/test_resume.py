@@ -171,6 +171,23 @@ def test_an_unfinished_line_or_output_never_counts(quick, folder):
     assert resume()[0] == 2 and resume()[0] == 3
 
 
+@pytest.mark.parametrize("kinds", ['{"labels":[1]}', "3", '{"labels":{"\\u0000":[1]}}', '{"labels":{"../../etc":7}}'])
+def test_an_index_that_somebody_edited_does_no_harm(quick, folder, kinds):
+    run("in", "--save", "labels", "--resume")
+    index = folder / "segmented" / INDEX
+    *lines, last = index.read_text().splitlines()
+    entry = json.loads(last)
+    index.write_text("\n".join([*lines, last.replace(json.dumps(entry["kinds"], separators=(",", ":")), kinds)]) + "\n")
+    for skipped in (2, 3):
+        assert f", {skipped} skipped" in run("in", "--save", "labels", "--resume").stderr
+
+
+def test_names_that_are_not_utf_8(quick, folder):
+    Path("in/0.png").rename(os.fsdecode(b"in/\xff\xe9.png"))
+    assert resume()[0] == 0 and resume()[0] == 3
+    assert len(json.loads((folder / "segmented/panoptic.json").read_text())["images"]) == 3
+
+
 def test_two_runs_that_wrote_one_output_with_other_settings_both_do_not_count(folder):
     index = Journal(folder / "index.jsonl", "")
     for target, made in (("a", 1), ("b", 1), ("a", 2), ("a", 1), ("b", 1), ("c", 2), ("a", 2)):
