@@ -12,7 +12,7 @@ from export.graph.count import Cost, graph_cost, network_cost
 from export.heads.registry import extra_inputs, find_head, load_head, refuse_options
 from export.model.families import BLOCKS
 from export.parity import check_engine, check_installed_for
-from export.progress import Stages
+from export.progress import Phases
 from runtime.engine.spec import EngineSpec, Level, sidecar_path
 from runtime.errors import DiffSegError
 from runtime.pyramid.anchors import anchor_queries
@@ -67,13 +67,13 @@ class ExportRequest:
 class ExportReport:
     """What an export did.
 
-    `spec`: the engine's description. `checks`: the comparison with PyTorch. `stages`: their times. `before`, `after`:
+    `spec`: the engine's description. `checks`: the comparison with PyTorch. `phases`: their times. `before`, `after`:
     cost of the model's U-Net and VAE encoder, and of the engine.
     """
 
     spec: EngineSpec
     checks: Sequence[Check]
-    stages: Stages
+    phases: Phases
     before: Cost
     after: Cost
 
@@ -100,7 +100,7 @@ def export_engine(request: ExportRequest, path: Path, *, check: bool = True) -> 
     engine does not reproduce PyTorch.
     """
     check_request(request, check=check)
-    stages = Stages()
+    phases = Phases()
     for target in (path, sidecar_path(path)):
         if target.is_dir():
             raise DiffSegError(f"{target} is a folder; expected a file or nothing there, choose another --output")
@@ -112,12 +112,12 @@ def export_engine(request: ExportRequest, path: Path, *, check: bool = True) -> 
     with workplace as folder:
         part = Path(folder) / path.name
         try:
-            spec, before, after = _write(request, part, stages)
+            spec, before, after = _write(request, part, phases)
         except OSError as error:
             raise DiffSegError(f"cannot write {path}: {error.strerror or error}; free some space") from None
         checks: list[Check] = []
         if check:
-            with stages("check"):
+            with phases("check"):
                 checks = check_engine(part, request.model, vae=request.vae, config=request.config)
         if not all(found.passed for found in checks):
             raise CheckFailed(checks)
@@ -127,7 +127,7 @@ def export_engine(request: ExportRequest, path: Path, *, check: bool = True) -> 
         # The engine is moved last: when it is there, the files that belong to it are there, too.
         for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name):
             file.replace(path.parent / file.name)
-    return ExportReport(spec, checks, stages, before, after)
+    return ExportReport(spec, checks, phases, before, after)
 
 
 def check_request(request: ExportRequest, *, check: bool = True) -> None:
@@ -142,9 +142,9 @@ def check_request(request: ExportRequest, *, check: bool = True) -> None:
         check_installed_for(request.precision)
 
 
-def _write(request: ExportRequest, path: Path, stages: Stages) -> tuple[EngineSpec, Cost, Cost]:
+def _write(request: ExportRequest, path: Path, phases: Phases) -> tuple[EngineSpec, Cost, Cost]:
     """Load, rewrite, trace and write; the model is freed on return."""
-    with stages("load"):
+    with phases("load"):
         from export.graph.network import FrameToPyramid, pyramid_levels
         from export.graph.onnx_file import write_engine
         from export.graph.trace import trace
@@ -164,7 +164,7 @@ def _write(request: ExportRequest, path: Path, stages: Stages) -> tuple[EngineSp
     height, width = request.size or (model.native_size, model.native_size)
     parameters = sum(p.numel() for module in (model.unet, model.vae) for p in module.parameters())
     _check_disk(path, parameters * {"fp32": 4, "fp16": 2, "bf16": 2}[request.storage])
-    with stages("fold"):
+    with phases("fold"):
         network = FrameToPyramid(
             model,
             request.timestep,
@@ -179,9 +179,9 @@ def _write(request: ExportRequest, path: Path, stages: Stages) -> tuple[EngineSp
     _check_merge_defaults(spec)
     before = Cost(parameters, network_cost(network, height, width).flops)
     head = load_head(spec.head)
-    with stages("trace"):
+    with phases("trace"):
         graph = trace(head.assemble(network, spec), spec, extra_inputs(spec))
-    with stages("write"):
+    with phases("write"):
         write_engine(graph, spec, path)
     return spec, before, graph_cost(graph, spec.batch or 1)
 

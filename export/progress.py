@@ -1,4 +1,4 @@
-"""Stages of a long job: shown while they run if stderr is a terminal, and kept for the report."""
+"""Phases of a long job: shown while they run if stderr is a terminal, and kept for the report."""
 
 import contextlib
 import sys
@@ -9,19 +9,19 @@ from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
-    """A finished stage: its wall time in seconds and the process's peak memory so far in bytes."""
+class Phase:
+    """A finished phase: its wall time in seconds and the process's peak memory so far in bytes."""
 
     name: str
     seconds: float
     peak_memory: int
 
 
-class Stages:
-    """Times named stages: `with stages("trace"): ...`."""
+class Phases:
+    """Times named phases: `with phases("trace"): ...`."""
 
     def __init__(self) -> None:
-        self.done: list[Stage] = []
+        self.done: list[Phase] = []
 
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[None]:
@@ -34,10 +34,10 @@ class Stages:
                 yield
         else:
             yield
-        self.done.append(Stage(name, time.perf_counter() - start, peak_memory()))
+        self.done.append(Phase(name, time.perf_counter() - start, peak_memory()))
 
     def __str__(self) -> str:
-        parts = [f"{stage.name} {stage.seconds:.1f} s" for stage in self.done]
+        parts = [f"{phase.name} {phase.seconds:.1f} s" for phase in self.done]
         peak = self.done[-1].peak_memory if self.done else 0
         return ", ".join(parts) + (f"; peak memory {peak / 1e9:.1f} GB" if peak else "")
 

@@ -13,8 +13,8 @@ import numpy as np
 from runtime.errors import DiffSegError
 from runtime.hierarchy import Hierarchy, merge_levels
 from runtime.merge.kept import KeptMaps
+from runtime.merge.registry import DEFAULT
 from runtime.merge.suppress import suppress
-from runtime.pyramid.solvers import DEFAULT
 from runtime.pyramid.weights import resolution_ratios
 from runtime.result import Merged
 from runtime.routes.host import HostRoute

@@ -1,6 +1,7 @@
 """The exceptions that carry a message for people."""
 
 import logging
+from collections.abc import Iterable
 
 
 class DiffSegError(RuntimeError):
@@ -24,3 +25,9 @@ def as_one_line(error: Exception, name: str) -> DiffSegError:
         return DiffSegError(f"{name}: needs more memory than is available; make it smaller, or provide more memory")
     text = " ".join(str(error).split())[:300]
     return DiffSegError(f"{name}: {type(error).__name__}{': ' if text else ''}{text}")
+
+
+def check_iterable(given: object, name: str, what: str) -> None:
+    """Raise DiffSegError unless an argument, called `name`, is a list or another iterable. `what`: of what."""
+    if not isinstance(given, Iterable) or isinstance(given, (str, bytes)):
+        raise DiffSegError(f"{name}: expected a list or another iterable of {what}, found {given!r}")

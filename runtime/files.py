@@ -148,6 +148,12 @@ def is_own_output(path: Path) -> bool:
         return False
 
 
+def refuse_foreign_file(path: Path) -> None:
+    """Raise DiffSegError when something is at `path` that this program did not write."""
+    if path.exists() and not is_own_output(path):
+        raise DiffSegError(f"{path}: exists and is not this program's; move it away or choose another --output")
+
+
 def cache_folder() -> Path:
     """This program's folder in the user's cache: below XDG_CACHE_HOME or ~/.cache, LOCALAPPDATA on Windows."""
     variable = "LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME"

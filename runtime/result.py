@@ -57,6 +57,8 @@ class Result:
 
     def mask(self, index: int) -> NDArray[np.bool_]:
         """bool [H, W]: the pixels of a segment, given by its label. Raises IndexError for an unknown label."""
+        if isinstance(index, bool) or not isinstance(index, (int, np.integer)):
+            raise IndexError(f"expected a label, which is a whole number, found {index!r}")
         if self.identities is not None and index not in self.identities:
             raise IndexError(f"expected an identity in sight, one of {self.identities.tolist()}, found {index}")
         if self.identities is None and not 0 <= index < self.count:
@@ -142,6 +144,8 @@ class Result:
         """
         from runtime.outputs.save import save_picture
 
+        if not isinstance(stem, (str, Path)):
+            raise DiffSegError(f"stem: expected a path such as 'out/cat', found {stem!r}")
         return save_picture(Path(stem), kinds, self.labels, self.frame)
 
     def plot(self, axes: Any = None) -> Any:

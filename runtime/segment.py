@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from pathlib import Path
 from typing import Annotated
 
@@ -10,10 +11,20 @@ import typer
 from runtime.engine.registry import BACKENDS
 from runtime.errors import DiffSegError
 from runtime.frames.limits import MOST_PIXELS
+from runtime.merge.registry import DEFAULT, SOLVERS
 from runtime.outputs.registry import KINDS
-from runtime.pyramid.solvers import DEFAULT, SOLVERS
 from runtime.refine.registry import REFINEMENTS
-from runtime.terminal import FAILED, USAGE_ERROR, Version, complain, one_line_errors, run, warnings_said
+from runtime.terminal import (
+    FAILED,
+    USAGE_ERROR,
+    Version,
+    complain,
+    interruptions_raised,
+    one_line_errors,
+    options_named,
+    run,
+    warnings_said,
+)
 
 # Words of options, from the registries that know them.
 _SOLVERS = [(solver.name, solver.help) for solver in SOLVERS if solver.name != DEFAULT]
@@ -21,6 +32,7 @@ _SOLVER = "; ".join(f"{solver.name} ({solver.help})" for solver in SOLVERS)
 _STEPS = [(step.name, step.help) for step in REFINEMENTS if not step.by_area]
 _REFINE = ", ".join(f"{name} ({what})" for name, what in (*_SOLVERS, *_STEPS))
 _OUTPUTS = ", ".join(f"{kind.name} ({kind.help})" for kind in KINDS)
+_SPELLED = {"thresholds": "--threshold"}  # the parameter whose option has another name
 _BACKENDS = ", ".join(backend.name for backend in BACKENDS)
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -76,6 +88,13 @@ def main(
         float,
         typer.Option(metavar="A", help="Smaller regions go to their neighbours: share of the frame, or pixels from 1."),
     ] = 0,
+    tiles: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|RxC",
+            help="Large photographs: in overlapping tiles, of the engine's own size or in R rows and C columns.",
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda[:N]", help="Where to run.")] = "auto",
     backend: Annotated[
         str | None, typer.Option(metavar="NAME", help=f"{_BACKENDS}; by file and CPU if left out.")
@@ -161,29 +180,39 @@ def main(
             rate=rate,
         )
         levels = None if hierarchy is None else _levels(hierarchy)
+        if tiles is not None and levels is not None:
+            raise DiffSegError("--tiles: a hierarchy is of the whole frame; leave out --hierarchy or --tiles")
         from runtime.segmenter import Segmenter
+        from runtime.tiles.layout import parse_tiles
+        from runtime.tiles.tiled import TiledStages
 
-        segmenter = Segmenter.open(
-            engine,
-            device,
-            backend=backend,
-            thresholds="auto" if threshold == "auto" else _numbers(threshold, "--threshold"),
-            iterations=iterations,
-            solver=solver,
-            tau=tau,
-            alpha=alpha,
-            refine=refine,
-            min_area=min_area,
-            weights=weights if weights in (None, "proportional", "per-tensor") else _numbers(weights, "--weights"),  # type: ignore[arg-type]
-            grid=grid,
-            options={"precision": precision, "threads": threads},
-        )
+        with options_named({name: f"--{name.replace('_', '-')}" for name in signature(main).parameters} | _SPELLED):
+            segmenter = Segmenter.open(
+                engine,
+                device,
+                backend=backend,
+                thresholds="auto" if threshold == "auto" else _numbers(threshold, "--threshold"),
+                iterations=iterations,
+                solver=solver,
+                tau=tau,
+                alpha=alpha,
+                refine=refine,
+                min_area=min_area,
+                weights=weights if weights in (None, "proportional", "per-tensor") else _numbers(weights, "--weights"),  # type: ignore[arg-type]
+                grid=grid,
+                options={"precision": precision, "threads": threads},
+            )
         if levels is not None:
             segmenter.stages.route.check_maps("--hierarchy")
+        tiled = None if tiles is None else TiledStages(segmenter.stages, parse_tiles(tiles))
     from runtime.stream.run import Run
 
-    with one_line_errors():
-        run_all = Run(segmenter.stages, output, kinds, options, levels=levels, as_json=as_json, resume=resume)
+    with one_line_errors(), interruptions_raised():
+        if kinds:
+            _check_output(output)
+        run_all = Run(
+            segmenter.stages, output, kinds, options, levels=levels, as_json=as_json, resume=resume, tiled=tiled
+        )
         sources, failures = find_sources(inputs)
         for failure in failures:
             complain(failure)
@@ -206,15 +235,23 @@ def _numbers(text: str | None, option: str) -> float | tuple[float, ...] | None:
     return numbers[0] if len(numbers) == 1 and option == "--threshold" else numbers
 
 
+def _check_output(folder: Path) -> None:
+    """Raise DiffSegError where a file is in the way of the folder for the results."""
+    file = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+    if file.is_file():
+        raise DiffSegError(
+            f"--output {folder}: cannot be written, expected a folder, found the file {file}; name another folder, or "
+            "move the file away"
+        )
+
+
 def _levels(text: str) -> tuple[float, ...]:
     """Thresholds of a hierarchy's levels, ascending."""
     from runtime.merge.grouping import as_sweep
 
-    try:
+    with options_named({"thresholds": "--hierarchy"}):
         return as_sweep(_numbers(text, "--hierarchy"))  # type: ignore[arg-type]
-    except ValueError as error:
-        raise DiffSegError(f"--hierarchy: {error}") from None
 
 
 if __name__ == "__main__":
-    run(app, "python -m runtime.segment")
+    run(app, "python -m runtime.segment", writes_late=True)

@@ -6,13 +6,12 @@ import difflib
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from runtime.engine.registry import open_engine
-from runtime.errors import DiffSegError
-from runtime.pyramid.config import MergeConfig
+from runtime.errors import DiffSegError, check_iterable
+from runtime.pyramid.config import MergeConfig, every_iteration
 from runtime.pyramid.weights import as_weights
 from runtime.refine.refinement import Refinement, split_refine
 from runtime.routes.registry import open_route
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
     from runtime.hierarchy import Hierarchy
     from runtime.result import Result
     from runtime.track.tracker import TrackerConfig
-
-MOST_ITERATIONS = 100  # far beyond the iteration after which nothing merges any more
 
 
 class Segmenter:
@@ -62,6 +59,13 @@ class Segmenter:
         if self._stages is None:
             raise DiffSegError("this Segmenter is closed; open another one")
         return self._stages
+
+    def __repr__(self) -> str:
+        if self._stages is None:
+            return "<Segmenter: closed>"
+        engine, spec = self.engine, self.engine.spec
+        name = engine.path.name if hasattr(engine, "path") else type(engine).__name__
+        return f"<Segmenter: {name}, backend {engine.backend}, device {engine.device}, {spec.height}x{spec.width}>"
 
     @property
     def engine(self) -> Engine:
@@ -106,7 +110,7 @@ class Segmenter:
             tau: of solvers that cut, see `MergeConfig`.
             alpha: likewise.
             refine: "kmeans" (the solver), "snap" (borders move to edges of the frame), or both with a comma.
-            min_area: smaller regions go to their neighbours; a share of the frame, or pixels from 1.
+            min_area: regions below this share of the frame, or from 1 this many pixels, go to their neighbours.
             options: of the backend, such as {"threads": 2, "precision": "fp32"}; see
                 `runtime.engine.registry.open_engine`.
             unknown: an error.
@@ -124,6 +128,8 @@ class Segmenter:
                 else (f"an option of the backend goes into options={{{name!r}: {unknown[name]!r}}}")
             )
             raise DiffSegError(f"{name}: Segmenter.open has no such option; {advice}")
+        if not isinstance(options, Mapping | None):
+            raise DiffSegError(f"options: expected a dict such as {{'threads': 2}}, found {options!r}")
         opened = open_engine(engine, device, backend, **(options or {}))
         default = default_config(opened)
         auto = isinstance(thresholds, str) and thresholds == "auto"
@@ -132,7 +138,7 @@ class Segmenter:
             solver, names = split_refine(refine, solver)
             config = replace(
                 default,
-                thresholds=_every_iteration(given, iterations, default.thresholds),
+                thresholds=every_iteration(given, iterations, default.thresholds),
                 grid=default.grid if grid is None else grid,
                 weights=default.weights if weights is None else as_weights(weights),
                 solver=solver,
@@ -152,21 +158,29 @@ class Segmenter:
         proposals: bool = False,
         seeds: NDArray[np.float32] | None = None,
         keep_frame: bool = False,
+        tiles: str | tuple[int, int] | None = None,
     ) -> Result:
         """Segment one frame, uint8 [H, W, 3] BGR of any size.
 
         `details` adds proposals and aggregated attention; `proposals` the proposals alone, which costs nothing (None
         from an engine with the head labels). `seeds`: see `runtime.routes.base.Route.merge`.
-        `keep_frame`: the result keeps the frame, so that it can be drawn and saved with it.
+        `keep_frame`: the result keeps the frame, so that it can be drawn and saved with it. `tiles`: of a large
+        picture, "auto" or (rows, columns), see `runtime.tiles.layout`; it then has no details.
         Raises DiffSegError when the frame has another shape or type.
         """
+        from runtime.tiles.tiled import in_tiles
+
         if details:
             self.stages.route.check_maps("details")
-        result = self.stages(frame, details=details, proposals=proposals, seeds=seeds)
+        result = in_tiles(self.stages, tiles)(frame, details=details, proposals=proposals, seeds=seeds)
         return replace(result, frame=frame) if keep_frame else result
 
     def map(
-        self, inputs: Iterable[str | Path | NDArray[np.uint8]], *, errors: Literal["raise", "give"] = "raise"
+        self,
+        inputs: Iterable[str | Path | NDArray[np.uint8]],
+        *,
+        errors: Literal["raise", "give"] = "raise",
+        tiles: str | tuple[int, int] | None = None,
     ) -> Iterator[Result | DiffSegError]:
         """Segment photographs, each by itself, one result for each, in order.
 
@@ -178,14 +192,17 @@ class Segmenter:
             inputs: paths of pictures, or frames uint8 [H, W, 3] BGR; any iterable, read as it is needed.
             errors: what becomes of an input that cannot be read or segmented: "raise" ends with its DiffSegError,
                 "give" yields that error in its place and goes on.
+            tiles: as of a call.
         """
         from runtime.stream.photographs import map_photographs
+        from runtime.tiles.tiled import in_tiles
 
         if errors not in ("raise", "give"):
             raise DiffSegError(f"errors: expected 'raise' or 'give', found {errors!r}")
         if isinstance(inputs, (str, Path)):
             raise DiffSegError(f"inputs: expected a list of paths or frames, found one path; pass [{str(inputs)!r}]")
-        return map_photographs(self.stages, inputs, give=errors == "give")
+        check_iterable(inputs, "inputs", "paths or frames")
+        return map_photographs(in_tiles(self.stages, tiles), inputs, give=errors == "give")
 
     def stream(
         self,
@@ -213,6 +230,7 @@ class Segmenter:
         """
         from runtime.stream.continuity import Continuity, follow
 
+        check_iterable(frames, "frames", "frames")
         tracking = None if isinstance(temporal, bool) else temporal
         continuity = Continuity(
             self.stages,
@@ -238,16 +256,7 @@ class Segmenter:
         return segment_levels(self.stages, frame, thresholds)
 
     def attend(self, frame: NDArray[np.uint8]) -> Attended:
-        """Run the network on one frame, uint8 [H, W, 3] BGR, and keep its attention maps, to work with it.
-
-            attended = segmenter.attend(frame)
-            attended.labels(threshold=0.7)  # int32 [H, W]
-            attended.at(x, y).mask  # the segment of a pixel, bool [H, W]
-            attended.hierarchy()
-
-        None of these runs the network again.
-        Raises DiffSegError when the frame is invalid, or the engine has the head labels.
-        """
+        """Run the network on one frame, and keep its attention maps; see `runtime.attended.Attended`."""
         from runtime.attended import Attended
 
         return Attended(self.stages, frame)
@@ -281,20 +290,3 @@ def default_config(engine: Engine) -> MergeConfig:
         )
     except ValueError as error:
         raise DiffSegError(f"the engine's own defaults cannot be used: {error}; export it again") from None
-
-
-def _every_iteration(thresholds: Any, iterations: int | None, default: tuple[float, ...]) -> tuple[float, ...]:
-    """A threshold for every iteration, from what was asked for."""
-    if iterations is not None and (not isinstance(iterations, int) or not 1 <= iterations <= MOST_ITERATIONS):
-        raise DiffSegError(f"iterations: expected 1 to {MOST_ITERATIONS}, found {iterations!r}")
-    if thresholds is None:
-        # More iterations than exported thresholds: the last one goes on.
-        return default if iterations is None else (default + default[-1:] * iterations)[:iterations]
-    if isinstance(thresholds, Real) and not isinstance(thresholds, bool):
-        return (float(thresholds),) * (iterations or len(default))
-    if isinstance(thresholds, (str, bool)) or not isinstance(thresholds, Iterable):
-        raise DiffSegError(f"thresholds: expected a number, one per iteration, or 'auto', found {thresholds!r}")
-    found = tuple(thresholds)
-    if iterations not in (None, len(found)):
-        raise DiffSegError(f"expected one threshold, or one for each of {iterations} iterations, found {len(found)}")
-    return found

@@ -21,6 +21,8 @@ from runtime.merge.suppress import renumber
 from runtime.result import Merged, Result
 
 if TYPE_CHECKING:
+    from threading import Event
+
     from numpy.typing import NDArray
 
     from runtime.refine.refinement import Refinement
@@ -59,6 +61,9 @@ class Stages:
         `network` must follow with this very array, unchanged. It saves time and changes nothing else.
         """
         self.route.engine.prefetch(batch)
+
+    def stop_with(self, stopping: Event) -> None:
+        """Give up long work, with a DiffSegError, once `stopping` is set. One frame is not long."""
 
     def network(self, batch: NDArray[np.uint8], count: int) -> list[Any]:
         """The network's output for each of the first `count` frames of a batch; `merge` takes one of them."""

@@ -8,10 +8,11 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, BinaryIO, cast
+from types import FrameType
+from typing import Annotated, Any, BinaryIO, cast
 
 import typer
 
@@ -24,6 +25,7 @@ PROGRAM = "diffseg"
 EXTRAS: dict[str, tuple[str, ...]] = {
     "PIL": ("evaluate",),
     "av": ("video",),
+    "cvat_sdk": ("cvat",),
     "diffusers": ("export",),
     "huggingface_hub": ("export",),
     "matplotlib": ("dev",),
@@ -64,6 +66,22 @@ def one_line_errors(status: int = FAILED) -> Iterator[None]:
     except KeyboardInterrupt:
         complain("interrupted; what was finished is whole, the rest is left out")
         raise typer.Exit(INTERRUPTED) from None
+
+
+@contextmanager
+def options_named(options: Mapping[str, str]) -> Iterator[None]:
+    """Let errors name the option that people typed: `options` has it for each parameter that a text may begin with.
+
+    The ValueError or DiffSegError "min_area: expected ..." becomes the DiffSegError "--min-area: expected ...".
+    """
+    try:
+        yield
+    except (DiffSegError, ValueError) as error:
+        name, colon, rest = str(error).partition(":")
+        if colon and name in options:
+            kind = type(error) if isinstance(error, DiffSegError) else DiffSegError
+            raise kind(f"{options[name]}:{rest}") from None
+        raise
 
 
 @contextmanager
@@ -148,28 +166,54 @@ def interruptions_held(stop: Callable[[], None] | None = None) -> Iterator[None]
         if stop is not None and len(caught) == 1:
             threading.Thread(target=stop, daemon=True).start()
 
-    held = {
-        number: signal.signal(number, note)
-        for number in (signal.SIGINT, signal.SIGTERM)
-        if threading.current_thread() is threading.main_thread()  # other threads cannot set handlers, nor need them
-    }
     try:
-        yield
+        with _handled(note):
+            yield
     finally:
-        for number, handler in held.items():
-            signal.signal(number, handler)
         if caught:
             raise KeyboardInterrupt
 
 
-def run(app: typer.Typer, name: str, extra: str | None = None) -> None:
+@contextmanager
+def interruptions_raised() -> Iterator[None]:
+    """In the body Ctrl-C and SIGTERM raise KeyboardInterrupt, so that temporary files are removed."""
+    with _handled(signal.default_int_handler):
+        yield
+
+
+@contextmanager
+def _handled(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
+    here = threading.current_thread() is threading.main_thread()  # other threads cannot set handlers, nor need them
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM) if here}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():  # type: ignore[assignment]
+            signal.signal(number, handler)
+
+
+def _end_at_once(number: int, frame: FrameType | None) -> None:
+    """End the process without an exception: one that is raised in the middle of an import is lost, or locks it."""
+    with suppress(OSError, RuntimeError, ValueError):
+        sys.stdout.flush()
+    with suppress(OSError):
+        os.write(2, b"error: interrupted before the first input\n")
+    os._exit(INTERRUPTED)
+
+
+def run(app: typer.Typer, name: str, extra: str | None = None, *, writes_late: bool = False) -> None:
     """Run a command line, and end the process.
 
     `name`: the program's, for its usage line. `extra`: as in `missing_packages_named`. SIGTERM stops the program as
-    Ctrl-C does, so that temporary files are removed.
+    Ctrl-C does, so that temporary files are removed. `writes_late`: the command writes only within
+    `interruptions_raised`; before that both end the process at once.
     """
     open_closed_descriptors()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if writes_late:
+        signal.signal(signal.SIGTERM, _end_at_once)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background job ignores it
+            signal.signal(signal.SIGINT, _end_at_once)
     started_as = sys.argv[0]
     with errors_end_the_process(extra):
         app(prog_name=started_as if started_as.startswith(f"{PROGRAM} ") else name)

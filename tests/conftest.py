@@ -1,10 +1,49 @@
-"""Fixtures shared by all tests: a small random pipeline of Stable Diffusion's shape, and its engine."""
+"""Fixtures shared by all tests: a small random pipeline of Stable Diffusion's shape, its engine, engines kept open."""
 
+from copy import copy
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+# Fixtures that trace a network or compile a program: they take so long that every test that asks for one is slow.
+EXPENSIVE = {"small_engine", "labels_engine", "reference_head", "odd_head", "programs"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Before pytest reads `-m`."""
+    for item in items:
+        if EXPENSIVE & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(scope="session")
+def embedded_engines():
+    """Opens the embedded engine, and each combination of options once."""
+    from runtime.engine.registry import EMBEDDED, open_engine
+
+    return cache(lambda device, backend, options: open_engine(EMBEDDED, device, backend, **dict(options)))
+
+
+@pytest.fixture
+def embedded_stays_open(embedded_engines, monkeypatch):
+    """An embedded engine that another test opened is not opened again: that takes longer than several frames."""
+    from runtime.engine import registry
+
+    open_engine = registry.open_engine
+
+    def opened(path=None, device="auto", backend=None, **options):
+        if path not in (None, registry.EMBEDDED):
+            return open_engine(path, device, backend, **options)
+        given = {name: value for name, value in options.items() if value is not None}
+        engine = embedded_engines(device, backend, tuple(sorted(given.items()))).clone()
+        engine.spec = copy(engine.spec)  # some tests change it
+        return engine
+
+    monkeypatch.setattr(registry, "open_engine", opened)
+    monkeypatch.setattr("runtime.segmenter.open_engine", opened)
 
 
 @pytest.fixture(scope="session")

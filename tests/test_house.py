@@ -1,5 +1,6 @@
 """The house rules: style and types, a README that tells the truth, nothing where it does not belong."""
 
+import json
 import os
 import re
 import subprocess
@@ -41,15 +42,42 @@ def test_pictures_and_pages_that_a_readme_links_to_exist(readme):
             assert (ROOT / readme).parent.joinpath(target).exists(), f"{readme}: {target}"
 
 
+# Prints the help of each command. One process for all: to import NumPy and typer anew for each would take longest.
+HELP = """
+import contextlib, io, json, runpy, sys
+found = []
+for module, *command in json.loads(sys.argv[1]):
+    printed, sys.argv = io.StringIO(), [module, *command, "--help"]
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        try:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+            status = 0
+        except SystemExit as end:
+            status = end.code or 0
+    found.append([status, printed.getvalue()])
+print(json.dumps(found))
+"""
+
+
 @cache
+def helps():
+    """(module, command or none) of every call in a README → what it prints for --help."""
+    calls = {(module, *named) for text in READMES.values() for module, named, _ in commands_in(text)}
+    calls = sorted(calls | {(module,) for module in PROGRAMS})
+    environment = os.environ | {"COLUMNS": "200"}
+    words = [sys.executable, "-c", HELP, json.dumps(calls)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return dict(zip(calls, json.loads(done.stdout), strict=True))
+
+
 def help_of(module, *command):
     """What a program, or one of its commands, prints for --help."""
-    words = [sys.executable, "-m", module, *command, "--help"]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"COLUMNS": "200"})
-    assert done.returncode == 0, (words, done.stderr)
-    usage = next((line for line in done.stdout.splitlines() if "usage:" in line.lower()), "")
+    status, printed = helps()[(module, *command)]
+    assert status == 0, (module, command, printed)
+    usage = next((line for line in printed.splitlines() if "usage:" in line.lower()), "")
     assert all(f" {word} " in f"{usage} " for word in command), f"python -m {module} has no command {command}: {usage}"
-    return done.stdout
+    return printed
 
 
 def commands_in(text):

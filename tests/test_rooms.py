@@ -18,7 +18,7 @@ RUNTIME = (
     ("temporal",),
     ("track",),
     ("attended",),
-    ("hierarchy",),
+    ("hierarchy", "tiles"),
     ("stages",),
     ("refine",),
     ("routes",),
@@ -44,7 +44,14 @@ EXPORT = (
     ("model",),
     ("progress",),
 )
-ORDER = {"runtime": RUNTIME, "export": EXPORT}
+TOOLS = (
+    ("attend", "gpu_check", "pictures"),
+    ("benchmark",),
+    ("evaluate", "tiny"),
+    ("scenes",),
+    ("command",),
+)
+ORDER = {"runtime": RUNTIME, "export": EXPORT, "tools": TOOLS}
 MAY_IMPORT = {"runtime": {"runtime"}, "export": {"export", "runtime"}, "tools": {"tools", "export", "runtime"}}
 COMMANDS = "runtime.cli"  # the table of commands: the one place where runtime names export
 
@@ -85,10 +92,43 @@ def is_package(name):
     return modules()[name].name == "__init__.py"
 
 
+def only_re_exports(tree):
+    """Whether the text of a module has a docstring, imports and names like `__all__`, and nothing that does more.
+
+    Names may be imported when they are asked for: `_HOME` says from where, and `__getattr__` does it.
+    """
+
+    def allowed(node):
+        if isinstance(node, ast.If):
+            return ast.unparse(node.test) == "TYPE_CHECKING" and all(map(allowed, node.body)) and not node.orelse
+        if isinstance(node, ast.Assign):
+            names = {target.id for target in node.targets if isinstance(target, ast.Name)}
+            plain = (ast.List, ast.Dict, ast.Constant, ast.Load)
+            known = names <= {"__all__", "__version__", "_HOME"}
+            return known and all(isinstance(part, plain) for part in ast.walk(node.value))
+        if isinstance(node, ast.Expr):
+            return isinstance(node.value, ast.Constant)
+        return isinstance(node, (ast.Import, ast.ImportFrom)) or getattr(node, "name", "") == "__getattr__"
+
+    return all(map(allowed, tree.body))
+
+
 @cache
 def edges():
-    """Module → the modules it names. What a package's `__init__` re-exports is exempt."""
-    return {name: set() if is_package(name) else named_in(name) for name in modules()}
+    """Module → the modules it names. A package's `__init__` that only re-exports names is exempt."""
+    return {
+        name: set() if is_package(name) and only_re_exports(ast.parse(path.read_text())) else named_in(name)
+        for name, path in modules().items()
+    }
+
+
+def test_a_package_that_does_more_than_re_export_is_read():
+    assert only_re_exports(ast.parse('"""Text."""\nfrom a.b import c\n__all__ = ["c"]'))
+    for more in ("def load(): ...", "class A: ...", "kept = {}", "__all__ = [c()]", "c()", "if c:\n    import d"):
+        assert not only_re_exports(ast.parse(f"from a.b import c\n{more}")), more
+    packages = {name for name in modules() if is_package(name)}
+    assert {"runtime", "runtime.merge", "runtime.native"} <= packages
+    assert not [name for name in packages if edges()[name]], "so far every package only re-exports"
 
 
 def test_no_import_goes_round_in_a_circle():

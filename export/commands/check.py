@@ -13,8 +13,10 @@ from runtime.terminal import check_extra, one_line_errors
 
 
 def check(
-    engine: Annotated[Path, typer.Argument(help="Engine file, .onnx.")],
-    model: Annotated[str, typer.Argument(help="The model it was exported from: folder, hub id or checkpoint.")],
+    engine: Annotated[Path, typer.Argument(metavar="ENGINE.onnx", help="Engine file, .onnx.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="The model it was exported from: folder, hub id or checkpoint.")
+    ],
     vae: Annotated[str | None, typer.Option(metavar="FOLDER|ID", help="The VAE it was exported with.")] = None,
     config: Config = None,
 ) -> None:

@@ -29,7 +29,7 @@ from export.commands.report import report
 from export.heads.registry import HEADS
 from runtime.engine.plan import build_options
 from runtime.errors import DiffSegError
-from runtime.terminal import USAGE_ERROR, check_extra, one_line_errors
+from runtime.terminal import USAGE_ERROR, check_extra, one_line_errors, options_named
 
 if TYPE_CHECKING:
     from export.engine import ExportReport
@@ -137,7 +137,8 @@ def export_model(
     path = engine_path(output)
     with one_line_errors():
         try:
-            done = export_engine(request, path)
+            with options_named({"grid": "--grid", "weights": "--weights"}):
+                done = export_engine(request, path)
         except CheckFailed as error:
             report(error.checks)
             raise
@@ -169,7 +170,7 @@ def _summarise(done: ExportReport, model: Path, path: Path) -> None:
     """Times, cost and files, on stderr."""
     files = [file for file in (path, path.with_name(path.name + ".data")) if file.exists()]
     before = f", {_weights_on_disk(model) / 1e6:.1f} MB" if model.exists() else ""
-    print(f"{done.stages}\nmodel:  {done.before}{before}", file=sys.stderr)
+    print(f"{done.phases}\nmodel:  {done.before}{before}", file=sys.stderr)
     print(f"engine: {done.after}, {sum(file.stat().st_size for file in files) / 1e6:.1f} MB", file=sys.stderr)
     print(f"wrote {path} and {path}.json", file=sys.stderr)
 

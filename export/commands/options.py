@@ -9,13 +9,14 @@ import typer
 
 from export.model.families import BLOCKS
 from runtime.errors import DiffSegError
+from runtime.terminal import options_named
 
 if TYPE_CHECKING:
     from runtime.pyramid.weights import Weighting
 
 Model = Annotated[
     str,
-    typer.Argument(help="Diffusers folder, id on the model hub (owner/name), or .safetensors file."),
+    typer.Argument(metavar="MODEL", help="Diffusers folder, id on the model hub (owner/name), or .safetensors file."),
 ]
 Size = Annotated[str | None, typer.Option(metavar="HxW", help="Frame size in pixels; the model's own if left out.")]
 Attention = Annotated[str, typer.Option(help="U-Net blocks whose maps are averaged.")]
@@ -73,10 +74,8 @@ def read_weights(text: str) -> Weighting:
     """A rule's name, or `1,0,0,0` → numbers. Raises DiffSegError for anything else."""
     from runtime.pyramid.weights import as_weights
 
-    try:
+    with options_named({"weights": "--weights"}):
         return as_weights(text if text in ("proportional", "per-tensor") else text.split(","))
-    except ValueError as error:
-        raise DiffSegError(f"--{error}") from None
 
 
 def engine_path(output: Path) -> Path:

@@ -120,12 +120,12 @@ def build_afresh(engine: Path, **options: Any) -> None:
 def write_plan(engine: Path, output: Path, request: PlanRequest) -> EngineSpec:
     """Build, and report on stderr what was built. Raises what `build_plan` raises."""
     from export.plan.build import build_plan
-    from export.progress import Stages
+    from export.progress import Phases
     from runtime.engine.plan import FLAVOURS
 
     path = output if output.suffix == ".plan" else output.with_name(output.name + ".plan")
-    stages = Stages()
-    spec = build_plan(engine, path, request, stages)
+    phases = Phases()
+    spec = build_plan(engine, path, request, phases)
     found = spec.plan
     assert found is not None
     counted = "; ".join(
@@ -134,7 +134,7 @@ def write_plan(engine: Path, output: Path, request: PlanRequest) -> EngineSpec:
     )
     where = found.gpu or "no GPU: what needs one was not checked"
     print(
-        f"{stages}\n{FLAVOURS[found.flavour]} {found.version} ({where}), {found.size / 1e6:.1f} MB; {counted}\n"
+        f"{phases}\n{FLAVOURS[found.flavour]} {found.version} ({where}), {found.size / 1e6:.1f} MB; {counted}\n"
         f"wrote {path} and {path}.json",
         file=sys.stderr,
     )

@@ -13,7 +13,7 @@ from runtime.terminal import check_packages, one_line_errors
 
 
 def quantize(
-    engine: Annotated[Path, typer.Argument(help="Engine of precision fp32, .onnx.")],
+    engine: Annotated[Path, typer.Argument(metavar="ENGINE.onnx", help="Engine of precision fp32, .onnx.")],
     images: Annotated[
         list[str], typer.Option(help="Photographs: file, folder or glob; again for more. Every third judges.")
     ],

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class HeadGraph:
     """One kind of engine.
 
     `name`: of the option `--head` and of the field in the sidecar. `gives`: what the engine's output is, for `--help`.
@@ -37,9 +37,9 @@ class Head:
     refused: Mapping[str, str] = field(default_factory=dict)
 
 
-HEADS: tuple[Head, ...] = (
-    Head("attention", "attention maps; the merge runs outside", "export.heads.attention"),
-    Head("labels", "labels, with all of DiffSeg in the graph", "export.heads.labels"),
+HEADS: tuple[HeadGraph, ...] = (
+    HeadGraph("attention", "attention maps; the merge runs outside", "export.heads.attention"),
+    HeadGraph("labels", "labels, with all of DiffSeg in the graph", "export.heads.labels"),
 )
 
 
@@ -63,7 +63,7 @@ class HeadModule(Protocol):
         ...
 
 
-def find_head(name: str) -> Head:
+def find_head(name: str) -> HeadGraph:
     """The registry's entry. Raises DiffSegError, with the known names, when there is none."""
     for head in HEADS:
         if head.name == name:
@@ -83,7 +83,7 @@ def extra_inputs(spec: "EngineSpec") -> "dict[str, NDArray[np.float32]]":
     return {each.name: np.array(each.default(spec), np.float32) for each in runtime_heads.HEADS[spec.head].inputs}
 
 
-def refuse_options(head: Head, given: Collection[str]) -> None:
+def refuse_options(head: HeadGraph, given: Collection[str]) -> None:
     """Raise DiffSegError when one of the options `given`, fields of `ExportRequest`, does not fit the head."""
     for option, reason in head.refused.items():
         if option in given:

@@ -18,7 +18,7 @@ from typing import Any
 from export.plan.engine_file import read_engine
 from export.plan.progress import BuildMonitor
 from export.plan.types import check_network, inspect_plan
-from export.progress import Stages
+from export.progress import Phases
 from runtime.engine.backends.tensorrt_library import build_platform, import_flavour, make_logger, start
 from runtime.engine.plan import FLAVOURS, OPTIMIZATION_LEVEL, WORKSPACE
 from runtime.engine.spec import EngineSpec, PlanInfo, sidecar_path
@@ -93,7 +93,7 @@ def check_request(request: PlanRequest) -> str:
     return flavour
 
 
-def build_plan(engine: Path, output: Path, request: PlanRequest, stages: Stages) -> EngineSpec:
+def build_plan(engine: Path, output: Path, request: PlanRequest, phases: Phases) -> EngineSpec:
     """Build the ONNX engine `engine` into the plan `output` with its sidecar; nothing is written unless that succeeds.
 
     Returns what the sidecar says. Raises DiffSegError when the engine cannot be read, the request does not fit it, or
@@ -107,7 +107,7 @@ def build_plan(engine: Path, output: Path, request: PlanRequest, stages: Stages)
             raise DiffSegError(f"{target} is a folder; expected a file or nothing there, choose another --output")
     _check_room(engine, output)
     began = time.perf_counter()
-    with stages("import"):
+    with phases("import"):
         trt = import_flavour(flavour)
     if flavour == "tensorrt" and int(trt.__version__.split(".")[0]) < OLDEST:
         raise DiffSegError(
@@ -121,7 +121,7 @@ def build_plan(engine: Path, output: Path, request: PlanRequest, stages: Stages)
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if flag is None else 1 << int(flag))
     parser = trt.OnnxParser(network, logger)  # the network must live as long as its parser
-    with stages("parse"):
+    with phases("parse"):
         if not parser.parse_from_file(str(engine)):
             errors = [parser.get_error(index).desc() for index in range(parser.num_errors)]
             raise DiffSegError(
@@ -137,7 +137,7 @@ def build_plan(engine: Path, output: Path, request: PlanRequest, stages: Stages)
         words.clear()  # a damaged cache is not the cause of later errors
     monitor = BuildMonitor(trt)
     config.progress_monitor = monitor.listener
-    with stages("build"), monitor:
+    with phases("build"), monitor:
         content = builder.build_serialized_network(network, config)
     if content is None:
         raise DiffSegError(
@@ -147,7 +147,7 @@ def build_plan(engine: Path, output: Path, request: PlanRequest, stages: Stages)
     if cache is not None and timings is not None:
         with contextlib.suppress(OSError):  # without it, the next build is only slower
             write_atomically(cache, bytes(timings.serialize()))
-    with stages("write"):
+    with phases("write"):
         data = memoryview(content)
         info = PlanInfo(
             flavour=flavour,

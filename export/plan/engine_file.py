@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import BinaryIO
 
-from runtime.engine.spec import METADATA_KEY, EngineSpec, check_sidecar
+from runtime.engine.spec import METADATA_KEY, EngineSpec, read_metadata
 from runtime.errors import DiffSegError
 
 METADATA_PROPS = 14  # field of ModelProto; its entries have a key, 1, and a value, 2
@@ -24,15 +24,7 @@ def read_engine(path: Path) -> EngineSpec:
         raise DiffSegError(
             f"no engine {path}; export one with 'python -m export MODEL --output {path.with_suffix('')}'"
         )
-    text = onnx_metadata(path).get(METADATA_KEY)
-    if text is None:
-        raise DiffSegError(
-            f"{path} is not an engine: expected an ONNX file with the metadata entry '{METADATA_KEY}' that "
-            "'python -m export' writes; export the model again"
-        )
-    spec = EngineSpec.from_json(text, f"the metadata of {path}")
-    check_sidecar(path, spec)
-    return spec
+    return read_metadata(path, onnx_metadata(path).get(METADATA_KEY))
 
 
 def onnx_metadata(path: Path) -> dict[str, str]:

@@ -11,7 +11,7 @@ from runtime.engine.spec import EngineSpec
 from runtime.errors import DiffSegError
 
 PRECISIONS = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16"}
-KINDS = ("CONVOLUTION", "MATRIX_MULTIPLY", "SOFTMAX")
+COUNTED = ("CONVOLUTION", "MATRIX_MULTIPLY", "SOFTMAX")
 
 
 def check_network(
@@ -27,8 +27,8 @@ def check_network(
     found, expected = {tensor.name: tuple(tensor.shape) for tensor in tensors}, tensor_shapes(spec)
     if found != expected:
         raise DiffSegError(f"{path} takes and gives {found}, its metadata says {expected}; export it again")
-    counts: dict[str, Counter[str]] = {kind.lower(): Counter() for kind in KINDS}
-    kinds = {getattr(trt.LayerType, kind): kind.lower() for kind in KINDS}
+    counts: dict[str, Counter[str]] = {kind.lower(): Counter() for kind in COUNTED}
+    kinds = {getattr(trt.LayerType, kind): kind.lower() for kind in COUNTED}
     for index in range(network.num_layers):
         layer = network.get_layer(index)
         if layer.type in kinds:

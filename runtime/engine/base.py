@@ -10,6 +10,7 @@ from runtime.engine.heads import HEADS, Input
 from runtime.engine.spec import EngineSpec
 from runtime.errors import DiffSegError
 
+MOST_COUNTED = 4096  # threads or streams: inference libraries crash on absurd numbers
 MOST_FRAMES = 8  # per run on a GPU, of an engine that takes any number
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ class Engine(ABC):
         spec: what the engine is.
         device: where it runs, "cpu" or "cuda:N".
         path: the engine file.
+        backend: the name of the backend that runs it.
         asked: the device that the caller asked for; may be "auto".
         on_device: whether `infer_on_device` can leave outputs on a GPU.
     """
@@ -32,6 +34,7 @@ class Engine(ABC):
     spec: EngineSpec
     device: str
     path: Path
+    backend: str = "of its own"
     asked: str
     on_device: bool = False
 
@@ -134,3 +137,11 @@ def rebuild_command(spec: EngineSpec, options: str) -> str:
     }
     kept = " ".join(option for option, differs in differs_from_default.items() if differs)
     return f"'python -m export {spec.source} --head {spec.head} {kept} {options} --output engines/NAME'"
+
+
+def check_count(name: str, value: object) -> None:
+    """Raise DiffSegError unless an option of a backend is a whole number from 1 to MOST_COUNTED."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST_COUNTED:
+        raise DiffSegError(
+            f"{name}: expected a whole number from 1 to {MOST_COUNTED}, found {value!r}; leave it out for the best"
+        )

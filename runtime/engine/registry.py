@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import importlib.util
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,14 +98,14 @@ def open_engine(
         check_external_data(path)
     cls = getattr(importlib.import_module(chosen.module), chosen.cls)
     engine: Engine = cls(path, device, **options)
-    engine.path, engine.asked = path, device
+    engine.path, engine.backend, engine.asked = path, chosen.name, device
     return engine
 
 
 def check_device(device: str) -> None:
     """Raise DiffSegError unless `device` is auto, cpu, cuda or cuda:N."""
-    name, _, index = device.partition(":")
-    if device not in ("auto", "cpu", "cuda") and not (name == "cuda" and index.isdecimal()):
+    name, _, index = device.partition(":") if isinstance(device, str) else ("", "", "")
+    if name not in ("auto", "cpu", "cuda") or (device != name and not (name == "cuda" and index.isdecimal())):
         raise DiffSegError(f"unknown device {device!r}; expected auto, cpu, cuda or cuda:N")
 
 
@@ -112,6 +113,8 @@ def _engine_path(path: str | Path | None) -> Path:
     """The file to open. Raises DiffSegError when it is missing and only the embedded engine can be meant."""
     if path is None or str(path) == EMBEDDED_NAME:
         return EMBEDDED
+    if not isinstance(path, (str, os.PathLike)):
+        raise DiffSegError(f"engine: expected the path of an .onnx or a .plan, or None, found {path!r}")
     try:
         path = Path(path).expanduser()
     except RuntimeError as error:

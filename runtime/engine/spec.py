@@ -294,19 +294,28 @@ def check_sidecar(engine: Path, spec: EngineSpec) -> None:
             )
 
 
-def read_spec(path: Path, metadata: str | None, outputs: Sequence[str]) -> EngineSpec:
-    """The description inside an ONNX engine, checked against its sidecar and the graph's outputs.
+def read_metadata(path: Path, metadata: str | None) -> EngineSpec:
+    """The description inside an ONNX engine, checked against its sidecar.
 
-    `metadata`: the entry `METADATA_KEY` of the file, None without one. `outputs`: names of the graph's outputs.
-    Raises DiffSegError when the file is not an engine, or when the three do not agree.
+    `metadata`: the entry `METADATA_KEY` of the file, None without one.
+    Raises DiffSegError when the file is not an engine, or the sidecar belongs to another file.
     """
     if metadata is None:
         raise DiffSegError(
-            f"{path} is an ONNX model but no engine: expected the metadata entry '{METADATA_KEY}' that "
+            f"{path} is not an engine: expected an ONNX file with the metadata entry '{METADATA_KEY}' that "
             "'python -m export' writes; export a model with it"
         )
     spec = EngineSpec.from_json(metadata, f"the metadata of {path}")
     check_sidecar(path, spec)
+    return spec
+
+
+def read_spec(path: Path, metadata: str | None, outputs: Sequence[str]) -> EngineSpec:
+    """As `read_metadata`, and checked against the graph's outputs, whose names are `outputs`.
+
+    Raises DiffSegError also when the graph has other outputs.
+    """
+    spec = read_metadata(path, metadata)
     expected = list(spec.outputs)
     if list(outputs) != expected:
         raise DiffSegError(

@@ -39,7 +39,27 @@ def check_file(path: Path, what: str) -> None:
         raise DiffSegError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def read_frame(path: Path) -> NDArray[np.uint8]:
+class Scale:
+    """How values of more than 8 bits are read, for all pictures of a clip: one scale for each type of pixels.
+
+    The first picture that is not black sets it, so that brightness does not jump from picture to picture. It grows
+    where a later picture has larger values.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[str, float] = {}
+
+    def settle(self, dtype: str, found: float, black: bool) -> tuple[float, bool]:
+        """The scale for a picture that would be read by `found` alone, and whether the clip has not had it before."""
+        kept = self._kept.get(dtype)
+        if kept is not None and (black or found <= kept):
+            return kept, False
+        if not black:
+            self._kept[dtype] = found
+        return found, True
+
+
+def read_frame(path: Path, scale: Scale | None = None) -> NDArray[np.uint8]:
     """Read a picture file as a frame; see `decode_frame`.
 
     Raises DiffSegError also when the file cannot be read.
@@ -49,10 +69,10 @@ def read_frame(path: Path) -> NDArray[np.uint8]:
         data = path.read_bytes()
     except OSError as error:
         raise DiffSegError(f"{path}: cannot be read ({error.strerror})") from None
-    return decode_frame(data, str(path))
+    return decode_frame(data, str(path), scale)
 
 
-def decode_frame(data: bytes, name: str) -> NDArray[np.uint8]:
+def decode_frame(data: bytes, name: str, scale: Scale | None = None) -> NDArray[np.uint8]:
     """Decode a picture as a frame: uint8 [H, W, 3] BGR, EXIF rotation applied, alpha dropped.
 
     Values of more than 8 bits are scaled by the range they use; the logger "diffseg" warns of every such picture
@@ -63,6 +83,7 @@ def decode_frame(data: bytes, name: str) -> NDArray[np.uint8]:
     Args:
         data: the encoded picture, as a file has it.
         name: what messages call it.
+        scale: of the clip that the picture is of; None for a picture by itself.
 
     Raises:
         DiffSegError: if OpenCV cannot decode it, or it is cut short, or its pixels are no picture or more than
@@ -97,14 +118,14 @@ def decode_frame(data: bytes, name: str) -> NDArray[np.uint8]:
     check_pixels(pixels.shape[0] * pixels.shape[1], name)
     if is_animated(data):
         _warn(name, "is an animation, and only its first frame is read; convert it to a video for all frames")
-    return _as_bgr(_as_8_bits(pixels, name), name)
+    return _as_bgr(_as_8_bits(pixels, name, scale or Scale()), name)
 
 
 def _warn(name: str, text: str) -> None:
     logging.getLogger("diffseg").warning("%s: %s", name, text)
 
 
-def _as_8_bits(pixels: NDArray[Any], name: str) -> NDArray[np.uint8]:
+def _as_8_bits(pixels: NDArray[Any], name: str, scale: Scale) -> NDArray[np.uint8]:
     """Scale pixels of any type to uint8 by the range they use, and warn where it is not the type's full range."""
     import numpy as np
 
@@ -117,14 +138,17 @@ def _as_8_bits(pixels: NDArray[Any], name: str) -> NDArray[np.uint8]:
             raise DiffSegError(f"{name}: has float pixels, and none is a finite number; expected numbers from 0 to 1")
         # A picture of 0 to 1 need not reach 1, but below a quarter it would come out as nearly black.
         white = 1.0 if top == 0 or 0.25 <= top <= 1 else top
-        _warn(name, f"has float pixels up to {top:.6g}; {white:.6g} is read as white, and 0 and less as black")
+        white, new = scale.settle("float", white, top == 0)
+        if new:
+            _warn(name, f"has float pixels up to {top:.6g}; {white:.6g} is read as white, and 0 and less as black")
         pixels = np.where(finite, pixels, np.where(pixels > 0, white, 0))
         return np.asarray(np.clip(pixels * (255 / white), 0, 255).round(), np.uint8)
     top = int(pixels.max(initial=0))
-    bits = next((depth for depth in DEPTHS if top < 1 << depth), top.bit_length())
-    if top > 0 and bits < 8 * pixels.dtype.itemsize:
+    found = next((depth for depth in DEPTHS if top < 1 << depth), top.bit_length())
+    bits, new = scale.settle(str(pixels.dtype), found, top == 0)
+    if new and top > 0 and bits < 8 * pixels.dtype.itemsize:
         _warn(name, f"its {pixels.dtype} pixels reach only {top}; they are read as {bits}-bit values")
-    return np.asarray(np.maximum(pixels, 0) >> (bits - 8), np.uint8)
+    return np.asarray(np.maximum(pixels, 0) >> (int(bits) - 8), np.uint8)
 
 
 def _as_bgr(pixels: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:

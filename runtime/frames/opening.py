@@ -23,7 +23,7 @@ def settle_sources(sources: Sequence[Source], **options: Any) -> list[Source]:
     """
     settled = []
     for source in sources:
-        settle = registry.KINDS[source.kind].settle
+        settle = registry.SOURCES[source.kind].settle
         settled.append(_function(settle)(source, OpenOptions(**options)) if settle else source)
     return settled
 
@@ -33,7 +33,7 @@ def open_clip(source: Source, **options: Any) -> Clip:
 
     `options`: the fields of `OpenOptions`. Raises DiffSegError when it cannot be opened.
     """
-    clip: Clip = _function(registry.KINDS[source.kind].opener)(source, OpenOptions(**options))
+    clip: Clip = _function(registry.SOURCES[source.kind].opener)(source, OpenOptions(**options))
     return clip
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from runtime.errors import DiffSegError
 from runtime.files import is_own_output
 from runtime.frames.clip import DEFAULT_RATE, Clip, Picture
-from runtime.frames.decode import read_frame
+from runtime.frames.decode import Scale, read_frame
 
 if TYPE_CHECKING:
     from runtime.frames.source import OpenOptions, Source
@@ -34,13 +34,16 @@ class PictureClip(Clip):
         self.seconds = float(len(self._paths) / rate)
 
     def read(self, stop: Event) -> Iterator[Picture]:
-        """One frame for each picture. One that cannot be read is left out; the next keeps its time."""
+        """One frame for each picture. One that cannot be read is left out; the next keeps its time.
 
+        Values of more than 8 bits are read by one scale for the whole clip (`runtime.frames.decode.Scale`).
+        """
+        scale = Scale()
         for number, path in enumerate(self._paths):
             if stop.is_set():
                 return
             try:
-                image = read_frame(path)
+                image = read_frame(path, scale)
             except DiffSegError as error:
                 self.lost.append(str(error))
                 continue

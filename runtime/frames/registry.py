@@ -63,7 +63,7 @@ class SourceKind:
 
 
 # The first kind whose pattern matches takes an INPUT; a file of unknown suffix is of the first kind.
-KINDS: dict[str, SourceKind] = {
+SOURCES: dict[str, SourceKind] = {
     kind.name: kind
     for kind in (
         SourceKind("image", "runtime.frames.still:open_image", still=True, suffixes=IMAGE_SUFFIXES),
@@ -101,7 +101,7 @@ KINDS: dict[str, SourceKind] = {
 
 def kind_of_input(text: str) -> SourceKind | None:
     """The kind that an INPUT names by its form; None for a file, a folder or a glob."""
-    kind = next((kind for kind in KINDS.values() if kind.pattern and re.fullmatch(kind.pattern, text)), None)
+    kind = next((kind for kind in SOURCES.values() if kind.pattern and re.fullmatch(kind.pattern, text)), None)
     try:
         return None if kind is None or (os.path.lexists(text) and not kind.before_files) else kind
     except ValueError:  # a null byte
@@ -111,10 +111,10 @@ def kind_of_input(text: str) -> SourceKind | None:
 def kind_of_file(path: Path) -> SourceKind:
     """The kind of a file, by its suffix."""
     suffix = path.suffix.lower()
-    found = (kind for kind in KINDS.values() if suffix in kind.suffixes | kind.suffixes_if_named)
-    return next(found, next(iter(KINDS.values())))
+    found = (kind for kind in SOURCES.values() if suffix in kind.suffixes | kind.suffixes_if_named)
+    return next(found, next(iter(SOURCES.values())))
 
 
 def suffixes_in_folders() -> frozenset[str]:
     """Suffixes, in lower case, of the files that are read when a folder is the input."""
-    return frozenset().union(*(kind.suffixes for kind in KINDS.values()))
+    return frozenset().union(*(kind.suffixes for kind in SOURCES.values()))

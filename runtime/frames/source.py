@@ -31,7 +31,7 @@ class Source:
     Attributes:
         path: the file to read; of a sequence its pattern.
         target: path of the outputs below the output folder, without suffix.
-        kind: a name in `runtime.frames.registry.KINDS`.
+        kind: a name in `runtime.frames.registry.SOURCES`.
         address: what to open instead of a file: a URL, a camera's number, "-". Empty for files.
         data: a whole encoded picture, read from standard input already; None for everything else.
     """

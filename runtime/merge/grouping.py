@@ -69,8 +69,10 @@ def unions(proposals: NDArray[Any], areas: Sequence[float] | NDArray[Any]) -> It
 def as_sweep(thresholds: Iterable[float]) -> tuple[float, ...]:
     """The thresholds in ascending order, each once. Raises ValueError where one is not a finite number above 0."""
     try:
+        if isinstance(thresholds, (str, bytes)):
+            raise TypeError
         values = sorted({float(threshold) for threshold in thresholds})
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         values = []
     if not values or not all(0 < value < float("inf") for value in values):
         raise ValueError(

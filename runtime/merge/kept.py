@@ -43,7 +43,11 @@ class KeptMaps:
         """The proposals float32 [P, n], each sums to 1: those of `propose` but for the rounding of float32."""
         members = (self._divergences < thresholds[0]).astype(np.float32)
         some = np.flatnonzero(members.any(axis=0))
-        proposals = np.matmul(members[:, some], self.maps[some]) if len(some) < len(self.maps) else members @ self.maps
+        proposals = (
+            np.matmul(members[:, some], self.maps[some])
+            if len(some) < len(self.maps)
+            else np.matmul(members, self.maps)
+        )
         proposals /= members.sum(axis=1, keepdims=True)
         for threshold in thresholds[1:]:
             proposals = merge_proposals(proposals, threshold)

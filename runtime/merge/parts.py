@@ -17,10 +17,10 @@ from runtime.merge.divergence import logarithm, negative_entropy
 from runtime.merge.grouping import unions
 from runtime.merge.likeness import profiles, segment_means
 from runtime.merge.proposals import Found, solve
+from runtime.merge.registry import DEFAULT
 from runtime.merge.threads import one_thread
 from runtime.pyramid.checks import check_pyramid
 from runtime.pyramid.config import MergeConfig
-from runtime.pyramid.solvers import DEFAULT
 from runtime.pyramid.weights import resolution_ratios
 
 if TYPE_CHECKING:

@@ -5,20 +5,17 @@ Paper: "Diffuse, Attend, and Segment" (Tian et al., CVPR 2024), section 3.3, "It
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from runtime.merge import solvers
 from runtime.merge.aggregate import Aggregation
+from runtime.merge.registry import solver_of
 from runtime.merge.threads import one_thread
 from runtime.pyramid.anchors import anchor_queries
 from runtime.pyramid.checks import check_pyramid
-from runtime.pyramid.config import MergeConfig
-from runtime.pyramid.solvers import solver_named
+from runtime.pyramid.config import MergeConfig, as_config
 from runtime.pyramid.weights import resolution_ratios
 
 if TYPE_CHECKING:
@@ -66,7 +63,7 @@ def find(
     `seeds` float32 [S, n] is a warm start for video, which is not in the paper: the proposals of the frame before are
     the first anchors of iteration 0. The grid then only has to find new segments, so that it can be coarse.
     """
-    config = config or MergeConfig()
+    config = as_config(config)
     maps, shapes = check_pyramid(pyramid, grids)
     if maps[0].ndim != 2:
         raise ValueError(f"pyramid: expected the maps [n, n] of one frame, found {list(maps[0].shape)}")
@@ -107,18 +104,9 @@ def merge_attention(aggregated: NDArray[Any], config: MergeConfig, shape: tuple[
 def solve(source: Aggregation, config: MergeConfig, seeds: NDArray[np.float32] | None = None) -> Found:
     """The proposals of a source whose rows sum to n, by the solver that the config names.
 
-    Raises:
-        ValueError: if the solver needs a package that is not installed.
+    Raises ValueError where no solver has that name, or a package it needs is not installed.
     """
-    solver = solver_named(config.solver)
-    for package in solver.packages:
-        if importlib.util.find_spec(package) is None:
-            raise ValueError(
-                f"solver: {solver.name!r} needs the package {package}, which is not installed; install it, or use "
-                "solver='merge'"
-            )
-    module = importlib.import_module(f"{solvers.__name__}.{solver.module}")
-    found = getattr(module, solver.function)(source, config, seeds)
+    found = solver_of(config).load()(source, config, seeds)
     proposals, scores = found if isinstance(found, tuple) else (found, None)
     proposals = proposals / np.float32(source.n)  # a new array: what a solver gives may be scratch memory
     return Found(proposals, proposals if scores is None else scores)

@@ -16,7 +16,7 @@ from runtime.merge.suppress import suppress
 from runtime.merge.threads import one_thread
 from runtime.pyramid.anchors import anchor_queries
 from runtime.pyramid.checks import as_size, check_pyramid
-from runtime.pyramid.config import MergeConfig
+from runtime.pyramid.config import MergeConfig, as_config
 from runtime.pyramid.weights import resolution_ratios
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def segment_attention(
         ValueError: if an argument is wrong or the maps are not probabilities; the text says what to do.
         DiffSegError: if a GPU is asked for and not found, or the native core cannot be built.
     """
-    config = config or MergeConfig()
+    config = as_config(config)
     if device != "cpu":
         from runtime import native
 

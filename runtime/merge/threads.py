@@ -59,16 +59,22 @@ def thread_count() -> int:
 def add_in_threads(work: Callable[[Sequence[Item]], tuple[Any, ...]], items: Sequence[Item]) -> tuple[Any, ...]:
     """`work(items)`, a tuple of arrays that add up over the items, with a part of the items in every thread.
 
-    Every thread has the same items in every run, so that sums are rounded in the same way.
+    The items are divided into the same parts for any number of threads, and the parts are added in order: sums are
+    rounded in the same way in every run, on every machine.
     """
-    threads = min(thread_count(), len(items))
+    parts = [items[part::MOST_THREADS] for part in range(min(MOST_THREADS, len(items)))]
+    threads = min(thread_count(), len(parts))
     if threads < 2:
-        return work(items)
+        return _added(map(work, parts))
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(threads) as pool:
-        first, *rest = pool.map(work, (items[part::threads] for part in range(threads)))
-    for other in rest:
+        return _added(pool.map(work, parts))
+
+
+def _added(found: Iterator[tuple[Any, ...]]) -> tuple[Any, ...]:
+    first = next(found)
+    for other in found:
         for total, part in zip(first, other, strict=True):
             total += part
     return first

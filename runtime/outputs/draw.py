@@ -87,8 +87,12 @@ def draw_overlay(
         colours: see `paint`.
 
     Raises:
-        ValueError: if frame and labels differ in size, the opacity is not from 0 to 1, or a label has no colour.
+        ValueError: if frame and labels are no arrays or differ in size, the opacity is not from 0 to 1, or a label has
+            no colour.
     """
+    for name, given, form in (("frame", frame, "uint8 [H, W, 3]"), ("labels", labels, "integers [H, W]")):
+        if not isinstance(given, np.ndarray):
+            raise ValueError(f"{name}: expected {form}, found {given!r}")
     if frame.shape[:2] != labels.shape:
         raise ValueError(f"labels: expected the frame's size {list(frame.shape[:2])}, found {list(labels.shape)}")
     if not 0 <= opacity <= 1:

@@ -31,6 +31,9 @@ except ImportError:  # Windows: lines are still added whole, but nothing is comp
     fcntl = None  # type: ignore[assignment]
 
 
+INDEX = "resume.jsonl"  # what `--resume` goes by: see `runtime.stream.resume`
+
+
 @dataclass(frozen=True, slots=True)
 class Journal:
     """One such file. `kept`: what messages say of a line that could not be added."""
@@ -150,8 +153,8 @@ def entries(file: IO[bytes], offsets: Iterable[int]) -> Iterator[dict[str, Any]]
 
 
 def key_of(text: str) -> int:
-    """64 bits for a text, the same in every run."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+    """64 bits for a text, also for a path that is not valid UTF-8; the same in every run."""
+    return int.from_bytes(hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest(), "big")
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from runtime.errors import DiffSegError
-from runtime.files import OWN_MARK, is_own_output, write_atomically
+from runtime.files import OWN_MARK, refuse_foreign_file, write_atomically
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -52,8 +52,7 @@ def write_encoded(path: Path, data: bytes) -> None:
 
     Raises DiffSegError naming the path when it cannot be written, or a picture is there that is not ours.
     """
-    if path.exists() and not is_own_output(path):
-        raise DiffSegError(f"{path}: exists and is not this program's; move it away or choose another --output")
+    refuse_foreign_file(path)
     try:
         write_atomically(path, data)
     except OSError as error:

@@ -11,6 +11,8 @@ from runtime.errors import DiffSegError
 from runtime.terminal import check_packages
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from runtime.outputs.form import ClipForm
     from runtime.outputs.listing import Listing
     from runtime.outputs.sinks import Sink
@@ -57,6 +59,8 @@ def parse_kinds(text: str, option: str = "--save") -> list[str]:
 
     `option`: for its message. Raises ModuleNotFoundError where a kind's package is missing.
     """
+    if not isinstance(text, str):
+        raise DiffSegError(f"{option}: expected kinds with commas, such as 'overlay,labels', found {text!r}")
     names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     known = [kind.name for kind in KINDS]
     if names == ["none"]:
@@ -73,13 +77,22 @@ def picture_sinks(names: Iterable[str], target: Target, *, listed: bool = True) 
     `listed`: False leaves out the kinds that list photographs in one file.
     """
     modules = {name: import_module(_kind(name).module) for name in names}
-    opened = {name: module.picture(target) for name, module in modules.items() if listed or not _lists(module)}
-    return _different(opened)
+    return _different(
+        {
+            name: (module.picture, module.picture(target))
+            for name, module in modules.items()
+            if listed or not _lists(module)
+        }
+    )
 
 
 def clip_sinks(names: Iterable[str], target: Target, form: ClipForm, warn: Callable[[str], None]) -> dict[str, Sink]:
-    """Where each kind of output of one clip goes. Raises DiffSegError where a kind's extra is missing."""
-    return _different({name: import_module(_kind(name).module).clip(target, form, warn) for name in names})
+    """Where each kind of output of one clip goes.
+
+    Raises DiffSegError where a kind's extra is missing, or two kinds write one file of a clip.
+    """
+    modules = {name: import_module(_kind(name).module) for name in names}
+    return _different({name: (module.clip, module.clip(target, form, warn)) for name, module in modules.items()})
 
 
 def needing_frame(names: Iterable[str]) -> list[str]:
@@ -93,10 +106,17 @@ def listings(names: Iterable[str]) -> list[Listing]:
     return [module.LISTING for module in modules if _lists(module)]
 
 
-def _different(sinks: dict[str, Sink]) -> dict[str, Sink]:
-    """The sinks, without those that write the same file as one before."""
-    first = {sink.path: name for name, sink in reversed(sinks.items())}
-    return {name: sink for name, sink in sinks.items() if first[sink.path] == name}
+def _different(opened: dict[str, tuple[Callable[..., Sink], Sink]]) -> dict[str, Sink]:
+    """The sinks that functions opened, without those of a function that was called before.
+
+    Raises DiffSegError where two functions have opened one file.
+    """
+    first: dict[Path, str] = {}
+    for name, (opener, sink) in opened.items():
+        other = first.setdefault(sink.path, name)
+        if opened[other][0] is not opener:
+            raise DiffSegError(f"--save: {other} and {name} write one file, {sink.path}; choose one of them")
+    return {name: sink for name, (_, sink) in opened.items() if first[sink.path] == name}
 
 
 def _lists(module: object) -> bool:

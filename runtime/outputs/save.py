@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from runtime.errors import DiffSegError
+from runtime.outputs.journal import INDEX, Journal
 from runtime.outputs.palette import Painter
 from runtime.outputs.registry import listings, needing_frame, parse_kinds, picture_sinks
 from runtime.outputs.sinks import refuse_foreign
@@ -33,6 +35,10 @@ def save_picture(stem: Path, kinds: str, labels: NDArray[np.int32], frame: NDArr
         listing.begin(target.folder)
     for sink in sinks:
         refuse_foreign(sink.path)
+    index = Journal(target.folder / INDEX, "a run with --resume would skip what is not its own")
+    if index.path.exists():
+        index.begin()
+        index.add(json.dumps({"target": target.key, "made": "Result.save"}).encode() + b"\n")
     colours = Painter()(labels)
     for sink in sinks:
         sink.write(0, Fraction(0), sink.prepare(frame, labels, colours))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import DiffSegError
-from runtime.files import is_own_output
+from runtime.files import is_own_output, refuse_foreign_file
 from runtime.outputs.png import encode_png, write_encoded
 
 if TYPE_CHECKING:
@@ -142,13 +142,11 @@ class FrameFolder(Sink):
 
 def refuse_foreign(path: Path) -> None:
     """Raise DiffSegError when a file, or a folder with numbered files, is there that is not this program's."""
-    if path.is_dir():
-        found = [p for p in path.iterdir() if re.fullmatch(r"\d{6,}\.\w+", p.name) and not is_own_output(p)]
-        other: Path | None = min(found, default=None)
-    else:
-        other = path if path.exists() and not is_own_output(path) else None
-    if other:
-        raise DiffSegError(f"{other}: exists and is not this program's; move it away or choose another --output")
+    if not path.is_dir():
+        refuse_foreign_file(path)
+        return
+    for found in sorted(p for p in path.iterdir() if re.fullmatch(r"\d{6,}\.\w+", p.name)):
+        refuse_foreign_file(found)
 
 
 def explain(path: Path, error: Any, kept: str) -> DiffSegError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,8 @@ def check_pyramid(
             f"pyramid: expected a list of arrays, one per resolution, found one array {pyramid.shape}; "
             "put it into a list"
         )
+    if not isinstance(pyramid, Iterable) or isinstance(pyramid, (str, bytes)):
+        raise ValueError(f"pyramid: expected a list of arrays, one per resolution, found {pyramid!r}")
     maps = [np.asarray(level) for level in pyramid]
     if not maps:
         raise ValueError("pyramid: expected at least one resolution, found none; pass a list of attention maps")
@@ -51,7 +53,10 @@ def check_pyramid(
     if grids is None:
         shapes = [_square(index, level.shape[-1]) for index, level in enumerate(maps)]
     else:
-        shapes = [(int(h), int(w)) for h, w in grids]
+        try:
+            shapes = [(int(h), int(w)) for h, w in grids]
+        except (TypeError, ValueError):
+            raise ValueError(f"grids: expected pairs (h, w), one per resolution, found {grids!r}") from None
         if len(shapes) != len(maps):
             raise ValueError(
                 f"grids: expected {len(maps)} pairs (h, w), one per resolution, found {len(shapes)}; "

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
 import numpy as np
 
-from runtime.pyramid.solvers import solver_named
+from runtime.errors import DiffSegError
 from runtime.pyramid.weights import Weighting, as_weights
 
 MOST_TAU = 2.0  # no cut has a larger value
+MOST_ITERATIONS = 100  # far beyond the iteration after which nothing merges any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,8 @@ class MergeConfig:
         weights: of the resolutions in the aggregation: "proportional" to the side (the authors' code),
             "per-tensor" (the paper's text), or one number per resolution, finest first.
         solver: how maps become proposals: "merge" (the paper's), "kmeans" (the cluster means of K-means that starts
-            from the merge's proposals), or another one that `runtime.pyramid.solvers` lists.
+            from the merge's proposals), or another one that `runtime.merge.registry` lists. Whether there is a solver
+            of that name is checked where a merge begins or a Segmenter opens.
         tau: of the solver "ncut": the value that a cut must be below, above 0 and at most 2. None: the solver's own.
         alpha: of solvers that cut: the power of the affinity, above 0. None: the solver's own.
 
@@ -41,7 +44,8 @@ class MergeConfig:
 
     def __post_init__(self) -> None:
         try:
-            thresholds = tuple(float(threshold) for threshold in self.thresholds)
+            words = isinstance(self.thresholds, (str, bytes))
+            thresholds = () if words else tuple(float(threshold) for threshold in self.thresholds)
         except (TypeError, ValueError, OverflowError):
             thresholds = ()
         if not thresholds or not all(np.isfinite(threshold) and threshold > 0 for threshold in thresholds):
@@ -54,16 +58,11 @@ class MergeConfig:
                 f"grid: expected a whole number of anchors per axis, at least 2, found {self.grid!r}; "
                 "give for example 16"
             )
-        solver = solver_named(self.solver)
+        if not isinstance(self.solver, str) or not self.solver:
+            raise ValueError(f"solver: expected a solver's name, found {self.solver!r}; give for example 'merge'")
         for name, most in (("tau", MOST_TAU), ("alpha", np.inf)):
-            value = getattr(self, name)
-            if value is not None:
-                check_number(name, value, most)
-                if name not in solver.reads:
-                    raise ValueError(
-                        f"{name}: belongs to solvers that cut, found the solver {self.solver!r}; "
-                        "choose solver='ncut', or leave it out"
-                    )
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name), most)
         object.__setattr__(self, "thresholds", thresholds)
         object.__setattr__(self, "grid", int(self.grid))
         object.__setattr__(self, "weights", as_weights(self.weights))
@@ -75,3 +74,28 @@ def check_number(name: str, value: Any, most: float = np.inf) -> None:
     if not number or not 0 < value <= most or value == np.inf:
         limit = "" if most == np.inf else f" and at most {most:g}"
         raise ValueError(f"{name}: expected a finite number above 0{limit}, found {value!r}; give for example 0.5")
+
+
+def as_config(config: MergeConfig | None) -> MergeConfig:
+    """The config itself; None: the defaults. Raises ValueError for anything else."""
+    if not isinstance(config, MergeConfig | None):
+        raise ValueError(f"config: expected a MergeConfig or None, found {config!r}")
+    return config or MergeConfig()
+
+
+def every_iteration(thresholds: Any, iterations: int | None, default: tuple[float, ...]) -> tuple[float, ...]:
+    """A threshold for every iteration, from what was asked for. Raises DiffSegError where that is none."""
+    whole = isinstance(iterations, int) and not isinstance(iterations, bool)
+    if iterations is not None and (not whole or not 1 <= iterations <= MOST_ITERATIONS):
+        raise DiffSegError(f"iterations: expected 1 to {MOST_ITERATIONS}, found {iterations!r}")
+    if thresholds is None:
+        # More iterations than exported thresholds: the last one goes on.
+        return default if iterations is None else (default + default[-1:] * iterations)[:iterations]
+    if isinstance(thresholds, Real) and not isinstance(thresholds, bool):
+        return (float(thresholds),) * (iterations or len(default))
+    if isinstance(thresholds, (str, bytes, bool)) or not isinstance(thresholds, Iterable):
+        raise DiffSegError(f"thresholds: expected a number, one per iteration, or 'auto', found {thresholds!r}")
+    found = tuple(thresholds)
+    if iterations not in (None, len(found)):
+        raise DiffSegError(f"thresholds: expected one, or one for each of {iterations} iterations, found {len(found)}")
+    return found

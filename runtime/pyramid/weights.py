@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -23,7 +23,7 @@ def as_weights(weights: Any) -> Weighting:
             )
         return weights  # type: ignore[return-value]
     try:
-        values = tuple(float(value) for value in weights)
+        values = () if isinstance(weights, bytes) else tuple(float(value) for value in weights)
     except (TypeError, ValueError, OverflowError):
         values = ()
     if not values or not all(np.isfinite(value) and value >= 0 for value in values) or max(values) <= 0:
@@ -50,12 +50,13 @@ def resolution_ratios(weights: Any, shapes: Sequence[Shape], layers: Sequence[in
     if chosen == "proportional":
         values = sides
     elif chosen == "per-tensor":
-        if layers is None or len(layers) != len(shapes) or any(count < 1 for count in layers):
+        counts = list(layers) if isinstance(layers, Iterable) and not isinstance(layers, (str, bytes)) else []
+        if len(counts) != len(shapes) or not all(isinstance(n, (int, np.integer)) and n >= 1 for n in counts):
             raise ValueError(
                 f"layers: weights 'per-tensor' expect {len(shapes)} numbers of layers, each at least 1, found "
                 f"{layers!r}; pass layers= as the engine's sidecar gives them, or use weights 'proportional'"
             )
-        values = [count * side for count, side in zip(layers, sides, strict=True)]
+        values = [count * side for count, side in zip(counts, sides, strict=True)]
     else:
         if len(chosen) != len(shapes):
             raise ValueError(

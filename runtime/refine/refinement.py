@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from runtime.pyramid import solvers
+from runtime.merge import registry as solvers
 from runtime.refine import registry
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Refinement:
                 "example 0.002 or 500"
             )
 
-    def __call__(self, labels: NDArray[np.int32], frame: NDArray[np.uint8], grid: Shape) -> NDArray[np.int32]:
+    def __call__(self, labels: NDArray[np.int32], frame: NDArray[np.uint8], tokens: Shape) -> NDArray[np.int32]:
         """Refine labels.
 
         A frame of more than 4 megapixels is refined at 4 megapixels, where `names` has any: a border then has steps of
@@ -59,7 +59,7 @@ class Refinement:
         Args:
             labels: int32 [H, W], not negative.
             frame: uint8 [H, W, 3] BGR.
-            grid: (h, w) of the tokens that the labels come from.
+            tokens: (h, w) of the tokens that the labels come from.
 
         Returns:
             int32 [H, W]: the same labels; some may be gone.
@@ -67,22 +67,22 @@ class Refinement:
         area = self.min_area * labels.size if self.min_area < 1 else self.min_area
         scale = (LARGEST / labels.size) ** 0.5
         if not self.names or scale >= 1:
-            return self._refine(labels, frame, grid, area)
+            return self._refine(labels, frame, tokens, area)
         size = [max(1, round(side * scale)) for side in reversed(labels.shape)]
         small: Any = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST_EXACT)
         seen = np.asarray(cv2.resize(frame, size, interpolation=cv2.INTER_AREA), np.uint8)
-        small = self._refine(small, seen, grid, area * small.size / labels.size)
+        small = self._refine(small, seen, tokens, area * small.size / labels.size)
         return np.asarray(cv2.resize(small, labels.shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT), np.int32)
 
     def _refine(
-        self, labels: NDArray[np.int32], frame: NDArray[np.uint8], grid: Shape, area: float
+        self, labels: NDArray[np.int32], frame: NDArray[np.uint8], tokens: Shape, area: float
     ) -> NDArray[np.int32]:
         """Apply the refinements, and absorb regions below `area` pixels or what the refinements leave as specks."""
         steps = [step for step in registry.REFINEMENTS if step.name in self.names]
-        area = max(area, *(step.specks * labels.size / (grid[0] * grid[1]) for step in steps), 0)
+        area = max(area, *(step.specks * labels.size / (tokens[0] * tokens[1]) for step in steps), 0)
         if area:
             steps += [step for step in registry.REFINEMENTS if step.by_area]
-        given = {"frame": frame, "grid": grid, "min_area": area}
+        given = {"frame": frame, "tokens": tokens, "min_area": area}
         for step in steps:
             labels = step.load()(labels, *(given[name] for name in step.inputs))
         return labels

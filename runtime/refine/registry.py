@@ -20,7 +20,7 @@ class Step:
         name: the word of `--refine` that asks for it.
         module: where its function is.
         function: takes the labels, int32 [H, W], and then `inputs`; gives labels of the same shape, no new ones.
-        inputs: what else it takes, of "frame" (uint8 [H, W, 3] BGR), "grid" (the (h, w) of the tokens) and "min_area"
+        inputs: what else it takes, of "frame" (uint8 [H, W, 3] BGR), "tokens" (the (h, w) of the tokens) and "min_area"
             (pixels).
         specks: share of a token's area; smaller regions that it leaves are absorbed.
         help: what it does, for `--help`.
@@ -30,7 +30,7 @@ class Step:
     name: str
     module: str
     function: str
-    inputs: tuple[str, ...] = ("frame", "grid")
+    inputs: tuple[str, ...] = ("frame", "tokens")
     specks: float = 0.0
     help: str = ""
     by_area: bool = False

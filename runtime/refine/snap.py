@@ -24,7 +24,7 @@ EPSILON = 1e-3  # variance of a colour, of 0…1, below which a window counts as
 PAIRS = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))  # a symmetric 3×3 matrix, as six planes
 
 
-def snap(labels: NDArray[np.int32], frame: NDArray[np.uint8], grid: Shape) -> NDArray[np.int32]:
+def snap(labels: NDArray[np.int32], frame: NDArray[np.uint8], tokens: Shape) -> NDArray[np.int32]:
     """Move the borders of segments to edges of the image that are within about a token of them.
 
     Every segment's mask is filtered by the guided filter with the frame as guide (He, Sun and Tang, "Guided Image
@@ -35,7 +35,7 @@ def snap(labels: NDArray[np.int32], frame: NDArray[np.uint8], grid: Shape) -> ND
     Args:
         labels: int32 [H, W], not negative.
         frame: uint8 [H, W, 3], any order of colours.
-        grid: (h, w) of the tokens the labels come from; the window reaches one token to each side.
+        tokens: (h, w) of the tokens that the labels come from; the window reaches one token to each side.
 
     Returns:
         int32 [H, W]: no new labels; a label that wins no pixel is gone.
@@ -43,8 +43,8 @@ def snap(labels: NDArray[np.int32], frame: NDArray[np.uint8], grid: Shape) -> ND
     present = np.flatnonzero(count_pixels(labels))
     if len(present) == 1:
         return labels
-    size = tuple(min(side, PIXELS_PER_TOKEN * tokens) for side, tokens in zip(labels.shape, grid, strict=True))
-    radii = tuple(max(1, round(side / tokens)) for side, tokens in zip(size, grid, strict=True))
+    size = tuple(min(side, PIXELS_PER_TOKEN * count) for side, count in zip(labels.shape, tokens, strict=True))
+    radii = tuple(max(1, round(side / count)) for side, count in zip(size, tokens, strict=True))
     colours = frame.astype(np.float32)
     colours /= 255
     guide = _shrink(colours, size)

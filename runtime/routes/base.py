@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import DiffSegError
-from runtime.pyramid.solvers import DEFAULT
+from runtime.merge.registry import DEFAULT, solver_of
 from runtime.pyramid.weights import resolution_ratios
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Route(ABC):
     has_maps = True
 
     def __init__(self, engine: Engine, config: MergeConfig, auto: bool = False) -> None:
-        """Raises DiffSegError when anchors or weights do not fit the engine's attention, or "auto" the solver."""
+        """Raises DiffSegError when the solver is unknown or not for "auto", or the rest does not fit the engine."""
         self.engine, self.config, self.auto = engine, config, auto
         if auto and config.solver != DEFAULT:
             raise DiffSegError(
@@ -45,6 +45,7 @@ class Route(ABC):
         self.tokens = [(level.height, level.width) for level in levels]
         self.layers = [level.layers for level in levels]
         try:
+            solver_of(config)
             resolution_ratios(config.weights, self.tokens, self.layers)
         except ValueError as error:
             raise DiffSegError(str(error)) from None
@@ -52,8 +53,8 @@ class Route(ABC):
         side = min(height, width)
         if config.grid > side:
             raise DiffSegError(
-                f"grid {config.grid} does not fit: this engine's finest attention is {height}x{width}; expected a "
-                f"grid from 2 to {side}"
+                f"grid: expected a grid from 2 to {side}, since this engine's finest attention is {height}x{width}, "
+                f"found {config.grid}; choose a smaller one"
             )
 
     @abstractmethod

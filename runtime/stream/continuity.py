@@ -60,6 +60,9 @@ class Continuity:
         """
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise DiffSegError(f"every: expected a whole number of frames from 1, found {every!r}")
+        for name, flag in (("skip_similar", skip_similar), ("warm_start", warm_start)):
+            if not isinstance(flag, bool):
+                raise DiffSegError(f"{name}: expected True or False, found {flag!r}")
         if warm_start:
             stages.route.check_maps("warm start")
         self.temporal = temporal

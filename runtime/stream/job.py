@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -17,7 +17,7 @@ from runtime.merge.threads import usable_cores
 from runtime.outputs.palette import Painter
 from runtime.stream.continuity import Continuity, Fate
 from runtime.stream.pipeline import Pipeline, Stage
-from runtime.stream.room import Room
+from runtime.stream.room import Room, with_turns
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -128,8 +128,9 @@ class Stream:
             stages.append(self._stage("draw", self._draw, finishes=True, threads=threads))
             stages.append(self._stage("encode", self._write, finishes=True))
         stages.append(Stage("leave", self._leave, finishes=True))
-        pipeline: Pipeline[Job] = Pipeline(_numbered(jobs), stages, name="decode" if clip else "find", live=live)
+        pipeline: Pipeline[Job] = Pipeline(with_turns(jobs), stages, name="decode" if clip else "find", live=live)
         self._room.stopping = pipeline.stopping
+        self._stages.stop_with(pipeline.stopping)
         return pipeline
 
     def _stage(self, name: str, work: Callable[[Job], None], **options: Any) -> Stage[Job]:
@@ -187,23 +188,39 @@ class Stream:
                 jobs[0].batch = self._stages.gather(resized)
                 self._stages.prefetch(jobs[0].batch)
 
-    def _network(self, jobs: list[Job]) -> None:
+    def _network(self, jobs: list[Job], then: Callable[[Job], None] = lambda job: None) -> None:
+        """Run the network, and `then` on what it has seen. Where a batch of photographs fails, each runs by itself."""
         segmented = [job for job in jobs if _is_segmented(job)]
         batch, jobs[0].batch = jobs[0].batch, None
-        if batch is None:
+        if batch is None or not segmented:
             return
-        with self._errors_of(segmented):
-            start = time.perf_counter()
-            outputs = self._stages.network(batch, len(segmented))
-            spent = _since(start) / len(segmented)
-            for job, output in zip(segmented, outputs, strict=True):
-                job.output, job.milliseconds["network"] = output, round(spent, 3)
+        parts: Iterable[tuple[NDArray[np.uint8], list[Job]]] = [(batch, segmented)]
+        if self._continuity is None and len(segmented) > 1:
+            try:
+                return self._infer(batch, segmented, then)
+            except ModuleNotFoundError:
+                raise
+            except Exception:
+                each = zip(batch, segmented, strict=False)  # a fixed batch is filled up
+                parts = ((self._stages.gather([resized]), [job]) for resized, job in each)
+        for part, owners in parts:
+            with self._errors_of(owners):
+                self._infer(part, owners, then)
+
+    def _infer(self, batch: NDArray[np.uint8], jobs: list[Job], then: Callable[[Job], None]) -> None:
+        start = time.perf_counter()
+        outputs = self._stages.network(batch, len(jobs))
+        spent = round(_since(start) / len(jobs), 3)
+        for job, output in zip(jobs, outputs, strict=True):
+            job.output, job.milliseconds["network"] = output, spent
+            then(job)
 
     def _network_and_merge(self, jobs: list[Job]) -> None:
-        self._network(jobs)
-        merge = self._stage("merge", self._merge)
+        merge = self._stage("merge", self._merge).work
+        self._network(jobs, merge)
         for job in jobs:
-            merge.work(job)
+            if "merge" not in job.milliseconds:  # which the network has not seen
+                merge(job)
 
     def _merge(self, job: Job) -> None:
         if job.output is None:
@@ -267,18 +284,6 @@ def json_line(job: Job, more: Mapping[str, object] = MappingProxyType({})) -> di
         line["hierarchy"] = [{"threshold": threshold, "segments": count} for threshold, count in counted]
     outputs = [str(path) for path in job.written]
     return line | {"outputs": outputs, "milliseconds": job.result.milliseconds}
-
-
-def _numbered(jobs: Iterable[Job]) -> Iterator[Job]:
-    """The jobs, each with its turn. Closes what it reads from."""
-    source = iter(jobs)
-    try:
-        for turn, job in enumerate(source):
-            job.turn = turn
-            yield job
-    finally:
-        if isinstance(source, Generator):
-            source.close()
 
 
 def _is_segmented(job: Job) -> bool:

@@ -19,7 +19,7 @@ from runtime.engine.spec import sidecar_path
 from runtime.errors import DiffSegError
 from runtime.frames.pictures import numbered_pictures
 from runtime.merge.threads import usable_cores
-from runtime.outputs.journal import Journal, entries, key_of, scan
+from runtime.outputs.journal import INDEX, Journal, entries, key_of, scan
 from runtime.outputs.registry import listings
 from runtime.outputs.sinks import Sink
 
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from runtime.stages import Stages
     from runtime.stream.options import ClipOptions
 
-INDEX = "resume.jsonl"
 MOST_AHEAD = 32  # inputs that are hashed before they are needed
 _SHOWN_ONLY = ("show", "reconnect")  # options of clips that change no output
 
@@ -60,14 +59,14 @@ class Ledger:
     def __init__(
         self,
         folder: Path,
-        stages: Stages,
+        stages: tuple[Stages, Stages],
         kinds: Sequence[str],
         options: ClipOptions,
         levels: tuple[float, ...] | None = None,
         *,
         resume: bool = False,
     ) -> None:
-        """`resume`: inputs that are done are to be skipped.
+        """`stages`: of photographs, and of clips. `resume`: inputs that are done are to be skipped.
 
         Raises DiffSegError where the index is someone else's, or cannot be read.
         """
@@ -127,12 +126,12 @@ class Ledger:
         known = self._known(entry)
         if known is None:
             return False
-        kinds = known.get("kinds")
+        kinds = known["kinds"]
         if entry.content is None or known.get("input") != entry.content:
             reason = "changed since"
         elif known.get("made") != entry.made:
             reason = "by another engine or other settings"
-        elif not isinstance(kinds, dict) or not set(self._kinds) <= set(kinds):
+        elif not set(self._kinds) <= set(kinds):
             reason = "not in all these kinds"
         elif not all(self._is_there(kinds[kind]) for kind in self._kinds) or not self._is_listed(entry):
             reason = "outputs are missing or have been changed"
@@ -150,10 +149,13 @@ class Ledger:
         """Say that the outputs of an input are whole: pairs of a kind and its sink."""
         if not self.active or entry.content is None:
             return
-        kinds: dict[str, dict[str, list[int]]] = {kind: {} for kind in self._kinds}
+        kinds: dict[str, dict[str, list[int]]] = {}
         for kind, sink in outputs:
-            for path in sink.paths:
-                kinds[kind][path.relative_to(self._folder).as_posix()] = _extent(path)
+            there = {path.relative_to(self._folder).as_posix(): _extent(path) for path in sink.paths}
+            kinds.setdefault(kind, {}).update(there)
+        # A kind without a sink has its file from another one, as archive has that of labels.
+        everything = {path: extent for one in kinds.values() for path, extent in one.items()}
+        kinds = {kind: kinds.get(kind, everything) for kind in self._kinds}
         known = self._known(entry)
         if known and (known.get("input"), known.get("made")) == (entry.content, entry.made):
             # Another run made further kinds of the same. Two kinds may share a file, which is then this run's.
@@ -176,12 +178,14 @@ class Ledger:
             return None
         with self._reading:
             (found,) = entries(self._file, [offset])
-        return found if found.get("target") == entry.target.key and "kinds" in found else None
+        kinds = found.get("kinds")
+        whole = isinstance(kinds, dict) and all(isinstance(one, dict) for one in kinds.values())
+        return found if whole and found["target"] == entry.target.key else None
 
     def _is_there(self, outputs: Mapping[str, list[int]]) -> bool:
         try:
             return all(_extent(self._folder / path) == extent for path, extent in outputs.items())
-        except OSError:
+        except (OSError, ValueError):  # the latter for what cannot be a path
             return False
 
     def _add(self, entry: Entry, more: Mapping[str, object]) -> None:
@@ -190,10 +194,8 @@ class Ledger:
 
     @cached_property
     def _made(self) -> dict[str, object]:
-        engine = self._stages.route.engine
-        settings = {name: value for name, value in self._stages.settings().items() if name != "engine"}
+        engine = self._stages[0].route.engine
         return {
-            **settings,
             "version": __version__,
             "engine": content_of_engine(engine.path) if hasattr(engine, "path") else "",
             "backend": type(engine).__name__,
@@ -203,13 +205,13 @@ class Ledger:
 
     @cached_property
     def _photographs(self) -> str:
-        return _hash_of({**self._made, "levels": self._levels})
+        return _hash_of({**self._made, **_settings(self._stages[0]), "levels": self._levels})
 
     @cached_property
     def _clips(self) -> str:
         options = {field.name: getattr(self._options, field.name) for field in fields(self._options)}
         kept = {name: str(value) for name, value in options.items() if name not in _SHOWN_ONLY}
-        return _hash_of({**self._made, "clips": kept})
+        return _hash_of({**self._made, **_settings(self._stages[1]), "clips": kept})
 
 
 class _Mark(Sink):
@@ -270,6 +272,11 @@ def _update(digest: Any, path: Path) -> None:
     with path.open("rb", buffering=0) as file:
         while data := file.read(1 << 20):
             digest.update(data)
+
+
+def _settings(stages: Stages) -> dict[str, object]:
+    """All but the engine's path: an engine may be moved."""
+    return {name: value for name, value in stages.settings().items() if name != "engine"}
 
 
 def _hash_of(value: object) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Generator, Iterable, Iterator
+from typing import Any
 
 
 class Room:
@@ -36,3 +38,15 @@ class Room:
         with self._changed:
             self._taken -= pixels
             self._changed.notify_all()
+
+
+def with_turns(jobs: Iterable[Any]) -> Iterator[Any]:
+    """The jobs, each with its `turn`, for `Room.take`. Closes what it reads from."""
+    source = iter(jobs)
+    try:
+        for turn, job in enumerate(source):
+            job.turn = turn
+            yield job
+    finally:
+        if isinstance(source, Generator):
+            source.close()

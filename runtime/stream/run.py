@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import DiffSegError, as_one_line
-from runtime.frames.registry import KINDS
+from runtime.frames.registry import SOURCES
+from runtime.outputs.journal import INDEX
 from runtime.outputs.registry import listings
 from runtime.outputs.target import Target
 from runtime.stream.clip import run_clip
 from runtime.stream.job import Job, json_line
 from runtime.stream.photographs import run_photographs
-from runtime.stream.resume import INDEX, Ledger
+from runtime.stream.resume import Ledger, content_of
 from runtime.terminal import interruptions_held, warnings_said
 
 if TYPE_CHECKING:
@@ -46,10 +47,12 @@ class Run:
         levels: tuple[float, ...] | None = None,
         as_json: bool = False,
         resume: bool = False,
+        tiled: Stages | None = None,
     ) -> None:
         """`kinds` of output into the folder `output`; `options` of clips; `levels`: thresholds of a hierarchy.
 
-        `resume`: inputs that are done are skipped. Raises DiffSegError where the folder's index is someone else's.
+        `resume`: inputs that are done are skipped. `tiled`: what is done to photographs, in place of `stages`.
+        Raises DiffSegError where the folder's index is someone else's.
         """
         from rich.console import Console
 
@@ -58,8 +61,8 @@ class Run:
         self._console: Console = Console(stderr=True)
         self._quiet = not self._console.is_terminal
         self._inputs: set[Path] = set()
-        self._settings = stages.settings()
-        self._ledger = Ledger(output, stages, kinds, options, levels, resume=resume)
+        self._tiled, self._photographer = tiled is not None, tiled or stages
+        self._ledger = Ledger(output, (self._photographer, stages), kinds, options, levels, resume=resume)
         self._skipped = 0
 
     def __call__(self, sources: Sequence[Source]) -> int:
@@ -95,7 +98,7 @@ class Run:
             self._report({"segmented": done, "skipped": self._skipped, "failed": failed})
         if resumed or not (self._as_json or len(sources) == 1):
             what = "images" if all(map(_is_photograph, sources)) else "inputs"
-            skipped = f", {self._skipped} skipped, which were done before" if resumed else ""
+            skipped = f", {self._skipped} skipped" if resumed else ""
             print(f"{done} of {len(sources)} {what} segmented into {self._output}{skipped}", file=sys.stderr)
 
     @contextmanager
@@ -138,13 +141,13 @@ class Run:
                 progress.advance(whole)
 
         run_photographs(
-            self._stages,
+            self._photographer,
             sources,
             self._output,
             self._kinds,
             finished=finished,
             levels=self._levels,
-            settings=self._settings,
+            settings=self._photographer.settings(),
             check=self._refuse_inputs,
             ledger=self._ledger if self._ledger.active else None,
             skipped=skipped,
@@ -153,10 +156,10 @@ class Run:
 
     def _clip(self, source: Source, progress: Progress, single: bool) -> bool:
         """Whether the clip failed, or a part of it is lost."""
-        target = Target.of(source, self._output, self._settings)
+        target = Target.of(source, self._output, self._stages.settings())
         try:
-            ((_, content),) = self._ledger.hashed([source])
-            entry = self._ledger.entry(target, content, clip=True) if self._ledger.active else None
+            active = self._ledger.active
+            entry = self._ledger.entry(target, content_of(source), clip=True) if active else None
             if entry is not None and self._ledger.is_done(entry):
                 self._skipped += 1
                 return False
@@ -199,6 +202,8 @@ class Run:
             self._say(f"warning: {', '.join(given)}: for clips; has no effect on photographs")
         if kinds == {False} and self._levels is not None:
             self._say("warning: --hierarchy: for photographs; has no effect on clips")
+        if kinds == {False} and self._tiled:
+            self._say("warning: --tiles: for photographs; has no effect on clips")
 
     def _say(self, line: str) -> None:
         """One line for people, above the progress bar."""
@@ -231,7 +236,7 @@ class Run:
 
 
 def _is_photograph(source: Source) -> bool:
-    return KINDS[source.kind].still
+    return SOURCES[source.kind].still
 
 
 def _named(job: Job) -> str:
@@ -243,6 +248,8 @@ def _named(job: Job) -> str:
 
 def _summary(job: Job) -> str:
     assert job.result is not None
-    count = job.result.count
-    written = ", ".join(map(str, job.written)) or "nothing written"
-    return f"{count} segment{'' if count == 1 else 's'}: {written}"
+    counts = [(job.result.count, "segment")]
+    if job.hierarchy is not None:
+        counts.append((job.hierarchy.levels, "level"))
+    counted = ", ".join(f"{count} {word}{'' if count == 1 else 's'}" for count, word in counts)
+    return f"{counted}: {', '.join(map(str, job.written)) or 'nothing written'}"

@@ -77,13 +77,15 @@ class Tracker:
     """
 
     def __init__(self, config: TrackerConfig | None = None) -> None:
-        """Needs the extra `video`. Raises DiffSegError where it is missing."""
+        """Needs the extra `video`. Raises DiffSegError where it is missing, or `config` is something else."""
         try:
             from scipy.optimize import linear_sum_assignment
         except ImportError:
             raise DiffSegError(
                 'identities need scipy: pip install "diffseg[video]", or go without them by --temporal off'
             ) from None
+        if not isinstance(config, TrackerConfig | None):
+            raise DiffSegError(f"temporal: expected True, False or a TrackerConfig, found {config!r}")
         self.config = config or TrackerConfig()
         self._assign = linear_sum_assignment
         self._estimator = MotionEstimator(self.config.side)

@@ -19,6 +19,29 @@ def run(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
+def test_a_model_becomes_an_engine(tmp_path, monkeypatch):
+    """The whole way and its check, with a model of two levels, of which one has attention: quick to trace."""
+    from tools.tiny import random_pipelines as models
+
+    small = models.FAMILIES["small"]
+    unet = {"block_out_channels": (32, 32), "mid_block_type": None}
+    unet |= {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D")}
+    unet |= {"up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D")}
+    vae = {"block_out_channels": (16, 16), "down_block_types": ("DownEncoderBlock2D",) * 2}
+    vae |= {"up_block_types": ("UpDecoderBlock2D",) * 2}
+    least = models.RandomFamily({**small.unet, **unet}, {**small.vae, **vae}, small.text)
+    monkeypatch.setitem(models.FAMILIES, "least", least)
+    model = models.save_random_pipeline(tmp_path / "model", "least")
+    result = run(model, "--output", tmp_path / "least", "--size", "16x32", "--threshold", "0.3")
+    assert result.exit_code == 0, result.stderr
+    assert "row KL" in result.stderr and "ok" in result.stderr
+    engine = open_engine(tmp_path / "least.onnx", "cpu")
+    assert json.loads(sidecar_path(engine.path).read_text())["levels"] == [{"height": 8, "width": 16, "layers": 3}]
+    (maps,) = engine.infer(random_frame(16, 32)[None])
+    assert maps.shape == (1, 128, 128)
+    np.testing.assert_allclose(maps.sum(-1), 1, atol=1e-5)
+
+
 def test_file_says_what_it_is(small_engine, small_pipeline):
     model = onnx.load(small_engine)
     (entry,) = [entry for entry in model.metadata_props if entry.key == METADATA_KEY]

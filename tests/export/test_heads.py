@@ -55,7 +55,7 @@ def dummy_module(powers=POWERS):
 @pytest.fixture
 def dummy_head(monkeypatch):
     """The head `sharpened`, in both registries. Its graph takes the powers as an input, one per level."""
-    head = registry.Head("sharpened", "powers of the maps", "heads_of_tests", {"grid": "its maps are not merged"})
+    head = registry.HeadGraph("sharpened", "powers of the maps", "heads_of_tests", {"grid": "its maps are not merged"})
     powers = Input("powers", lambda spec: POWERS, "one per level", "--power P,P")
     monkeypatch.setattr(registry, "HEADS", (*registry.HEADS, head))
     monkeypatch.setitem(HEADS, head.name, replace(HEADS["attention"], name=head.name, inputs=(powers,)))
@@ -102,7 +102,7 @@ def test_an_unknown_head():
         registry.find_head("tail")
 
 
-def test_bf16_without_the_backend_that_checks_it(small_pipeline, tmp_path, monkeypatch):
+def test_bf16_without_the_backend_that_checks_it(tmp_path, monkeypatch):
     """Before the weights load: the model is not even looked for."""
     find = importlib.util.find_spec
     monkeypatch.setattr(

@@ -8,6 +8,8 @@ from runtime import DiffSegError, Segmenter
 from runtime.merge import aggregate_attention
 from tests.runtime.clips import StandIn
 
+pytestmark = pytest.mark.usefixtures("embedded_stays_open")
+
 CAT = data.chelsea()[..., ::-1].copy()
 
 

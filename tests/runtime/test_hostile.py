@@ -30,6 +30,7 @@ from runtime.pyramid.weights import resolution_ratios
 from runtime.segment import app
 from runtime.segmenter import Segmenter
 from tests.runtime.clips import StandIn, draw, write_clip
+from tests.runtime.uniform import write_uniform_engine
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -214,8 +215,7 @@ def test_a_description_is_checked_field_by_field(name):
     "text", ["[" * 200_000, '{"schema":' * 50_000, '{"schema": Infinity}', '{"schema": 1' + "0" * 9000 + "}", "NaN"]
 )
 def test_a_text_that_breaks_parsers_is_one_line(tmp_path, text):
-    engine = tmp_path / "e.onnx"
-    shutil.copy(EMBEDDED, engine)
+    engine = write_uniform_engine(tmp_path / "e.onnx")
     sidecar_path(engine).write_text(text)
     with pytest.raises(DiffSegError, match=r"e\.onnx\.json"):
         open_engine(engine, "cpu", "onnxruntime")
@@ -238,7 +238,7 @@ def test_links_that_go_round_are_entered_once(folder):
     assert [source.path.name for source in find_sources(["in/**/deep/*.png"])[0]] == ["b.png"]
 
 
-@pytest.mark.parametrize("closed", ["0", "1", "2", "012"])
+@pytest.mark.parametrize("closed", [*(pytest.param(one, marks=pytest.mark.slow) for one in "012"), "012"])
 def test_closed_descriptors(folder, closed):
     cv2.imwrite("a.png", draw(0))
     program = f"""

@@ -18,6 +18,8 @@ from typer.testing import CliRunner
 from runtime import Segmenter
 from runtime.segment import app
 
+pytestmark = pytest.mark.usefixtures("embedded_stays_open")
+
 CAT = data.chelsea()[..., ::-1].copy()
 COFFEE = data.coffee()[::2, ::2, ::-1].copy()
 
@@ -254,23 +256,32 @@ def test_outputs_are_ordinary_files(photos):
 
 def test_unwritable_output(photos):
     (photos / "file").write_text("")
-    fails(run("in/cat.png", "--output", "file"), 1, "cannot be written", "--output")
-    fails(run("in/cat.png", "--output", "file/below"), 1, "cannot be written", "--output")
+    for output in ("file", "file/below"):
+        words = ("cannot be written", f"--output {output}: ", "found the file file; name another folder")
+        fails(run("in/cat.png", "--output", output), 1, *words)
+    assert run("in/cat.png", "--output", "file", "--save", "none").exit_code == 0
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--grid", "1"], ["grid", "2"]),
-        (["--grid", "40"], ["expected a grid from 2 to 32"]),
+        (["--grid", "1"], ["error: --grid: expected", "2"]),
+        (["--grid", "40"], ["error: --grid: expected a grid from 2 to 32"]),
         (["--threshold", "x"], ["--threshold: expected numbers"]),
-        (["--threshold", "0"], ["thresholds: expected"]),
-        (["--threshold", "1,2", "--iterations", "3"], ["found 2"]),
-        (["--iterations", "0"], ["iterations"]),
-        (["--weights", "1,1"], ["weights"]),
+        (["--threshold", "0"], ["error: --threshold: expected"]),
+        (["--threshold", "1,2", "--iterations", "3"], ["error: --threshold: expected one", "found 2"]),
+        (["--iterations", "0"], ["error: --iterations: expected"]),
+        (["--weights", "1,1"], ["error: --weights: expected"]),
         (["--weights", "heavy"], ["--weights: expected numbers"]),
-        (["--refine", "magic"], ["refine"]),
-        (["--min-area", "-1"], ["min_area: expected a share of the frame"]),
+        (["--solver", "magic"], ["error: --solver: expected 'merge', 'kmeans', 'ncut' or 'kcut', found 'magic'"]),
+        (["--solver", "ncut", "--tau", "3"], ["error: --tau: expected a finite number above 0 and at most 2"]),
+        (["--solver", "kcut", "--alpha", "nan"], ["error: --alpha: expected a finite number above 0, found nan"]),
+        (["--tau", "0.4"], ["error: --tau: belongs to ncut, found the solver 'merge'"]),
+        (["--threshold", "auto", "--solver", "ncut"], ["'auto': expected the solver merge, found ncut"]),
+        (["--refine", "magic"], ["error: --refine: expected none, or one or more of kmeans, ncut, kcut, snap, pamr"]),
+        (["--backend", "onnxruntime", "--precision", "bf16"], ["error: --precision: onnxruntime: no such option"]),
+        (["--threads", "0"], ["error: --threads: expected a whole number from 1"]),
+        (["--min-area", "-1"], ["error: --min-area: expected a share of the frame"]),
         (["--save", "overlay,sound"], ["--save: expected some of overlay, labels"]),
         (["--save", ""], ["--save"]),
         (["--device", "npu"], ["expected auto, cpu"]),
@@ -316,7 +327,7 @@ def test_as_a_program(photos):
     assert done.stderr.strip() == "error: gone.png: no such file or folder"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_interrupted_in_the_middle(photos, number):
     """Whole files only, and no temporary ones."""
     for index in range(200):

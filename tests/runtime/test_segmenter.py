@@ -11,13 +11,16 @@ from runtime import DiffSegError, Segmenter
 from runtime.frames.resize import resize_frame
 from runtime.merge.segment import segment_attention
 from runtime.pyramid.config import MergeConfig
+from tests.runtime.clips import StandIn
+
+pytestmark = pytest.mark.usefixtures("embedded_stays_open")
 
 CAT = data.chelsea()[..., ::-1].copy()
 
 
 @pytest.fixture(scope="module")
 def segmenter():
-    return Segmenter.open(device="cpu")
+    return Segmenter.open(device="cpu", backend="onnxruntime")
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +36,14 @@ def test_labels_have_the_frames_size_and_no_gaps(result):
     assert sum(v for k, v in result.milliseconds.items() if k != "total") == pytest.approx(
         result.milliseconds["total"], abs=0.01
     )
+
+
+def test_it_says_what_it_is(segmenter):
+    assert repr(segmenter) == "<Segmenter: tiny.onnx, backend onnxruntime, device cpu, 256x256>"
+    own = Segmenter(StandIn())
+    assert repr(own) == "<Segmenter: StandIn, backend of its own, device cpu, 32x32>"
+    own.close()
+    assert repr(own) == "<Segmenter: closed>"
 
 
 def test_details(segmenter, result):

@@ -59,9 +59,9 @@ def measure_export(model: str, engine: str, options: dict[str, Any]) -> dict[str
     files = Path(engine).parent.glob(Path(engine).name + "*")
     return {
         "precision": options["precision"],
-        "stages": {stage.name: round(stage.seconds, 2) for stage in done.stages.done},
-        "seconds": round(sum(stage.seconds for stage in done.stages.done), 1),
-        "peak_gb": round(done.stages.done[-1].peak_memory / 1e9, 2),
+        "stages": {stage.name: round(stage.seconds, 2) for stage in done.phases.done},
+        "seconds": round(sum(stage.seconds for stage in done.phases.done), 1),
+        "peak_gb": round(done.phases.done[-1].peak_memory / 1e9, 2),
         "before": {"parameters": done.before.parameters, "flops": done.before.flops},
         "after": {"parameters": done.after.parameters, "flops": done.after.flops},
         "engine_gb": round(sum(file.stat().st_size for file in files) / 1e9, 3),

@@ -63,14 +63,14 @@ def measure_plan(model: str, engine: str, options: dict[str, Any]) -> dict[str, 
 def measure_build(engine: str) -> dict[str, Any]:
     """Build a plan beside an engine, as `python -m export plan` does."""
     from export.plan.build import PlanRequest, build_plan
-    from export.progress import Stages
+    from export.progress import Phases
 
-    path, stages = Path(engine), Stages()
-    spec = build_plan(path, path.with_suffix(".plan"), PlanRequest(), stages)
+    path, phases = Path(engine), Phases()
+    spec = build_plan(path, path.with_suffix(".plan"), PlanRequest(), phases)
     assert spec.plan is not None
     return {
-        "plan_seconds": {stage.name: round(stage.seconds, 1) for stage in stages.done},
-        "peak_gb": round(stages.done[-1].peak_memory / 1e9, 2),
+        "plan_seconds": {stage.name: round(stage.seconds, 1) for stage in phases.done},
+        "peak_gb": round(phases.done[-1].peak_memory / 1e9, 2),
         "plan_gb": round(spec.plan.size / 1e9, 3),
         "builder": f"{spec.plan.flavour} {spec.plan.version}",
         "arithmetic": spec.plan.arithmetic,

@@ -6,6 +6,7 @@ from tools.evaluate.agreement import agreement
 from tools.evaluate.evaluate import evaluate
 from tools.evaluate.layouts import ALIASES, KNOWN
 from tools.evaluate.scenes import scenes
+from tools.evaluate.tiles import tiles
 
 app = command_group("Compare segmentations with ground truth, and engines with each other.")
 for name, known in KNOWN.items():
@@ -13,6 +14,7 @@ for name, known in KNOWN.items():
 for alias in ALIASES:
     app.command(alias, hidden=True)(evaluate)
 app.command()(scenes)
+app.command()(tiles)
 app.command()(agreement)
 
 if __name__ == "__main__":

@@ -14,8 +14,10 @@ from runtime.errors import DiffSegError
 
 
 def agreement(
-    engine: Annotated[Path, typer.Argument(help="Engine to judge.")],
-    reference: Annotated[Path, typer.Argument(help="Engine to compare with, such as its fp32 twin.")],
+    engine: Annotated[Path, typer.Argument(metavar="ENGINE", help="Engine to judge.")],
+    reference: Annotated[
+        Path, typer.Argument(metavar="REFERENCE", help="Engine to compare with, such as its fp32 twin.")
+    ],
     inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Photographs, folders or globs.")],
     backend: Annotated[str | None, typer.Option(help="Of the first engine: onnxruntime or openvino.")] = None,
     threshold: Annotated[float | None, typer.Option(help="KL threshold; default: the engines' own.")] = None,

@@ -44,7 +44,7 @@ class Similarity(str, Enum):
 
 def evaluate(
     context: typer.Context,
-    root: Annotated[Path, typer.Argument(help="Folder that the data set was unpacked into.")],
+    root: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder that the data set was unpacked into.")],
     engine: Annotated[
         list[Path] | None,
         typer.Option("--engine", "-e", help="Engine file; default: the embedded one. Repeat to compare."),

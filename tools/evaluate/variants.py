@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from runtime.engine.heads import HEADS
 from runtime.errors import DiffSegError
+from runtime.merge.registry import DEFAULT
 from runtime.pyramid.config import MergeConfig
-from runtime.pyramid.solvers import DEFAULT
 from runtime.pyramid.weights import Weighting, as_weights, resolution_ratios
 from runtime.refine.refinement import Refinement, split_refine
 from tools.evaluate.divergence import KL_PER_JS

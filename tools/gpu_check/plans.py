@@ -31,12 +31,12 @@ def tiny_onnxruntime(device: int, repeat: int) -> dict[str, Any]:
 def tiny_plan(flavour: str, device: int, repeat: int) -> dict[str, Any]:
     """The tiny engine as a plan of a flavour, built and run on this GPU."""
     from export.plan.build import PlanRequest, build_plan
-    from export.progress import Stages
+    from export.progress import Phases
     from runtime.engine.registry import EMBEDDED
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tiny.plan"
-        spec = build_plan(EMBEDDED, path, PlanRequest(flavour=flavour, device=device), Stages())
+        spec = build_plan(EMBEDDED, path, PlanRequest(flavour=flavour, device=device), Phases())
         assert spec.plan is not None
         built = {"seconds": spec.plan.seconds, "inspected": spec.plan.inspected, "version": spec.plan.version}
         return {"build": built, **compare(path, f"cuda:{device}", repeat)}
@@ -84,7 +84,7 @@ def full_size(flavour: str, device: int, repeat: int, family: str = "sd15", prec
     from export.engine import ExportRequest, export_engine
     from export.model.load import load_model
     from export.plan.build import PlanRequest, build_plan
-    from export.progress import Stages
+    from export.progress import Phases
     from runtime import Segmenter
     from runtime.engine.registry import open_engine
     from runtime.gpu import driver as cuda
@@ -101,7 +101,7 @@ def full_size(flavour: str, device: int, repeat: int, family: str = "sd15", prec
         model = save_random_pipeline(Path(folder) / family, family)
         path = Path(folder) / "engine.onnx"
         export_engine(ExportRequest(model=str(model), precision=precision), path, check=False)
-        spec = build_plan(path, path.with_suffix(".plan"), PlanRequest(flavour=flavour, device=device), Stages())
+        spec = build_plan(path, path.with_suffix(".plan"), PlanRequest(flavour=flavour, device=device), Phases())
         pipeline = load_model(str(model), "", precision)
         free = card.free()
         engine = open_engine(path.with_suffix(".plan"), f"cuda:{device}")

@@ -112,6 +112,14 @@ def mask_of(pieces: list[Piece], size: tuple[int, int]) -> NDArray[np.int32]:
     return mask
 
 
+def place_piece(
+    rng: np.random.Generator, centre: tuple[float, float], radius: float, under: tuple[float, float, float]
+) -> Piece:
+    """A shape of one colour, which differs from `under`, the mean colour around it."""
+    shape = _SHAPES[int(rng.integers(len(_SHAPES)))]
+    return Piece(shape(rng, radius), centre, random_texture(rng, "plain"), _distinct_colour(rng, [under]))
+
+
 def neighbours(mask: NDArray[np.int32], contact: int = _MIN_CONTACT) -> list[tuple[int, int]]:
     """Pairs (low, high) of mask values that touch along at least `contact` pixel edges, sorted."""
     count = int(mask.max()) + 1

@@ -193,7 +193,7 @@ def run_schedule(tuner: Tuner, work: Path, output: Path, minutes: float | None, 
 
 
 def tune(
-    model: Annotated[Path, typer.Argument(help="Diffusers folder that train wrote.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Diffusers folder that train wrote.")],
     photos: Annotated[Path, typer.Option(help="Folder of photographs, searched with all its subfolders.")],
     output: Annotated[Path, typer.Option(help="Diffusers folder to write; intermediate results go to OUTPUT.work.")],
     minutes: Annotated[float | None, typer.Option(help="Stop after this time.")] = None,

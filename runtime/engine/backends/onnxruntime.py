@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from runtime.engine.base import Engine
+from runtime.engine.base import Engine, check_count
 from runtime.engine.spec import METADATA_KEY, read_spec
 from runtime.errors import DiffSegError
 from runtime.gpu.arrays import DeviceArray, device_array
@@ -32,8 +32,7 @@ class OnnxRuntimeEngine(Engine):
         options = ort.SessionOptions()
         options.log_severity_level = 4
         if threads is not None:
-            if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
-                raise DiffSegError(f"threads: expected a whole number above 0, found {threads!r}")
+            check_count("threads", threads)
             options.intra_op_num_threads = threads
         try:
             self.session = ort.InferenceSession(path, options, providers=providers)

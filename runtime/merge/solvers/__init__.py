@@ -1,1 +1,1 @@
-"""From aggregated attention to proposals: one module per solver. `runtime.pyramid.solvers` lists them."""
+"""From aggregated attention to proposals: one module per solver. `runtime.merge.registry` lists them."""

@@ -24,7 +24,12 @@ PYRAMIDS = {
 }
 
 
-@pytest.fixture(scope="module", params=PYRAMIDS)
+QUICK = ("small", "small-sdxl")
+
+
+@pytest.fixture(
+    scope="module", params=[one if one in QUICK else pytest.param(one, marks=pytest.mark.slow) for one in PYRAMIDS]
+)
 def family(request):
     return request.param
 
@@ -102,7 +107,9 @@ def test_prompt_is_baked_in(model):
     assert all(check.passed for check in checks(rewritten(model, prompt="a b"), expected))
 
 
-@pytest.mark.parametrize("blocks", [("down",), ("mid",), ("up", "down")])
+@pytest.mark.parametrize(
+    "blocks", [("down",), *(pytest.param(one, marks=pytest.mark.slow) for one in (("mid",), ("up", "down")))]
+)
 def test_maps_of_some_blocks(small_pipeline, blocks):
     expected = eager_pyramid(load_model(str(small_pipeline)), FRAMES, 300, blocks)
     found = rewritten(str(small_pipeline), blocks=blocks)
@@ -146,6 +153,7 @@ def test_a_vae_of_other_channels_is_refused(small_pipeline, tmp_path):
         load_model(str(small_pipeline), vae=save_tiny_autoencoder(tmp_path / "wide", 16))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_half_precision_loads_as_such_and_softmax_stays_exact(small_pipeline, precision):
     network = network_of(str(small_pipeline), precision=precision)
@@ -183,6 +191,7 @@ def test_queries_are_scaled_before_the_product():
     assert not torch.isfinite(query @ (query * 2).transpose(-1, -2)).all()
 
 
+@pytest.mark.slow
 def test_attention_by_head_for_a_cpu_equals_diffusers(small_pipeline, monkeypatch):
     """Levels below the limit stay whole."""
     import export.graph.attention

@@ -19,7 +19,7 @@ from export.engine import ExportRequest, export_engine
 from export.plan.build import PlanRequest, build_plan
 from export.plan.engine_file import onnx_metadata
 from export.plan.types import layer_types
-from export.progress import Stages
+from export.progress import Phases
 from runtime import DiffSegError
 from runtime.engine.plan import read_plan
 from runtime.engine.registry import EMBEDDED, open_engine
@@ -95,10 +95,7 @@ COMBINATIONS = {
 
 
 @needs_rtx
-@pytest.mark.parametrize(
-    ("head", "precision"),
-    [pair if pair == ("attention", "fp32") else pytest.param(*pair, marks=pytest.mark.slow) for pair in COMBINATIONS],
-)
+@pytest.mark.parametrize(("head", "precision"), COMBINATIONS)
 def test_every_head_in_every_precision(small_pipeline, small_engine, tmp_path, head, precision):
     """All of them build, with the types and in the precision that they say.
 
@@ -122,7 +119,7 @@ def test_every_head_in_every_precision(small_pipeline, small_engine, tmp_path, h
         maps = export_engine(request, engine, check=checked).checks
         rows = [check.row_sum for check in maps if isinstance(check, OutputCheck)]
         assert len(rows) == 4 * checked and max(rows, default=0) < 1e-5
-    spec = build_plan(engine, tmp_path / "p.plan", PlanRequest(profile=batch), Stages())
+    spec = build_plan(engine, tmp_path / "p.plan", PlanRequest(profile=batch), Phases())
     assert read_plan(tmp_path / "p.plan")[0] == spec
     assert replace(spec, plan=None) == EngineSpec.from_json(onnx_metadata(engine)[METADATA_KEY], "x")
     assert (spec.head, spec.precision, (spec.height, spec.width)) == (head, precision, size)

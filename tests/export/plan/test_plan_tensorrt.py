@@ -6,7 +6,7 @@ from unittest.mock import MagicMock
 import pytest
 
 from export.plan.build import PlanRequest, build_plan
-from export.progress import Stages
+from export.progress import Phases
 from runtime.engine.plan import read_plan
 from tests.export.plan.plans import copy_tiny
 
@@ -47,7 +47,7 @@ def build(tmp_path, monkeypatch):
         inspector = runtime.deserialize_cuda_engine.return_value.create_engine_inspector.return_value
         inspector.get_engine_information.return_value = '{"Layers": [{"Outputs": [{"DataType": "Float"}]}]}'
         monkeypatch.setattr("export.plan.build.import_flavour", lambda flavour: trt)
-        build_plan(engine, folder / "tiny.plan", PlanRequest(**options), Stages())
+        build_plan(engine, folder / "tiny.plan", PlanRequest(**options), Phases())
         return trt, config.given
 
     built.plan = lambda: read_plan(folder / "tiny.plan")[1]

@@ -1,5 +1,6 @@
 """ONNX Runtime and OpenVINO run the same engines and find the same segments; the machine decides which is taken."""
 
+import hashlib
 import importlib.util
 from types import SimpleNamespace
 
@@ -11,8 +12,10 @@ from export.check.agreement import matched_agreement, says_something
 from runtime import DiffSegError, Segmenter
 from runtime.engine import registry
 from runtime.engine.registry import EMBEDDED, open_engine
+from runtime.frames.resize import resize_frame
 
 openvino = pytest.importorskip("runtime.engine.backends.openvino")
+openvino_cache = pytest.importorskip("runtime.engine.backends.openvino_cache")
 LEAST = {"fp32": 0.995, "bf16": 0.98}
 
 
@@ -50,6 +53,7 @@ def test_openvino_agrees_with_onnxruntime(photographs, precision, tmp_path):
     assert list(tmp_path.glob("*.blob")), "the compiled model is kept"
 
 
+@pytest.mark.slow
 def test_a_compiled_model_is_found_again_and_old_ones_go(tmp_path):
     import os
 
@@ -66,25 +70,75 @@ def test_a_compiled_model_is_found_again_and_old_ones_go(tmp_path):
         np.testing.assert_array_equal(before, after)
 
 
+@pytest.mark.slow
 def test_a_cache_that_cannot_be_used_or_is_damaged_does_no_harm(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     open_engine(device="cpu", backend="openvino", threads=1)
-    (blob,) = openvino.compiled_folder().glob("*.blob")
-    blob.chmod(0o644)
-    blob.write_bytes(blob.read_bytes()[:1000])
-    open_engine(device="cpu", backend="openvino", threads=1)
-    blob.unlink(missing_ok=True)
+    (blob,) = openvino_cache.compiled_folder().glob("*.blob")
+    whole = blob.read_bytes()
+    frame = np.random.default_rng(0).integers(0, 256, (1, 256, 256, 3), np.uint8)
+    expected = open_engine(device="cpu", backend="openvino", threads=1).infer(frame)
+    middle = len(whole) // 2  # among the weights
+    for damaged in (whole[:1000], b"", whole[:middle] + bytes(64) + whole[middle + 64 :], bytes(len(whole))):
+        blob.write_bytes(damaged)
+        found = open_engine(device="cpu", backend="openvino", threads=1).infer(frame)
+        for before, after in zip(expected, found, strict=True):
+            np.testing.assert_array_equal(before, after)
+        assert blob.read_bytes()[:32] == hashlib.sha256(blob.read_bytes()[32:]).digest(), "it is made anew"
+    blob.unlink()
     with monkeypatch.context() as patch:
-        patch.setattr(openvino, "LARGEST_CACHED", 1e6)
+        patch.setattr(openvino_cache, "LARGEST_CACHED", 1e6)
         open_engine(device="cpu", backend="openvino", threads=1)
-    assert not list(openvino.compiled_folder().glob("*.blob")), "nor are engines that compile as fast as they load"
+    assert not list(openvino_cache.compiled_folder().glob("*.blob")), (
+        "nor are engines that compile as fast as they load"
+    )
     with monkeypatch.context() as patch:
-        patch.setattr(openvino.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+        patch.setattr(openvino_cache.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
         open_engine(device="cpu", backend="openvino", threads=1)
-    assert not list(openvino.compiled_folder().glob("*.blob")), "a full disk is not filled further"
+    assert not list(openvino_cache.compiled_folder().glob("*.blob")), "a full disk is not filled further"
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     open_engine(device="cpu", backend="openvino", threads=1)
+
+
+@pytest.mark.parametrize("channels", [8, 24, 64])
+def test_groups_are_summed_alike_by_any_number_of_threads(channels):
+    """The channels of a group are no longer shared out among threads; the numbers are those of the graph as it was."""
+    import openvino as ov
+    from openvino import opset12 as opset
+
+    rng = np.random.default_rng(0)
+    scale, bias = rng.normal(size=(2, channels)).astype(np.float32)
+
+    def model():
+        frame = opset.parameter((1, channels, 96, 64), np.float32)
+        return ov.Model([opset.group_normalization(frame, scale, bias, 8, 1e-6)], [frame])
+
+    def run(graph, threads):
+        options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
+        return ov.Core().compile_model(graph, "CPU", options)(frame)[0]
+
+    frame = rng.normal(2, 1, (1, channels, 96, 64)).astype(np.float32)
+    changed = model()
+    openvino._sum_groups_in_order(changed)
+    found = run(changed, 1)
+    np.testing.assert_array_equal(run(changed, 2), found)
+    np.testing.assert_allclose(run(model(), 1), found, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_maps_do_not_depend_on_the_number_of_threads(precision):
+    if precision == "bf16" and not openvino.has_bfloat16():
+        pytest.skip("the CPU has no bfloat16 units")
+    one, two = (
+        open_engine(device="cpu", backend="openvino", threads=threads, precision=precision, cache="")
+        for threads in (1, 2)
+    )
+    for name in PHOTOGRAPHS[:3]:
+        frame = resize_frame(getattr(skimage.data, name)()[..., ::-1].copy(), one.spec.height, one.spec.width)[None]
+        for first, second in zip(one.infer(frame), two.infer(frame), strict=True):
+            np.testing.assert_array_equal(first, second)
 
 
 def test_auto_takes_openvino_where_it_is_faster(monkeypatch):
@@ -110,9 +164,9 @@ def test_options_choose_or_are_refused(tmp_path):
             "streams": 2,
         },
         "turbo: .onnx engines: no such option": {"turbo": True},
-        "threads: expected a whole number above 0": {"threads": 0},
+        "threads: expected a whole number from 1": {"threads": 0},
         "precision: expected fp32 or bf16, found 'int4'": {"precision": "int4"},
-        "streams: expected a whole number above 0": {"streams": "many"},
+        "streams: expected a whole number from 1": {"streams": "many"},
     }
     for message, options in refusals.items():
         with pytest.raises(DiffSegError, match=message):

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import shutil
 
 import numpy as np
 import onnx
@@ -12,13 +11,7 @@ from onnx import TensorProto, helper
 from runtime import DiffSegError
 from runtime.engine.registry import EMBEDDED, check_device, open_engine
 from runtime.engine.spec import METADATA_KEY, EngineSpec, sidecar_path
-
-
-def copy_engine(tmp_path, name="e.onnx"):
-    path = tmp_path / name
-    shutil.copy(EMBEDDED, path)
-    shutil.copy(sidecar_path(EMBEDDED), sidecar_path(path))
-    return path
+from tests.runtime.uniform import write_uniform_engine
 
 
 def refuses(path, match, device="cpu"):
@@ -31,6 +24,7 @@ def test_embedded_default():
     engine = open_engine(device="cpu")
     assert engine.spec.source and engine.spec.head == "attention" and len(engine.spec.levels) == 4
     assert (engine.spec.height, engine.spec.width) == (256, 256)
+    assert engine.spec == EngineSpec.from_json(sidecar_path(EMBEDDED).read_text(), "tiny")
     maps = engine.infer(np.zeros((1, 256, 256, 3), np.uint8))
     for level, found in zip(engine.spec.levels, maps, strict=True):
         n = level.height * level.width
@@ -60,13 +54,13 @@ def test_the_embedded_engine_goes_by_its_name(tmp_path, monkeypatch):
     assert open_engine("tiny", "cpu").path == EMBEDDED
     for path in ("engines/tiny.onnx", "engines/tiny", tmp_path / "tiny.onnx"):
         refuses(path, r"no engine .*tiny.*; the engine tiny is embedded .*: leave the engine out, .*--engine tiny")
-    path = copy_engine(tmp_path, "tiny.onnx")
+    path = write_uniform_engine(tmp_path / "tiny.onnx")
     assert open_engine("tiny.onnx", "cpu").path.resolve() == path
 
 
 def test_truncated_engine(tmp_path):
-    path = copy_engine(tmp_path)
-    path.write_bytes(path.read_bytes()[:100_000])
+    path = tmp_path / "e.onnx"
+    path.write_bytes(EMBEDDED.read_bytes()[:100_000])
     refuses(path, "is not an ONNX file")
 
 
@@ -75,17 +69,17 @@ def test_an_onnx_model_that_is_no_engine(tmp_path):
     graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", io[:1], io[1:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     onnx.save(model, tmp_path / "other.onnx")
-    refuses(tmp_path / "other.onnx", "is an ONNX model but no engine")
-    spec = open_engine(device="cpu").spec
+    refuses(tmp_path / "other.onnx", "is not an engine: expected an ONNX file with the metadata entry")
+    spec = EngineSpec.from_json(sidecar_path(EMBEDDED).read_text(), "tiny")
     helper.set_model_props(model, {METADATA_KEY: spec.to_json()})
     onnx.save(model, tmp_path / "other.onnx")
     refuses(tmp_path / "other.onnx", r"has outputs \['y'\], its metadata names")
 
 
 def test_engine_works_without_its_sidecar(tmp_path):
-    path = copy_engine(tmp_path)
+    path = write_uniform_engine(tmp_path / "e.onnx")
     sidecar_path(path).unlink()
-    assert open_engine(path, "cpu").spec == open_engine(device="cpu").spec
+    assert open_engine(path, "cpu").spec == EngineSpec.from_json(sidecar_path(EMBEDDED).read_text(), "tiny")
 
 
 @pytest.mark.parametrize(
@@ -99,7 +93,7 @@ def test_engine_works_without_its_sidecar(tmp_path):
     ],
 )
 def test_sidecar_that_does_not_match(tmp_path, change, match):
-    path = copy_engine(tmp_path)
+    path = write_uniform_engine(tmp_path / "e.onnx")
     sidecar = json.loads(sidecar_path(path).read_text())
     sidecar_path(path).write_text(json.dumps(sidecar | change))
     refuses(path, match)
@@ -107,13 +101,13 @@ def test_sidecar_that_does_not_match(tmp_path, change, match):
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"schema": 1}', "\xff"])
 def test_sidecar_that_is_no_sidecar(tmp_path, text):
-    path = copy_engine(tmp_path)
+    path = write_uniform_engine(tmp_path / "e.onnx")
     sidecar_path(path).write_bytes(text.encode("latin-1"))
     refuses(path, "json")
 
 
 def test_spec_survives_json():
-    spec = open_engine(device="cpu").spec
+    spec = EngineSpec.from_json(sidecar_path(EMBEDDED).read_text(), "tiny")
     assert EngineSpec.from_json(spec.to_json(), "x") == spec
 
 

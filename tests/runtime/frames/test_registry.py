@@ -86,7 +86,7 @@ def test_a_kind_is_added_by_an_entry(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
     entry = registry.SourceKind("drawn", "drawn_source:DrawnClip", pattern=r"test://\d+", outputs=lambda text: "drawn")
-    monkeypatch.setattr(registry, "KINDS", {"drawn": entry, **registry.KINDS})
+    monkeypatch.setattr(registry, "SOURCES", {"drawn": entry, **registry.SOURCES})
     sources, _ = find_sources(["test://3", "test://host/live"])
     assert [(source.kind, str(source.target)) for source in sources] == [("drawn", "drawn"), ("stream", "host_live")]
     said = []
@@ -97,7 +97,7 @@ def test_a_kind_is_added_by_an_entry(tmp_path, monkeypatch):
 
 def test_a_kind_of_file_is_found_in_folders(tmp_path, monkeypatch):
     entry = registry.SourceKind("raw", "nowhere:open", still=True, suffixes=frozenset({".dng"}))
-    monkeypatch.setitem(registry.KINDS, "raw", entry)
+    monkeypatch.setitem(registry.SOURCES, "raw", entry)
     for name in ("a.DNG", "b.jpg", "c.txt"):
         (tmp_path / name).write_bytes(b"x")
     sources, _ = find_sources([str(tmp_path)])
@@ -117,7 +117,7 @@ def test_recognition_imports_no_decoder():
 def test_every_entry_names_a_function():
     import importlib
 
-    for kind in registry.KINDS.values():
+    for kind in registry.SOURCES.values():
         for text in filter(None, (kind.opener, kind.settle)):
             module, _, name = text.partition(":")
             assert callable(getattr(importlib.import_module(module), name))
@@ -126,7 +126,7 @@ def test_every_entry_names_a_function():
 def test_a_photograph_is_a_clip_of_one_frame(tmp_path):
     cv2.imwrite(str(tmp_path / "a.png"), draw(4))
     (source,), _ = find_sources([str(tmp_path / "a.png")])
-    assert registry.KINDS[source.kind].still
+    assert registry.SOURCES[source.kind].still
     (frame,) = frames_of(source)
     assert (frame.time, frame.number) == (0, 0) and np.array_equal(frame.image, draw(4))
 

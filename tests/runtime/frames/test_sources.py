@@ -143,6 +143,27 @@ def test_numbered_pictures(tmp_path):
         read(Source(tmp_path / "gone_%03d.png", Path("x"), "sequence"))
 
 
+@pytest.mark.parametrize(
+    ("suffix", "dtype", "tops", "whites"),
+    [
+        # 12-bit values; the scale of a dark picture is the clip's, and a larger value raises it for good.
+        (".png", np.uint16, (0, 4000, 900, 200, 5000, 1000), (0, 4095, 4095, 4095, 16383, 16383)),
+        (".tif", np.float32, (0, 0.8, 0.1, 0.02, 4.0, 0.5), (0, 1, 1, 1, 4, 4)),
+    ],
+)
+def test_numbered_pictures_of_more_than_8_bits_keep_one_scale(tmp_path, caplog, suffix, dtype, tops, whites):
+    """Brightness does not jump where a picture is darker than the one before."""
+    ramp = np.linspace(0, 1, 48 * 64, dtype=np.float64).reshape(48, 64)
+    for number, top in enumerate(tops):
+        cv2.imwrite(str(tmp_path / f"{number}{suffix}"), np.dstack([ramp * top] * 3).astype(dtype))
+    _, found, lost = read(Source(tmp_path / f"%d{suffix}", Path("x"), "sequence"))
+    assert len(found) == len(tops) and not lost
+    for image, top, white in zip(found, tops, whites, strict=True):
+        assert np.abs(image[..., 1] - ramp * top / max(white, 1e-9) * 255).max() <= 1.01
+    said = [message for message in caplog.messages if "read as" in message]
+    assert len(said) == (2 if dtype == np.uint16 else 3)  # once for each scale, and for floats that are all black
+
+
 def test_raw_frames_on_standard_input(monkeypatch):
     frames = [draw(number) for number in range(3)]
     reading, writing = os.pipe()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from runtime.merge.aggregate import aggregate_attention
-from runtime.merge.proposals import merge_attention
+from runtime.merge.proposals import merge_attention, propose
 from runtime.merge.suppress import renumber, suppress
 from runtime.pyramid.config import MergeConfig
 from tests.runtime.merge.plain import (
@@ -67,3 +67,14 @@ def test_errors_of_the_steps():
         renumber(np.zeros((2, 2)))
     with pytest.raises(ValueError, match="labels: expected numbers from 0, found -1"):
         renumber(np.array([-1, 0]))
+
+
+def test_proposals_do_not_depend_on_the_number_of_threads(monkeypatch):
+    pyramid = random_pyramid(np.random.default_rng(0), [(32, 32), (16, 16), (8, 8), (4, 4)])
+    found = []
+    for threads in (1, 2, 3, 4, 9):
+        monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
+        monkeypatch.setattr("runtime.merge.threads.usable_cores", lambda: 16)
+        found.append(propose(pyramid, MergeConfig((0.3,) * 3, 16)))
+    for other in found[1:]:
+        np.testing.assert_array_equal(found[0], other)

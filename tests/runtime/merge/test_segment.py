@@ -27,7 +27,7 @@ from tests.runtime.merge.plain import (
 )
 
 
-@pytest.mark.parametrize("index", range(3))
+@pytest.mark.parametrize("index", [0, *(pytest.param(index, marks=pytest.mark.slow) for index in (1, 2))])
 def test_reference_labels(index):
     pyramid, expected = reference(index)
     config = MergeConfig(tuple(expected["thresholds"]), int(expected["grid"]))
@@ -36,7 +36,7 @@ def test_reference_labels(index):
     assert np.mean(labels != expected["labels"]) <= 0.001
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3))])
 @pytest.mark.parametrize("grids", GRIDS, ids=str)
 def test_labels_equal_the_plain_ones(grids, seed):
     rng = np.random.default_rng(seed)

@@ -1,19 +1,21 @@
 """Solvers, and how one is added."""
 
-import importlib
 import sys
 import types
 
 import numpy as np
 import pytest
 
+from runtime import DiffSegError
 from runtime.merge.aggregate import aggregate_attention
-from runtime.merge.proposals import merge_attention
+from runtime.merge.proposals import merge_attention, propose
+from runtime.merge.registry import SOLVERS, Solver
 from runtime.merge.segment import segment_attention
 from runtime.merge.solvers.kmeans import kmeans
 from runtime.pyramid.config import MergeConfig
-from runtime.pyramid.solvers import SOLVERS, Solver
 from runtime.refine.refinement import split_refine
+from runtime.routes.host import HostRoute
+from runtime.segmenter import Segmenter
 from tests.runtime.merge.plain import random_pyramid
 
 
@@ -46,12 +48,13 @@ def test_kmeans_keeps_a_centre_without_maps():
 
 def test_a_solver_is_an_entry_and_a_module(monkeypatch):
     """The dummy's proposals are the first and the last map: it finds two segments."""
-    dummy = types.ModuleType("runtime.merge.solvers.ends")
+    dummy = types.ModuleType("solvers_of_tests")
     dummy.solve = lambda source, config, seeds=None: source.rows(
         np.array([0, source.n - 1]), np.empty((2, source.n), np.float32)
     )
-    monkeypatch.setitem(sys.modules, "runtime.merge.solvers.ends", dummy)
-    monkeypatch.setattr("runtime.pyramid.solvers.SOLVERS", (*SOLVERS, Solver("ends", "ends", "of tests")))
+    monkeypatch.setitem(sys.modules, dummy.__name__, dummy)
+    entries = (*SOLVERS, Solver("ends", dummy.__name__, "of tests"))
+    monkeypatch.setattr("runtime.merge.registry.SOLVERS", entries)
     pyramid = [np.kron(np.eye(2), np.full((32, 32), 1 / 32)).astype(np.float32)]  # the upper half, and the lower
     labels = segment_attention(pyramid, MergeConfig(grid=4, solver="ends"), size=(8, 8))
     np.testing.assert_array_equal(labels, np.repeat([0, 1], 32).reshape(8, 8))
@@ -63,12 +66,29 @@ def test_a_solver_is_an_entry_and_a_module(monkeypatch):
     with pytest.raises(
         ValueError, match="solver: expected 'merge', 'kmeans', 'ncut', 'kcut' or 'ends', found 'middle'; choose one"
     ):
-        MergeConfig(solver="middle")
+        segment_attention(pyramid, MergeConfig(grid=4, solver="middle"), size=(8, 8))
+
+
+def test_an_unknown_solver_is_refused_before_anything_runs():
+    message = "solver: expected 'merge', 'kmeans', 'ncut' or 'kcut', found 'crf'; choose one"
+    config = MergeConfig(grid=2, solver="crf")
+    pyramid = [np.eye(16, dtype=np.float32)]
+    for merge in (
+        lambda: segment_attention(pyramid, config, size=(8, 8)),
+        lambda: propose(pyramid, config),
+        lambda: merge_attention(pyramid[0], config, (4, 4)),
+    ):
+        with pytest.raises(ValueError, match=message):
+            merge()
+    engine = types.SimpleNamespace(spec=types.SimpleNamespace(levels=()))  # never asked for anything else
+    with pytest.raises(DiffSegError, match=message):
+        HostRoute(engine, config)
 
 
 def test_a_package_that_is_missing_is_named(monkeypatch):
     monkeypatch.setattr(
-        "runtime.pyramid.solvers.SOLVERS", (*SOLVERS, Solver("ends", "ends", "of tests", packages=("no_such_package",)))
+        "runtime.merge.registry.SOLVERS",
+        (*SOLVERS, Solver("ends", "nowhere.ends", "of tests", packages=("no_such_package",))),
     )
     with pytest.raises(ValueError, match="solver: 'ends' needs the package no_such_package, which is not installed"):
         segment_attention([np.eye(16)], MergeConfig(grid=2, solver="ends"), size=(8, 8))
@@ -76,8 +96,7 @@ def test_a_package_that_is_missing_is_named(monkeypatch):
 
 def test_every_entry_names_a_function():
     for solver in SOLVERS:
-        module = importlib.import_module(f"runtime.merge.solvers.{solver.module}")
-        assert callable(getattr(module, solver.function))
+        assert callable(solver.load())
 
 
 def test_two_options_name_one_solver():
@@ -85,3 +104,12 @@ def test_two_options_name_one_solver():
     assert split_refine("snap", "kmeans") == ("kmeans", ("snap",))
     with pytest.raises(ValueError, match="refine: expected no other solver than 'ncut', found kmeans; leave one out"):
         split_refine("kmeans,snap", "ncut")
+
+
+def test_numbers_of_another_solver_are_refused():
+    pyramid = [np.eye(16, dtype=np.float32)]
+    for options in ({"tau": 0.3}, {"tau": 0.5, "solver": "kcut"}, {"alpha": 3, "solver": "kmeans"}):
+        with pytest.raises(ValueError, match=r"(tau|alpha): belongs to .*ncut.*, found the solver '\w+'; choose"):
+            segment_attention(pyramid, MergeConfig(grid=2, **options), size=(8, 8))
+    with pytest.raises(DiffSegError, match="tau: belongs to ncut, found the solver 'merge'; choose one of them"):
+        Segmenter.open(device="cpu", tau=0.3)

@@ -12,6 +12,8 @@ from runtime.merge.segment import segment_attention
 from runtime.pyramid.config import MergeConfig
 from runtime.stream.continuity import Continuity
 
+pytestmark = pytest.mark.usefixtures("embedded_stays_open")
+
 CAT = data.chelsea()[..., ::-1].copy()
 
 

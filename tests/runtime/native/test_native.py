@@ -39,10 +39,8 @@ def to_bfloat16(array):
     return bits.astype(np.uint16), (bits << 16).astype(np.uint32).view(np.float32)
 
 
-SLOW = pytest.mark.slow
-
-
-@pytest.mark.parametrize("index", [0, pytest.param(1, marks=SLOW), pytest.param(2, marks=SLOW)])
+@pytest.mark.slow
+@pytest.mark.parametrize("index", range(3))
 def test_reference_labels(library, index):
     pyramid, vector = reference(index)
     config = MergeConfig(tuple(vector["thresholds"]), int(vector["grid"]))

@@ -125,6 +125,7 @@ def test_compiles_for_every_gpu(tmp_path):
     assert library.c.diffseg_create(ctypes.byref(config), None, 0, ctypes.byref(handle)) == 8
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("cmake"), reason="cmake is not installed")
 def test_cmake_package(tmp_path):
     """Installed, found by find_package, linked statically and shared, run; hardened, as some compilers build."""

@@ -15,11 +15,13 @@ from runtime.frames.source import Source
 from runtime.outputs.coco import describe
 from runtime.outputs.listing import Listing
 from runtime.outputs.panoptic import LISTING, encode_ids
-from runtime.outputs.registry import listings
+from runtime.outputs.registry import KINDS, listings
 from runtime.segment import app
 from runtime.stream.photographs import run_photographs
 from tests.runtime.clips import draw, write_clip
 from tests.runtime.outputs.test_outlines import blobs, fill
+
+pytestmark = pytest.mark.usefixtures("embedded_stays_open")
 
 CAT = data.chelsea()[..., ::-1].copy()
 COFFEE = data.coffee()[::2, ::2, ::-1].copy()
@@ -241,6 +243,7 @@ def test_a_file_of_someone_elses_is_never_overwritten(folder, kind, name):
     assert path.read_text() == "0 0.5 0.5 0.1 0.1\n" and written(folder / "segmented") == [name]
 
 
+@pytest.mark.slow
 def test_after_a_kill_the_next_run_assembles_the_file(folder, expected):
     """A kill leaves a journal whose last line is cut, and no assembled file."""
     assert run("in", "--save", "panoptic").exit_code == 0
@@ -414,17 +417,69 @@ def test_memory_does_not_grow_with_the_number_of_photographs(folder, stand_in):
 
     stages = Segmenter(stand_in).stages
     data = cv2.imencode(".png", draw(3))[1].tobytes()
-    peaks = []
-    for count in (40, 240):
-        out = folder / str(count)
+
+    def peak(count, name):
         sources = (Source(Path("-"), Path(f"{number}"), data=data) for number in range(count))
         kinds = ["labels", "panoptic", "npz"]
         tracemalloc.start()
-        run_photographs(stages, sources, out, kinds, finished=lambda job: None)
+        run_photographs(stages, sources, folder / name, kinds, finished=lambda job: None)
         for listing in listings(kinds):
-            listing.finish(out)
-        peaks.append(tracemalloc.get_traced_memory()[1])
+            listing.finish(folder / name)
+        found = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert len(json.loads((out / "panoptic.json").read_text())["images"]) == count
-    # A frame of 48×64 has 9,216 bytes, its labels 12,288. How many frames are under way at a time differs by chance.
-    assert peaks[1] - peaks[0] < 200 * 5000
+        assert len(json.loads((folder / name / "panoptic.json").read_text())["images"]) == count
+        return found
+
+    # A frame of 48×64 has 9,216 bytes, its labels 12,288. How many frames are under way at a time differs by chance,
+    # and threads of other tests may still hold something: so there is a second try.
+    few = peak(40, "few")
+    assert any(peak(240, name) - few < 200 * 5000 for name in ("many", "again"))
+
+
+@pytest.fixture
+def small_disk():
+    """No file may have more than 60 bytes, as on a full disk."""
+    import resource
+    import signal
+
+    kept = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60, kept[1][1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, kept[1])
+    signal.signal(signal.SIGXFSZ, kept[0])
+
+
+@pytest.mark.parametrize("name", ["photo.png", "clip.mp4"])
+@pytest.mark.parametrize("kind", [kind.name for kind in KINDS])
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(folder, stand_in, request, kind, name):
+    pytest.importorskip("pycocotools")
+    cv2.imwrite("photo.png", draw(3))
+    write_clip(folder / "clip.mp4", 2)
+    request.getfixturevalue("small_disk")
+    result = run(name, "--save", kind)
+    assert result.exit_code == 1 and "Traceback" not in result.output
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1 or (kind in ("coco", "panoptic") and len(lines) == 2)  # the picture's, and the listing's
+    for line in lines:
+        assert line.startswith("error: ") and ("disk" in line or "cannot be written" in line) and "segmented" in line
+    journals = {"instances.jsonl", "panoptic.jsonl"}
+    assert {path.name for path in (folder / "segmented").rglob("*") if path.is_file()} <= journals
+
+
+@pytest.mark.parametrize("words", ["coco,cocoa", "", "none,labels", "Labels"])
+def test_unknown_kinds_are_named_before_the_work(folder, words):
+    result = run("in", "--save", words)
+    assert result.exit_code == 2 and "--save: expected some of overlay, labels, segments" in result.stderr
+    assert len(result.stderr.splitlines()) == 1 and not (folder / "segmented").exists()
+
+
+def test_kinds_that_would_write_one_file_of_a_clip_are_named(folder, stand_in):
+    write_clip(folder / "clip.mp4", 2)
+    cv2.imwrite("photo.png", draw(3))
+    result = run("clip.mp4", "--save", "archive,npz")
+    assert result.exit_code == 1 and not written(folder / "segmented")
+    assert result.stderr.splitlines() == [
+        "error: --save: archive and npz write one file, segmented/clip_labels.npz; choose one of them"
+    ]
+    assert run("photo.png", "--save", "archive,npz,labels").exit_code == 0
+    assert written(folder / "segmented") == ["photo_labels.npz", "photo_labels.png"]

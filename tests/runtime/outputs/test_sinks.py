@@ -220,7 +220,16 @@ ENDED_THE_PROCESS = {
 }
 
 
-@pytest.mark.parametrize("form", ENDED_THE_PROCESS.values(), ids=ENDED_THE_PROCESS)
+QUICK = ("a gap of 42 h", "many gaps", "the finest tick")
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        pytest.param(form, id=name, marks=[] if name in QUICK else pytest.mark.slow)
+        for name, form in ENDED_THE_PROCESS.items()
+    ],
+)
 def test_no_rate_and_no_gap_ends_the_process(tmp_path, form):
     program = f"""
 import pathlib

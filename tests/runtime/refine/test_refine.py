@@ -14,6 +14,8 @@ from runtime.refine.refinement import LARGEST, Refinement, split_refine
 from runtime.refine.registry import REFINEMENTS, Step
 from runtime.refine.snap import EPSILON, snap
 
+pytestmark = pytest.mark.usefixtures("embedded_stays_open")
+
 
 def _disc(height=240, width=320):
     """A textured disc on a textured ground, and its exact mask."""
@@ -136,7 +138,7 @@ def test_a_refinement_is_an_entry_and_the_module_it_names(monkeypatch):
     module = types.ModuleType("swapping")
     module.swap = lambda labels, grid: (1 - labels if grid == (4, 5) else labels).astype(np.int32)
     monkeypatch.setitem(sys.modules, "swapping", module)
-    entry = Step("swap", "swapping", "swap", inputs=("grid",), specks=0.5)
+    entry = Step("swap", "swapping", "swap", inputs=("tokens",), specks=0.5)
     monkeypatch.setattr("runtime.refine.registry.REFINEMENTS", (*REFINEMENTS, entry))
     labels = np.zeros((40, 50), np.int32)
     labels[:, 30:] = 1

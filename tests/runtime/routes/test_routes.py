@@ -11,6 +11,8 @@ from runtime.routes.host import HostRoute
 from runtime.routes.registry import ROUTES, RouteEntry, open_route
 from tests.runtime.clips import StandIn
 
+pytestmark = pytest.mark.usefixtures("embedded_stays_open")
+
 CAT = data.chelsea()[..., ::-1].copy()
 
 

@@ -284,6 +284,7 @@ def program(seconds, *arguments, **options):
     return subprocess.Popen(command, stderr=subprocess.PIPE, env=environment, **options)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_clip(folder):
     """Two thousand frames of 37 kB each, through all stages."""
     frames = [cv2.resize(draw(n), (128, 96)).tobytes() for n in range(10)]
@@ -302,7 +303,7 @@ def test_memory_does_not_grow_with_the_clip(folder):
     assert peaks[2000] < peaks[200] + 30, peaks  # all frames would be 74 MB
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_interrupted_in_the_middle(folder, number):
     """The files hold the frames done, are whole, and lie in their place."""
     write_clip(folder / "clip.mp4", 300, audio="aac")

@@ -10,10 +10,13 @@ from skimage import data
 from typer.testing import CliRunner
 
 from runtime import DiffSegError, Segmenter
+from runtime.frames.resize import resize_frame
 from runtime.segment import app
 from runtime.stages import Stages
 from runtime.stream import job as jobs
 from tests.runtime.clips import StandIn, draw, write_clip
+
+pytestmark = pytest.mark.usefixtures("embedded_stays_open")
 
 CAT = data.chelsea()[..., ::-1].copy()
 
@@ -129,6 +132,45 @@ def test_a_fixed_batch_is_filled_with_different_frames(monkeypatch, batch):
     assert not engine.ahead
 
 
+class Particular(StandIn):
+    """Refuses a batch that has the one frame. As on a GPU, its outputs last until its next call."""
+
+    def __init__(self, refused, batch):
+        super().__init__(batch=batch)
+        self.refused, self.sizes, self.last = refused, [], None
+
+    def prefetch(self, frames):
+        pass
+
+    def _infer(self, inputs):
+        self.sizes.append(len({frame.tobytes() for frame in inputs["frame"]}))
+        if self.last is not None:
+            self.last[:] = 0
+        if any(np.array_equal(frame, self.refused) for frame in inputs["frame"]):
+            raise ValueError("a frame that\nit cannot take")
+        found = super()._infer(inputs)
+        self.last = found[0]
+        return found
+
+
+@pytest.mark.parametrize("overlaps", [True, False])
+def test_an_error_of_the_network_is_of_one_frame(overlaps):
+    """The frames of a batch that fails run one by one. Without overlap each is merged before the next one runs."""
+    frames = [draw(number) for number in range(10)]
+    engine = Particular(resize_frame(frames[5], 32, 32), 4)
+    segmenter = Segmenter(engine)
+    if overlaps:  # the stand-in's outputs are read later, in another thread
+        engine._infer_whole, engine._infer = engine._infer, lambda inputs: [*map(np.copy, engine._infer_whole(inputs))]
+    segmenter.stages.route.overlaps = overlaps
+    results = list(segmenter.map(frames, errors="give"))
+    assert [isinstance(result, DiffSegError) for result in results] == [number == 5 for number in range(10)]
+    assert "a frame that it cannot take" in str(results[5])
+    assert engine.sizes == [4, 4, 1, 1, 1, 1, 2]
+    for frame, result in zip(frames, results, strict=True):
+        if result is not results[5]:
+            assert np.array_equal(result.labels, Segmenter(StandIn())(frame).labels)
+
+
 def test_frames_wait_outside_while_those_inside_are_large(monkeypatch):
     """At most the pixels allowed are between resizing and the end, beside one frame that may be larger."""
     monkeypatch.setattr(jobs, "MOST_PIXELS", 2 * 48 * 64)
@@ -220,8 +262,10 @@ def test_a_hierarchy_is_written_level_by_level(folder):
         labels = cv2.imread(f"segmented/cat_level{number}_labels.png", cv2.IMREAD_UNCHANGED)
         assert np.array_equal(labels, expected.labels(number))
     assert np.array_equal(cv2.imread("segmented/cat_labels.png", -1), Segmenter.open()(CAT).labels)
+    said = run("cat.png", "--hierarchy", "0.8,0.2,0.4", "--save", "labels").stderr
+    assert f"{line['segments']} segments, 3 levels: segmented/cat_labels.png, " in said
     bad = run("cat.png", "--hierarchy", "0,1")
-    assert bad.exit_code == 2 and "--hierarchy: thresholds: expected" in bad.stderr
+    assert bad.exit_code == 2 and "error: --hierarchy: expected" in bad.stderr
 
 
 def test_options_of_clips_say_that_they_do_nothing(folder, stand_in):

@@ -9,12 +9,14 @@ import sys
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from runtime.outputs.journal import Journal, Lines, key_of, scan
+from runtime import Result
+from runtime.outputs.journal import INDEX, Journal, Lines, key_of, scan
 from runtime.segment import app
-from runtime.stream.resume import INDEX, content_of_engine
+from runtime.stream.resume import content_of_engine
 from tests.runtime.clips import StandIn, draw, write_clip
 
 ROOT = Path(__file__).parents[3]
@@ -132,6 +134,12 @@ def test_outputs_that_are_missing_or_cut_do_not_count(quick, folder, name, damag
     assert contents(folder / "segmented") == kept
 
 
+def test_a_kind_that_shares_its_file_is_looked_for_too(quick, folder):
+    assert resume("--save", "archive,labels")[0] == 0 and resume("--save", "labels")[0] == 3
+    (folder / "segmented" / "0_labels.png").unlink()
+    assert resume("--save", "labels")[0] == 2
+
+
 def test_a_run_without_resume_voids_what_it_writes(quick, folder):
     run("in", "--save", KINDS)
     assert not (folder / "segmented" / INDEX).exists()  # who does not ask for it gets no index
@@ -139,6 +147,14 @@ def test_a_run_without_resume_voids_what_it_writes(quick, folder):
     assert resume() == (0, [said])
     run("in/1.png", "--save", KINDS, "--threshold", "3")
     assert resume()[0] == 2
+
+
+def test_what_python_saves_in_the_folder_is_void_too(quick, folder):
+    resume()
+    Result(np.zeros((48, 64), np.int32), 1, {}).save(folder / "segmented" / "1", "labels")
+    assert resume()[0] == 2
+    Result(np.zeros((48, 64), np.int32), 1, {}).save(folder / "elsewhere" / "1", "labels")
+    assert contents(folder / "elsewhere", ()).keys() == {"1_labels.png"}
 
 
 def test_an_unfinished_line_or_output_never_counts(quick, folder):
@@ -153,6 +169,23 @@ def test_an_unfinished_line_or_output_never_counts(quick, folder):
     with index.open("a") as file:
         file.write(json.dumps(begun | {"made": "other"}) + "\n")
     assert resume()[0] == 2 and resume()[0] == 3
+
+
+@pytest.mark.parametrize("kinds", ['{"labels":[1]}', "3", '{"labels":{"\\u0000":[1]}}', '{"labels":{"../../etc":7}}'])
+def test_an_index_that_somebody_edited_does_no_harm(quick, folder, kinds):
+    run("in", "--save", "labels", "--resume")
+    index = folder / "segmented" / INDEX
+    *lines, last = index.read_text().splitlines()
+    entry = json.loads(last)
+    index.write_text("\n".join([*lines, last.replace(json.dumps(entry["kinds"], separators=(",", ":")), kinds)]) + "\n")
+    for skipped in (2, 3):
+        assert f", {skipped} skipped" in run("in", "--save", "labels", "--resume").stderr
+
+
+def test_names_that_are_not_utf_8(quick, folder):
+    Path("in/0.png").rename(os.fsdecode(b"in/\xff\xe9.png"))
+    assert resume()[0] == 0 and resume()[0] == 3
+    assert len(json.loads((folder / "segmented/panoptic.json").read_text())["images"]) == 3
 
 
 def test_two_runs_that_wrote_one_output_with_other_settings_both_do_not_count(folder):
@@ -228,7 +261,7 @@ def test_whole_clips(quick, folder):
     write_clip(folder / "in/b.mp4", 3)
     kinds = ("--save", "labels,overlay,panoptic,npz")
     first = run("in", *kinds, "--resume")
-    assert first.stderr.splitlines()[-1] == "2 of 2 inputs segmented into segmented, 0 skipped, which were done before"
+    assert first.stderr.splitlines()[-1] == "2 of 2 inputs segmented into segmented, 0 skipped"
     kept = contents(folder / "segmented", (INDEX,))
     again = run("in", *kinds, "--resume", "--json")
     assert json.loads(again.stdout) == {"segmented": 0, "skipped": 2, "failed": 0}

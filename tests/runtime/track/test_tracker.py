@@ -11,6 +11,8 @@ from tools.scenes.draw import Piece
 from tools.scenes.moving import Mover, MovingScene, draw_moving_scene
 from tools.scenes.textures import random_texture
 
+pytestmark = pytest.mark.usefixtures("embedded_stays_open")
+
 SIZE = (144, 192)
 
 

@@ -25,7 +25,13 @@ def coco(tmp_path_factory):
     return drawn.coco(tmp_path_factory.mktemp("coco"), COCO_IDS[:4])
 
 
-@pytest.mark.parametrize("thresholds", [(0.05, 0.08), (0.3, 0.3)], ids=["more segments than classes", "fewer"])
+@pytest.mark.parametrize(
+    "thresholds",
+    [
+        pytest.param((0.05, 0.08), id="more segments than classes"),
+        pytest.param((0.3, 0.3), id="fewer", marks=pytest.mark.slow),
+    ],
+)
 def test_paper_protocol_against_an_independent_computation(coco, tmp_path, monkeypatch, thresholds):
     """Crop, resizes, class map, histogram, assignment and sums, written out again from the paper's protocol."""
     from scipy.optimize import linear_sum_assignment
@@ -89,14 +95,20 @@ def test_cityscapes_takes_the_papers_threshold_for_stable_diffusion_alone(tmp_pa
 @pytest.mark.parametrize(
     ("words", "options"),
     [
-        ((), {}),
-        (
+        pytest.param((), {}, id="plain"),
+        pytest.param(
             ("--refine", "kmeans,snap", "--min-area", "0.01"),
             {"refine": "kmeans,snap", "min_area": 0.01},
+            id="refined",
+            marks=pytest.mark.slow,
         ),
-        (("--threshold", "auto", "--refine", "snap"), {"thresholds": "auto", "refine": "snap"}),
+        pytest.param(
+            ("--threshold", "auto", "--refine", "snap"),
+            {"thresholds": "auto", "refine": "snap"},
+            id="auto",
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["plain", "refined", "auto"],
 )
 def test_whole_images_are_segmented_as_the_product_does(tmp_path, words, options):
     """BSDS500 with every annotator: figures from runtime.Segmenter's labels, by the definitions."""
@@ -115,6 +127,7 @@ def test_whole_images_are_segmented_as_the_product_does(tmp_path, words, options
     assert [found[name] for name in metrics.REGION_FIGURES] == pytest.approx(np.mean(expected, 0), abs=1e-12)
 
 
+@pytest.mark.slow
 def test_variants_share_a_run_and_differ(tmp_path):
     root = drawn.bsds(tmp_path / "bsds", count=2)
     axes = ("--weights", "proportional", "--weights", "32-only", "--similarity", "kl", "--similarity", "js")

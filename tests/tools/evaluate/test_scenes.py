@@ -2,6 +2,7 @@ import json
 
 import cv2
 import numpy as np
+import pytest
 from typer.testing import CliRunner
 
 from runtime import Segmenter
@@ -39,6 +40,7 @@ def test_json_is_json(monkeypatch):
     assert len(methods) == 4
 
 
+@pytest.mark.slow
 def test_worst_scenes_are_drawn(tmp_path):
     picture = tmp_path / "worst.png"
     result = CliRunner().invoke(app, ["scenes", "--count", "2", "--worst", str(picture)])

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from runtime.engine.backends.tensorrt_library import build_platform, tensor_shapes
-from runtime.engine.registry import open_engine
-from runtime.engine.spec import Level, PlanInfo, sidecar_path
+from runtime.engine.registry import EMBEDDED
+from runtime.engine.spec import EngineSpec, Level, PlanInfo, sidecar_path
 from runtime.gpu import driver as cuda
 from runtime.gpu import probe
 
@@ -72,7 +72,7 @@ def no_driver(monkeypatch):
 
 def write_plan(folder, *, content=b"a plan", flavour="tensorrt", head="attention", batch=1, **fields):
     """A plan file with a right sidecar: the content is nobody's."""
-    spec = open_engine(device="cpu", backend="onnxruntime").spec
+    spec = EngineSpec.from_json(sidecar_path(EMBEDDED).read_text(), "the embedded engine's")
     spec = replace(spec, head=head, batch=batch, grid=8, levels=(Level(8, 8, 1), Level(4, 4, 1)))
     given = {
         "version": VERSION,

@@ -11,7 +11,7 @@ from export.check.labels import differing_when_matched
 from export.check.maps import mean_divergence, random_frame
 from export.engine import ExportRequest, export_engine
 from export.plan.build import PlanRequest, build_plan
-from export.progress import Stages
+from export.progress import Phases
 from runtime import DiffSegError, Segmenter
 from runtime.engine.registry import EMBEDDED, open_engine
 from runtime.gpu import probe
@@ -39,7 +39,7 @@ def flavour(request):
 def built(engine, folder, flavour, **options):
     """The engine's plan on the GPU; skipped where TensorRT-RTX does not know the card."""
     path = folder / f"{engine.stem}-{flavour}.plan"
-    build_plan(engine, path, PlanRequest(flavour=flavour, **options), Stages())
+    build_plan(engine, path, PlanRequest(flavour=flavour, **options), Phases())
     try:
         return open_engine(path, "cuda")
     except DiffSegError as error:

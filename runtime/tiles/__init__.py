@@ -1,0 +1,1 @@
+"""Large pictures: overlapping tiles of the engine's own size, and one view of the whole picture."""
