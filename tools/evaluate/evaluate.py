@@ -74,8 +74,14 @@ def evaluate(
             help="kl (the paper's) or js (Jensen–Shannon; its default threshold is a quarter). Repeat to compare."
         ),
     ] = None,
+    solver: Annotated[
+        list[str] | None, typer.Option(help="merge, kmeans, ncut or kcut; default: merge. Repeat to compare.")
+    ] = None,
+    tau: Annotated[list[float] | None, typer.Option(help="Of ncut. Repeat to compare.")] = None,
+    alpha: Annotated[list[float] | None, typer.Option(help="Of ncut and kcut. Repeat to compare.")] = None,
     refine: Annotated[
-        list[str] | None, typer.Option(help="none, kmeans, snap or kmeans,snap; default: none. Repeat to compare.")
+        list[str] | None,
+        typer.Option(help="none, or words such as snap, pamr, kmeans with commas; default: none. Repeat to compare."),
     ] = None,
     min_area: Annotated[
         list[float] | None,
@@ -140,6 +146,9 @@ def evaluate(
         "similarity": [one.value for one in similarity or []],
         "refine": refine,
         "min_area": min_area,
+        "solver": solver,
+        "tau": tau,
+        "alpha": alpha,
     }
     methods = [one.value for one in method or [Method.diffseg]]
     if engine and not any(name in ATTENTION_METHODS for name in methods):

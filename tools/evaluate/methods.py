@@ -124,8 +124,8 @@ def _merge(variant: Variant, spec: EngineSpec, pyramid: list[NDArray[Any]], size
         proposals = merge_jensen_shannon(maps, shapes["grids"][0], variant.grid, variant.thresholds)
         return suppress(proposals, shapes["grids"][0], size)
     weights = parse_weights(variant.weights or "proportional", spec)
-    solver = split_refine(variant.refine or "none")[0]
-    config = MergeConfig(variant.thresholds, variant.grid, weights, solver)
+    solver = split_refine(variant.refine or "none", variant.solver)[0]
+    config = MergeConfig(variant.thresholds, variant.grid, weights, solver, variant.tau, variant.alpha)
     if variant.auto:
         from runtime.merge.parts import find_parts
 

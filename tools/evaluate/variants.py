@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from runtime.engine.heads import HEADS
 from runtime.errors import DiffSegError
-from runtime.merge.registry import DEFAULT
+from runtime.merge.registry import DEFAULT, solver_of
 from runtime.pyramid.config import MergeConfig
 from runtime.pyramid.weights import Weighting, as_weights, resolution_ratios
 from runtime.refine.refinement import Refinement, split_refine
@@ -24,7 +24,8 @@ class Variant:
 
     `thresholds` (one per iteration), `grid` and `similarity` ("kl" or "js") belong to DiffSeg's merge; with `auto` the
     segments are chosen for every image. `weights` belong to the aggregation, which K-means uses, too. `refine` and
-    `min_area` are the runtime's refinements; of these the paper has only "kmeans".
+    `min_area` are the runtime's refinements; of these the paper has only "kmeans". `solver`, `tau`
+    and `alpha` are in place of the merge, and belong to it alone.
     """
 
     method: str
@@ -36,6 +37,9 @@ class Variant:
     similarity: str | None = None
     refine: str | None = None
     min_area: float | None = None
+    solver: str | None = None
+    tau: float | None = None
+    alpha: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,9 @@ class Wish:
     similarity: str = "kl"
     refine: str | None = None
     min_area: float | None = None
+    solver: str | None = None
+    tau: float | None = None
+    alpha: float | None = None
 
 
 def settle(method: str, engine: str, spec: EngineSpec, protocol: Protocol, wish: Wish) -> Variant:
@@ -59,18 +66,23 @@ def settle(method: str, engine: str, spec: EngineSpec, protocol: Protocol, wish:
     own = spec.weights if isinstance(spec.weights, str) else ",".join(f"{value:g}" for value in spec.weights)
     chosen = wish.weights or own
     weights = parse_weights(chosen, spec)
+    try:
+        solver = split_refine(wish.refine or "none", wish.solver)[0]
+    except ValueError as error:
+        raise DiffSegError(str(error)) from None
     if HEADS[spec.head].route == "labels":
-        _check_labels_head(method, engine, spec, wish, own)
+        _check_labels_head(method, engine, spec, wish, own, solver)
     if method != "diffseg":
         return Variant(method, engine, chosen)
     auto = wish.threshold == "auto"
     refine = None if wish.refine in (None, "none") else wish.refine
-    if wish.similarity == "js" and (auto or refine == "kmeans"):
+    if wish.similarity == "js" and (auto or solver != DEFAULT):
         raise DiffSegError(
-            "--similarity js: expected neither --threshold auto nor --refine kmeans, found one of them; leave it out"
+            f"--similarity js: expected no --threshold auto and the solver {DEFAULT}, found "
+            f"{'auto' if auto else solver}; leave it out"
         )
-    if auto and refine is not None and split_refine(refine)[0] != DEFAULT:
-        raise DiffSegError(f"--threshold auto: expected the solver {DEFAULT}, found --refine {refine}; leave one out")
+    if auto and solver != DEFAULT:
+        raise DiffSegError(f"--threshold auto: expected the solver {DEFAULT}, found {solver}; leave one out")
     given = None if wish.threshold is None or auto else _numbers(wish.threshold)
     thresholds = given or _default_thresholds(spec, protocol, wish.similarity)
     if wish.iterations is not None:
@@ -86,10 +98,10 @@ def settle(method: str, engine: str, spec: EngineSpec, protocol: Protocol, wish:
     if wish.grid is not None and not 2 <= wish.grid <= most:
         raise DiffSegError(f"--grid {wish.grid}: expected 2 to {most}, the shorter side of the finest attention")
     try:
-        config = MergeConfig(thresholds, min(spec.grid, most) if wish.grid is None else wish.grid, weights)
-        if refine is not None or wish.min_area:
-            split_refine(refine or "none")
-            Refinement(min_area=wish.min_area or 0)
+        grid = min(spec.grid, most) if wish.grid is None else wish.grid
+        config = MergeConfig(thresholds, grid, weights, solver, wish.tau, wish.alpha)
+        solver_of(config)
+        Refinement(min_area=wish.min_area or 0)
     except ValueError as error:
         raise DiffSegError(str(error)) from None
     return Variant(
@@ -102,6 +114,9 @@ def settle(method: str, engine: str, spec: EngineSpec, protocol: Protocol, wish:
         wish.similarity,
         refine,
         wish.min_area or None,
+        None if wish.solver == DEFAULT else wish.solver,
+        wish.tau,
+        wish.alpha,
     )
 
 
@@ -151,7 +166,7 @@ def _default_thresholds(spec: EngineSpec, protocol: Protocol, similarity: str) -
     return thresholds
 
 
-def _check_labels_head(method: str, engine: str, spec: EngineSpec, wish: Wish, own_weights: str) -> None:
+def _check_labels_head(method: str, engine: str, spec: EngineSpec, wish: Wish, own_weights: str, solver: str) -> None:
     """Raise DiffSegError when a setting is not in the graph of an engine with the head labels."""
     baked = {
         "weights": (wish.weights, own_weights),
@@ -160,8 +175,8 @@ def _check_labels_head(method: str, engine: str, spec: EngineSpec, wish: Wish, o
         "similarity": (wish.similarity, "kl"),
     }
     other = [name for name, (wished, own) in baked.items() if wished not in (None, own)]
-    if wish.threshold == "auto" or "kmeans" in (wish.refine or ""):
-        other.append("--threshold auto or --refine kmeans")
+    if wish.threshold == "auto" or solver != DEFAULT:
+        other.append(f"--threshold auto or a solver other than {DEFAULT}")
     if method != "diffseg" or other:
         raise DiffSegError(
             f"{engine}: found the head labels, with the merge in the graph; expected the head attention for "

@@ -2,12 +2,13 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
 
-from runtime import Segmenter
+from runtime import DiffSegError, Segmenter
 from runtime.engine.registry import EMBEDDED, open_engine
 from runtime.merge.segment import segment_attention
 from runtime.pyramid.config import MergeConfig
@@ -15,7 +16,8 @@ from tests.tools.evaluate import drawn
 from tests.tools.evaluate.running import figures, run
 from tests.tools.evaluate.test_datasets import nearest
 from tools.evaluate.datasets import open_dataset, resize_bilinear
-from tools.evaluate.masks import PROTOCOLS, shipped_protocol
+from tools.evaluate.masks import PROTOCOLS, Protocol, shipped_protocol
+from tools.evaluate.variants import Wish, settle
 
 COCO_IDS = shipped_protocol("coco-stuff-27").images
 
@@ -76,10 +78,6 @@ def test_paper_protocol_against_an_independent_computation(coco, tmp_path, monke
 
 
 def test_cityscapes_takes_the_papers_threshold_for_stable_diffusion_alone(tmp_path):
-    from dataclasses import replace
-
-    from tools.evaluate.variants import Wish, settle
-
     root = drawn.cityscapes(tmp_path / "city")
     status, message = run(tmp_path, "cityscapes-27", root, "--method", "one-segment")
     assert status == 1 and "expected 500 images, found 2" in message and "--partial" in message
@@ -143,6 +141,25 @@ def test_variants_share_a_run_and_differ(tmp_path):
         np.mean([len(np.unique(m)) for m in (mask, mask // 2)]) for mask in (drawn.scene(s)[1] for s in (20, 21))
     ]
     assert clusters["kmeans-s"] == np.mean([round(count) for count in regions])
+
+
+def test_solvers_are_variants():
+    spec = open_engine(EMBEDDED, "cpu", threads=1).spec
+    protocol = Protocol("folder")
+    cut = settle("diffseg", "e", spec, protocol, Wish(solver="ncut", tau=0.3, alpha=4.0, refine="snap"))
+    assert (cut.solver, cut.tau, cut.alpha, cut.refine) == ("ncut", 0.3, 4.0, "snap")
+    assert settle("diffseg", "e", spec, protocol, Wish(solver="merge")).solver is None
+    for wish, words in (
+        (Wish(tau=0.3), "tau: belongs to ncut, found the solver 'merge'"),
+        (Wish(solver="crf"), "solver: expected 'merge', 'kmeans', 'ncut' or 'kcut', found 'crf'"),
+        (Wish(solver="ncut", threshold="auto"), "--threshold auto: expected the solver merge, found ncut"),
+        (Wish(solver="kcut", similarity="js"), "--similarity js: expected no --threshold auto and the solver merge"),
+        (Wish(refine="magic"), "refine: expected none, or one or more of"),
+    ):
+        with pytest.raises(DiffSegError, match=words):
+            settle("diffseg", "e", spec, protocol, wish)
+    with pytest.raises(DiffSegError, match=r"expected the head attention for .*a solver other than merge"):
+        settle("diffseg", "e", replace(spec, head="labels"), protocol, Wish(solver="ncut"))
 
 
 def test_what_is_wrong_is_said(tmp_path):
