@@ -27,6 +27,10 @@ inline diffseg_status device_name(int, char *name, size_t bytes, int32_t *capabi
     *capability = 0;
     return DIFFSEG_OK;
 }
+inline diffseg_status multiprocessors(int, int *count) {
+    *count = diffseg_cpu_multiprocessors;
+    return DIFFSEG_OK;
+}
 inline diffseg_status allocate(size_t bytes, void **memory) {
     *memory = nullptr;
     if (bytes <= SIZE_MAX - 256) *memory = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
@@ -108,6 +112,9 @@ inline diffseg_status device_name(int device, char *name, size_t bytes, int32_t 
     std::snprintf(name, bytes, "%s", properties.name);
     *capability = 10 * properties.major + properties.minor;
     return DIFFSEG_OK;
+}
+inline diffseg_status multiprocessors(int device, int *count) {
+    return cuda(cudaDeviceGetAttribute(count, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
 }
 inline diffseg_status allocate(size_t bytes, void **memory) { return cuda(cudaMalloc(memory, bytes), "cudaMalloc"); }
 inline void release(void *memory) { static_cast<void>(cudaFree(memory)); }

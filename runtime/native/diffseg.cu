@@ -118,11 +118,15 @@ diffseg_status diffseg_create(const diffseg_config *config, void *workspace, siz
     *handle = nullptr;
     diffseg_status status = check_config(config);
     if (status != DIFFSEG_OK) return status;
-    const Plan plan(*config);
+    Plan plan(*config);
     if (workspace && (bytes < plan.bytes || reinterpret_cast<uintptr_t>(workspace) % 256))
         return fail(DIFFSEG_BAD_WORKSPACE, "workspace: expected %zu bytes aligned to 256, found %zu", plan.bytes, bytes);
     const OnDevice device(config->device);
     if (device.status() != DIFFSEG_OK) return device.status();
+    int processors = 0;
+    status = multiprocessors(config->device, &processors);
+    if (status != DIFFSEG_OK) return status;
+    plan = Plan(*config, processors);
     void *own = nullptr;
     if (!workspace) {
         status = allocate(plan.bytes, &own);

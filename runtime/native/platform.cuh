@@ -32,16 +32,44 @@ enum Barrier {
     DIVERGENCE_USED = 5,
     DIVERGENCE_ENTROPY = 6,
     DECIDE_FLAGS = 7,
-    CLAIM_CLEARED = 8,
-    CLAIM_READ = 9,
-    CLAIM_WRITTEN = 10,
-    MEAN_LOADED = 11,
-    MEAN_USED = 12,
-    MEAN_STORED = 13,
-    BARRIERS = 14
+    CLAIM_LOADED = 8,
+    CLAIM_RESOLVED = 9,
+    SUM_LOADED = 10,
+    SUM_USED = 11,
+    SUM_COUNTED = 12,
+    BARRIERS = 13
 };
 
 __host__ __device__ inline int divide_up(int a, int b) { return (a + b - 1) / b; }
+
+// The logarithm of base 2 of a number that is not denormal.
+__device__ __forceinline__ float log2_normal(float value) {
+#ifdef DIFFSEG_CPU
+    return log2f(value);
+#else
+    float log;
+    asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(log) : "f"(value));
+    return log;
+#endif
+}
+
+#ifndef DIFFSEG_TOUCH
+#define DIFFSEG_TOUCH(at)  // a test sees the addresses
+#endif
+
+// Four floats at once, from or to an address aligned to 16 bytes.
+__device__ __forceinline__ void load4(const float *at, float (&four)[4]) {
+    DIFFSEG_TOUCH(at);
+    const float4 loaded = *reinterpret_cast<const float4 *>(at);
+    four[0] = loaded.x;
+    four[1] = loaded.y;
+    four[2] = loaded.z;
+    four[3] = loaded.w;
+}
+__device__ __forceinline__ void store4(float *at, const float (&four)[4]) {
+    DIFFSEG_TOUCH(at);
+    *reinterpret_cast<float4 *>(at) = make_float4(four[0], four[1], four[2], four[3]);
+}
 
 // Linear interpolation along an axis, with half-pixel centres and clamped edges.
 struct Tap {

@@ -58,15 +58,19 @@ inline void launch_divergence(const diffseg_handle &handle, int batch, const Pro
     DIFFSEG_LAUNCH(divergence, tiles, THREADS, stream, products);
     const dim3 pairs(static_cast<unsigned>(divide_up(products.cross_pitch, THREADS)),
                      static_cast<unsigned>(products.left_rows), static_cast<unsigned>(batch));
-    const float limit = static_cast<float>(2.0 * plan.n * static_cast<double>(threshold));
+    const float limit = static_cast<float>(2.0 * plan.n * static_cast<double>(threshold) / std::log(2.0));
     unsigned *bits = handle.at<unsigned>(plan.bits);
     DIFFSEG_LAUNCH(decide, pairs, THREADS, stream, products, limit, bits, plan.proposals, plan.words);
 }
 
 inline void launch_means(const diffseg_handle &handle, int batch, const Means &means, Stream stream) {
     const dim3 tiles(static_cast<unsigned>(handle.plan.pitch / TILE_N),
-                     static_cast<unsigned>(divide_up(means.kept_rows, TILE_M)), static_cast<unsigned>(batch));
-    DIFFSEG_LAUNCH(member_means, tiles, THREADS, stream, means);
+                     static_cast<unsigned>(divide_up(means.kept_rows, TILE_M)),
+                     static_cast<unsigned>(batch * means.splits));
+    DIFFSEG_LAUNCH(member_sums, tiles, THREADS, stream, means);
+    const dim3 rows(static_cast<unsigned>(divide_up(means.pitch / 4, THREADS)), static_cast<unsigned>(means.kept_rows),
+                    static_cast<unsigned>(batch));
+    DIFFSEG_LAUNCH(member_means, rows, THREADS, stream, means);
 }
 
 template <class Label>
@@ -129,6 +133,10 @@ inline diffseg_status run(const diffseg_handle &handle, const diffseg_frames &fr
     means.kept_rows = anchors;
     means.map_rows = plan.n;
     means.pitch = plan.pitch;
+    means.splits = plan.first_splits;
+    means.sums = handle.at<float>(plan.cross);
+    means.sum_rows = plan.cross_rows();
+    means.members = handle.at<int32_t>(plan.members);
     means.means = handle.at<float>(plan.means[0]);
     launch_means(handle, batch, means, stream);
     DIFFSEG_LAUNCH(all_present, dim3(static_cast<unsigned>(divide_up(batch, THREADS))), THREADS, stream, counts, batch,
@@ -153,6 +161,7 @@ inline diffseg_status run(const diffseg_handle &handle, const diffseg_frames &fr
         means.kept = kept;
         means.kept_counts = counts + batch;
         means.counts = counts;
+        means.splits = plan.mean_splits;
         means.means = handle.at<float>(plan.means[iteration % 2]);
         launch_means(handle, batch, means, stream);
         counts += batch;

@@ -39,7 +39,10 @@ def to_bfloat16(array):
     return bits.astype(np.uint16), (bits << 16).astype(np.uint32).view(np.float32)
 
 
-@pytest.mark.slow
+SLOW = pytest.mark.slow
+
+
+@SLOW
 @pytest.mark.parametrize("index", range(3))
 def test_reference_labels(library, index):
     pyramid, vector = reference(index)
@@ -195,6 +198,28 @@ def test_batch_equals_single_frames(library):
     for index, pyramid in enumerate(pyramids):
         np.testing.assert_array_equal(labels[index], native.segment(pyramid, config, (32, 24), library=library))
         assert np.mean(labels[index] != segment_attention(pyramid, config, size=(32, 24))) <= ALLOWED
+
+
+def test_sums_in_parts(cpu_library):
+    """How many parts a sum has follows from the card. It moves no label, and the same card gives the same bits."""
+    grids = [(32, 32), (16, 16)]
+    pyramid = random_pyramid(np.random.default_rng(5), grids, sharpness=4)
+    config = MergeConfig((0.3, 0.2), 12)
+    processors = ctypes.c_int.in_dll(cpu_library.c, "diffseg_cpu_multiprocessors")
+    usual, found = processors.value, []
+    try:
+        for count in (1, 16, 16, 132):
+            processors.value = count
+            found.append(core_for(cpu_library, config, grids)(pyramid, 1, (64, 64), proposals=True))
+    finally:
+        processors.value = usual
+    np.testing.assert_array_equal(found[1].proposals, found[2].proposals)
+    assert (found[0].proposals != found[3].proposals).any()  # there were parts
+    for each in found:
+        np.testing.assert_allclose(each.proposals, found[0].proposals, rtol=1e-5)
+        np.testing.assert_array_equal(each.labels, found[0].labels)
+    expected = segment_attention(pyramid, config, size=(64, 64))
+    assert found[0].segments[0] > 3 and np.mean(found[0].labels[0] != expected) <= ALLOWED
 
 
 def test_profile(library):

@@ -75,14 +75,15 @@ def test_structs_are_the_headers(tmp_path):
 
 @pytest.fixture(scope="module")
 def racing(tmp_path_factory):
-    """The tiny program with the kernels' threads as real ones, under ThreadSanitizer."""
+    """The tiny program with the kernels' threads as real ones, under ThreadSanitizer, with both tile products."""
     folder = tmp_path_factory.mktemp("races")
     flags = ["-O1", "-g", "-fsanitize=thread"]
     kernels = ["-x", "c++", "-std=c++17", "-DDIFFSEG_CPU", "-DDIFFSEG_CPU_THREADS", *build.STRICT]
-    must(["g++", *flags, *kernels, "-c", SOURCES / "diffseg.cu", "-o", folder / "diffseg.o"])
     must([*C99, *flags, "-c", TINY, "-o", folder / "tiny.o"])
-    must(["g++", *flags, folder / "tiny.o", folder / "diffseg.o", "-o", folder / "tiny", "-pthread"])
-    return folder / "tiny"
+    for name, body in (("plain", []), ("tensor", ["-DDIFFSEG_CPU_TENSOR"])):
+        must(["g++", *flags, *kernels, *body, "-c", SOURCES / "diffseg.cu", "-o", folder / "diffseg.o"])
+        must(["g++", *flags, folder / "tiny.o", folder / "diffseg.o", "-o", folder / name, "-pthread"])
+    return folder
 
 
 def run_racing(racing, *arguments):
@@ -91,16 +92,18 @@ def run_racing(racing, *arguments):
 
 
 @pytest.mark.slow
-def test_no_races(racing):
-    code, output = run_racing(racing)
+@pytest.mark.parametrize("body", ["plain", "tensor"])
+def test_no_races(racing, body):
+    code, output = run_racing(racing / body)
     assert (code, output) == (0, "ok, 2 segments, 0 wrong\n")
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("body", ["plain", "tensor"])
 @pytest.mark.parametrize(("name", "number"), BARRIERS[:-1])
-def test_every_barrier_is_needed(racing, name, number):
+def test_every_barrier_is_needed(racing, name, number, body):
     """Without it there is a race, and ThreadSanitizer reports it: so the test above means something."""
-    code, output = run_racing(racing, number)
+    code, output = run_racing(racing / body, number)
     assert code == 66, output
     assert "data race" in output
 
