@@ -62,11 +62,6 @@ inline diffseg_status check_config(const diffseg_config *config) {
     if (config->iterations < 1 || config->iterations > DIFFSEG_MAX_ITERATIONS)
         return fail(DIFFSEG_BAD_THRESHOLD, "iterations: expected 1 to %d, found %d", DIFFSEG_MAX_ITERATIONS,
                     config->iterations);
-    for (int t = 0; t < config->iterations; ++t) {
-        if (!std::isfinite(config->thresholds[t]) || config->thresholds[t] <= 0.0f)
-            return fail(DIFFSEG_BAD_THRESHOLD, "thresholds[%d]: expected a finite number above 0, found %g", t,
-                        static_cast<double>(config->thresholds[t]));
-    }
     for (int r = 0; r < config->levels; ++r) {
         if (!std::isfinite(config->weights[r]) || config->weights[r] < 0.0f)
             return fail(DIFFSEG_BAD_WEIGHT, "weights[%d]: expected a finite number of 0 or more, found %g", r,
@@ -98,6 +93,11 @@ inline diffseg_status check_frames(const diffseg_config &config, const diffseg_f
                     frames->abi_version);
     if (frames->batch < 1 || frames->batch > config.max_batch)
         return fail(DIFFSEG_BAD_BATCH, "batch: expected 1 to %d, found %d", config.max_batch, frames->batch);
+    for (int t = 0; t < config.iterations; ++t) {
+        if (!std::isfinite(frames->thresholds[t]) || frames->thresholds[t] <= 0.0f)
+            return fail(DIFFSEG_BAD_THRESHOLD, "thresholds[%d]: expected a finite number above 0, found %g", t,
+                        static_cast<double>(frames->thresholds[t]));
+    }
     double ratios[DIFFSEG_MAX_LEVELS];
     level_ratios(config, ratios);
     for (int r = 0; r < config.levels; ++r) {

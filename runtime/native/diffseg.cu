@@ -87,7 +87,7 @@ const char *diffseg_status_text(diffseg_status status) {
         case DIFFSEG_BAD_BATCH: return "the batch must be 1 to max_batch, and max_batch at most 1024";
         case DIFFSEG_BAD_SIZE: return "the labels' sides must be 1 to 32768";
         case DIFFSEG_BAD_WORKSPACE: return "the workspace is smaller than diffseg_workspace_size or not aligned to 256";
-        case DIFFSEG_NO_DEVICE: return "no such device, or no driver for it";
+        case DIFFSEG_NO_DEVICE: return "no such device, no driver for it, or no code for it in this library";
         case DIFFSEG_OUT_OF_MEMORY: return "out of memory";
         case DIFFSEG_DEVICE_ERROR: return "the device failed; see diffseg_last_error";
         case DIFFSEG_BAD_MAPS: return "maps have a NaN, an infinity, a negative value or a row of zeros";
@@ -125,6 +125,7 @@ diffseg_status diffseg_create(const diffseg_config *config, void *workspace, siz
     if (device.status() != DIFFSEG_OK) return device.status();
     int processors = 0;
     status = multiprocessors(config->device, &processors);
+    if (status == DIFFSEG_OK) status = load_kernels(*config);
     if (status != DIFFSEG_OK) return status;
     plan = Plan(*config, processors);
     void *own = nullptr;

@@ -9,16 +9,6 @@
 
 namespace diffseg {
 
-// The anchors: a grid of queries of the finest level (paper, section 3.3).
-struct Anchors {
-    int per_axis, width;  // width of the finest level
-    int start_y, step_y, start_x, step_x;
-
-    __device__ int query(int index) const {
-        return (start_y + index / per_axis * step_y) * width + start_x + index % per_axis * step_x;
-    }
-};
-
 struct Products {
     const float *left, *right;        // rows of `pitch`, padded with 0
     size_t left_stride, right_stride; // distance between frames

@@ -9,7 +9,7 @@ from typing import Any
 
 from runtime.errors import DiffSegError
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 MAX_LEVELS, MAX_ITERATIONS = 8, 16
 STAGES = ("aggregate", "divergence", "means", "later iterations", "labels")
 INPUT_TYPES = {"float32": 0, "float16": 1, "bfloat16": 2}
@@ -31,7 +31,6 @@ class Config(ctypes.Structure):
         ("input_type", c_int32),
         ("anchors", c_int32),
         ("iterations", c_int32),
-        ("thresholds", c_float * MAX_ITERATIONS),
         ("weights", c_float * MAX_LEVELS),
     )
 
@@ -40,7 +39,7 @@ class Config(ctypes.Structure):
 
 
 class Frames(ctypes.Structure):
-    """`diffseg_frames`: the pointers and sizes of one call."""
+    """`diffseg_frames`: the pointers, sizes and thresholds of one call."""
 
     _fields_ = (
         ("struct_size", c_uint32),
@@ -49,11 +48,13 @@ class Frames(ctypes.Structure):
         ("label_type", c_int32),
         ("height", c_int32),
         ("width", c_int32),
+        ("thresholds", c_float * MAX_ITERATIONS),
         ("maps", c_void_p * MAX_LEVELS),
         ("labels", c_void_p),
         ("segments", c_void_p),
         ("proposals", c_void_p),
         ("attention", c_void_p),
+        ("anchor_maps", c_void_p),
     )
 
     def __init__(self, **fields: Any) -> None:

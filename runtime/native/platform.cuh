@@ -71,6 +71,16 @@ __device__ __forceinline__ void store4(float *at, const float (&four)[4]) {
     *reinterpret_cast<float4 *>(at) = make_float4(four[0], four[1], four[2], four[3]);
 }
 
+// The anchors: a grid of queries of the finest level (paper, section 3.3).
+struct Anchors {
+    int per_axis, width;  // width of the finest level
+    int start_y, step_y, start_x, step_x;
+
+    __device__ int query(int index) const {
+        return (start_y + index / per_axis * step_y) * width + start_x + index % per_axis * step_x;
+    }
+};
+
 // Linear interpolation along an axis, with half-pixel centres and clamped edges.
 struct Tap {
     int first, second;

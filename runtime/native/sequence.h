@@ -1,6 +1,6 @@
 // The sequence of launches that makes labels.
 //
-// It is the same for every frame: the number of proposals stays on the device, where the kernels read it. So a call
+// It is the same for every frame but for the thresholds: the number of proposals stays on the device, where the kernels read it. So a call
 // does not wait for the device, does not allocate, and can be captured into a CUDA graph.
 #pragma once
 
@@ -40,13 +40,15 @@ inline void launch_aggregate(const diffseg_handle &handle, const diffseg_frames 
     DIFFSEG_LAUNCH(aggregate<Type>, blocks, THREADS, stream, pyramid, scales, attention, flags);
 }
 
-inline void launch_copy(const diffseg_handle &handle, int batch, const float *from, int rows, const int32_t *counts, float *to,
-                 Stream stream) {
+// Copies `rows` rows of each frame for the caller: the first ones of `from_rows`, or those of the anchors.
+inline void launch_copy(const diffseg_handle &handle, int batch, const float *from, int from_rows, int rows,
+                        const Anchors &anchors, const int32_t *counts, float *to, Stream stream) {
     const Plan &plan = handle.plan;
     const dim3 blocks(static_cast<unsigned>(divide_up(plan.n, THREADS)),
                       static_cast<unsigned>(rows < 32768 ? rows : 32768), static_cast<unsigned>(batch));
     const unsigned *flags = handle.at<unsigned>(plan.flags);
-    DIFFSEG_LAUNCH(copy_rows, blocks, THREADS, stream, from, rows, plan.n, plan.pitch, counts, flags, to);
+    DIFFSEG_LAUNCH(copy_rows, blocks, THREADS, stream, from, from_rows, rows, anchors, plan.n, plan.pitch, counts, flags,
+                    to);
 }
 
 inline void launch_divergence(const diffseg_handle &handle, int batch, const Products &products, float threshold,
@@ -84,6 +86,33 @@ inline void launch_suppress(const diffseg_handle &handle, const diffseg_frames &
                    frames.height, frames.width, static_cast<Label *>(frames.labels), frames.segments);
 }
 
+template <class Type>
+inline diffseg_status load_aggregate() {
+    const diffseg_status status = loadable(coarse_scales<Type>);
+    return status == DIFFSEG_OK ? loadable(aggregate<Type>) : status;
+}
+
+// Loads every kernel of a configuration. Without this CUDA loads each at its first launch, which may be in a capture.
+inline diffseg_status load_kernels(const diffseg_config &config) {
+    diffseg_status status = DIFFSEG_OK;
+    const auto then = [&](auto load) {
+        if (status == DIFFSEG_OK) status = load();
+    };
+    then(config.input_type == DIFFSEG_FLOAT32   ? load_aggregate<Float32>
+         : config.input_type == DIFFSEG_FLOAT16 ? load_aggregate<Float16>
+                                                : load_aggregate<BFloat16>);
+    then([] { return loadable(copy_rows); });
+    then([] { return loadable(divergence); });
+    then([] { return loadable(decide); });
+    then([] { return loadable(all_present); });
+    then([] { return loadable(claim); });
+    then([] { return loadable(member_sums); });
+    then([] { return loadable(member_means); });
+    then([] { return loadable(suppress<uint8_t>); });
+    then([] { return loadable(suppress<uint16_t>); });
+    return status;
+}
+
 // All launches from maps to labels. timer: marks the stages; may be NULL.
 inline diffseg_status run(const diffseg_handle &handle, const diffseg_frames &frames, Stream stream, Timer *timer) {
     const Plan &plan = handle.plan;
@@ -103,7 +132,10 @@ inline diffseg_status run(const diffseg_handle &handle, const diffseg_frames &fr
     if (config.input_type == DIFFSEG_FLOAT32) launch_aggregate<Float32>(handle, frames, stream);
     if (config.input_type == DIFFSEG_FLOAT16) launch_aggregate<Float16>(handle, frames, stream);
     if (config.input_type == DIFFSEG_BFLOAT16) launch_aggregate<BFloat16>(handle, frames, stream);
-    if (frames.attention) launch_copy(handle, batch, attention, plan.n, nullptr, frames.attention, stream);
+    const Anchors all{};
+    if (frames.attention) launch_copy(handle, batch, attention, plan.n, plan.n, all, nullptr, frames.attention, stream);
+    if (frames.anchor_maps)
+        launch_copy(handle, batch, attention, plan.n, anchors, handle.anchors, nullptr, frames.anchor_maps, stream);
     mark();
 
     // Iteration 0: all anchors against all maps; every anchor is kept.
@@ -121,7 +153,7 @@ inline diffseg_status run(const diffseg_handle &handle, const diffseg_frames &fr
     products.cross_pitch = plan.pitch;
     products.left_entropy = handle.at<float>(plan.left_entropy);
     products.right_entropy = handle.at<float>(plan.right_entropy);
-    launch_divergence(handle, batch, products, config.thresholds[0], stream);
+    launch_divergence(handle, batch, products, frames.thresholds[0], stream);
     mark();
 
     Means means{};
@@ -153,7 +185,7 @@ inline diffseg_status run(const diffseg_handle &handle, const diffseg_frames &fr
         products.right_rows = anchors;
         products.splits = plan.later_splits;
         products.cross_pitch = plan.later_pitch();
-        launch_divergence(handle, batch, products, config.thresholds[iteration], stream);
+        launch_divergence(handle, batch, products, frames.thresholds[iteration], stream);
         DIFFSEG_LAUNCH(claim, dim3(static_cast<unsigned>(batch)), THREADS, stream, means.bits, anchors, plan.words,
                        counts, kept, counts + batch);
         means.maps = proposals;
@@ -166,7 +198,8 @@ inline diffseg_status run(const diffseg_handle &handle, const diffseg_frames &fr
         launch_means(handle, batch, means, stream);
         counts += batch;
     }
-    if (frames.proposals) launch_copy(handle, batch, means.means, anchors, counts, frames.proposals, stream);
+    if (frames.proposals)
+        launch_copy(handle, batch, means.means, anchors, anchors, all, counts, frames.proposals, stream);
     mark();
 
     if (frames.label_type == DIFFSEG_UINT8) launch_suppress<uint8_t>(handle, frames, means.means, counts, stream);

@@ -11,7 +11,8 @@ from runtime.merge.aggregate import aggregate_attention
 from runtime.merge.proposals import merge_attention
 from runtime.merge.segment import segment_attention
 from runtime.native.core import Core, native_config
-from runtime.native.library import STAGES, Frames, Memory
+from runtime.native.library import STAGES, Frames, Library, Memory
+from runtime.pyramid.anchors import anchor_queries
 from runtime.pyramid.config import MergeConfig
 from runtime.pyramid.weights import resolution_ratios
 from tests.runtime.merge.plain import GRIDS, random_pyramid, reference
@@ -88,6 +89,31 @@ def test_proposals_and_attention(library):
     assert found.segments[0] == len(proposals) > 3
     np.testing.assert_allclose(found.proposals[0, : len(proposals)], proposals, rtol=1e-5, atol=1e-9)
     assert (found.proposals[0, len(proposals) :] == 0).all()
+
+
+def test_maps_of_the_anchors(library):
+    """They are the attention's rows there, and not the whole of it crosses to the host."""
+    grids = [(16, 24), (8, 12)]
+    pyramid = random_pyramid(np.random.default_rng(1), grids)
+    batch = [np.stack([level, level[::-1]]) for level in pyramid]
+    found = core_for(library, MergeConfig((0.3,) * 2, 5), grids, batch=2)(
+        batch, 2, (16, 24), details=True, anchor_maps=True
+    )
+    queries = anchor_queries(grids[0], 5)
+    np.testing.assert_array_equal(found.anchor_maps, found.attention[:, queries])
+
+
+def test_thresholds_of_a_call(cpu_library, monkeypatch):
+    """One handle serves them all."""
+    pyramid = random_pyramid(np.random.default_rng(1), [(16, 16), (8, 8)])
+    calls, call = [], Library.call
+    monkeypatch.setattr(Library, "call", lambda self, name, *rest: (calls.append(name), call(self, name, *rest)))
+    native.release()
+    for threshold in (0.05, 0.3, 1.1):
+        config = MergeConfig((threshold,) * 2, 8)
+        expected = segment_attention(pyramid, config, size=(32, 32))
+        assert np.mean(native.segment(pyramid, config, (32, 32), library=cpu_library) != expected) <= ALLOWED
+    assert calls.count("create") == 1
 
 
 def test_every_anchor_its_own_proposal(library):
@@ -235,8 +261,8 @@ def test_profile(library):
 def good_config(**changes):
     config = native_config(MergeConfig(grid=4), (2, 1), [(8, 8), (4, 4)], batch=2)
     for name, value in changes.items():
-        if name in ("thresholds", "weights"):
-            getattr(config, name)[0] = value
+        if name == "weights":
+            config.weights[0] = value
         elif name == "grids":
             for index, pair in enumerate(value):
                 config.grids[index][:] = pair
@@ -264,9 +290,6 @@ def good_config(**changes):
         ({"anchors": 9}, "anchors"),
         ({"iterations": 0}, "threshold"),
         ({"iterations": 17}, "threshold"),
-        ({"thresholds": 0.0}, "threshold"),
-        ({"thresholds": -1.0}, "threshold"),
-        ({"thresholds": float("nan")}, "threshold"),
         ({"weights": -1.0}, "weight"),
         ({"weights": float("inf")}, "weight"),
     ],
@@ -294,10 +317,11 @@ def good_frames(library, **changes):
     labels = place(library, np.full((2, 6, 5), 0xAB, np.uint8))
     frames = Frames(batch=2, height=6, width=5, labels=labels.pointer)
     frames.maps[:2] = [level.pointer for level in maps]
+    frames.thresholds[:3] = (1.0,) * 3
     frames.owners = (maps, labels)
     for name, value in changes.items():
-        if name == "maps":
-            frames.maps[0] = value
+        if name in ("maps", "thresholds"):
+            getattr(frames, name)[0] = value
         else:
             setattr(frames, name, value)
     return frames
@@ -315,6 +339,9 @@ def good_frames(library, **changes):
         ({"height": 0}, "size"),
         ({"width": 40_000}, "size"),
         ({"label_type": 2}, "type"),
+        ({"thresholds": 0.0}, "threshold"),
+        ({"thresholds": -1.0}, "threshold"),
+        ({"thresholds": float("nan")}, "threshold"),
     ],
     ids=str,
 )

@@ -114,6 +114,13 @@ def test_every_barrier_is_tested():
     assert used == {name for name, _ in BARRIERS[:-1]}
 
 
+def test_every_kernel_is_loaded_ahead():
+    """By `diffseg_create`: CUDA would load a kernel at its first launch, which may be in a capture."""
+    text = (SOURCES / "sequence.h").read_text()
+    launched = set(re.findall(r"DIFFSEG_LAUNCH\((\w+)", text))
+    assert len(launched) == 10 and launched == set(re.findall(r"loadable\((\w+)", text))
+
+
 @pytest.mark.slow
 def test_compiles_for_every_gpu(tmp_path):
     """Warnings are errors; the library loads without a driver, says so, and refuses what is wrong."""
@@ -136,7 +143,7 @@ def test_cmake_package(tmp_path):
     consumer.mkdir()
     (consumer / "CMakeLists.txt").write_text(
         "cmake_minimum_required(VERSION 3.20)\nproject(consumer LANGUAGES C CXX)\n"
-        "find_package(diffseg 1 REQUIRED)\nadd_executable(tiny tiny.c)\n"
+        "find_package(diffseg 2 REQUIRED)\nadd_executable(tiny tiny.c)\n"
         "target_link_libraries(tiny PRIVATE diffseg::diffseg)\n"
         "set_target_properties(tiny PROPERTIES LINKER_LANGUAGE CXX)\n"
     )

@@ -40,6 +40,7 @@ def test_cuda_graph(cuda_library):
     labels = Memory(cuda_library, 0, 64 * 64)
     frames = Frames(batch=1, height=64, width=64, labels=labels.pointer)
     frames.maps[:2] = [level.pointer for level in memory]
+    frames.thresholds[:3] = CONFIG.thresholds
     stream, graph, executable = (ctypes.c_void_p() for _ in range(3))
     driver_call("cuStreamCreate", ctypes.byref(stream), 1)
     driver_call("cuStreamBeginCapture_v2", stream, 2)

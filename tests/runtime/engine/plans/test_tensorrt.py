@@ -203,9 +203,13 @@ def test_segmenter_merges_where_the_maps_lie(tensorrt, driver, tmp_path, cpu_lib
     monkeypatch.setattr(
         native, "run", lambda maps, *rest, **more: calls.append((maps, more)) or run(maps, *rest, **more)
     )
-    addresses = tensorrt.engine.contexts[0].addresses
-    for name, n in (("attention_8x8", 64), ("attention_4x4", 16)):
-        np.ctypeslib.as_array((ctypes.c_float * (n * n)).from_address(addresses[name]))[:] = 1 / n
+
+    def fill(addresses):
+        for name, n in (("attention_8x8", 64), ("attention_4x4", 16)):
+            np.ctypeslib.as_array((ctypes.c_float * (n * n)).from_address(addresses[name]))[:] = 1 / n
+        return addresses
+
+    addresses = fill(tensorrt.engine.contexts[0].addresses)
     driver.notes()
     result = segmenter(FRAMES[0])
     assert (result.count, result.labels.shape, result.proposals) == (1, (256, 256), None)
@@ -217,6 +221,12 @@ def test_segmenter_merges_where_the_maps_lie(tensorrt, driver, tmp_path, cpu_lib
     detailed = segmenter(FRAMES[0], details=True)
     assert detailed.attention.shape == (64, 64) and detailed.proposals.shape == (1, 8, 8)
     assert segmenter(FRAMES[0], proposals=True).attention is None
+    calls.clear()
+    chooses = Segmenter.open(path, "cuda", grid=4, thresholds="auto")
+    fill(tensorrt.engine.contexts[-1].addresses)
+    found = chooses(FRAMES[0])
+    assert (found.count, len(found.thresholds)) == (1, 3)
+    assert [more.get("anchor_maps", False) for _, more in calls] == [True, False]
     with pytest.raises(DiffSegError, match=r"refine: expected none on device cuda:0, .*found kmeans; use --device cpu"):
         Segmenter.open(path, "cuda", grid=4, refine="kmeans")
     native.release()
