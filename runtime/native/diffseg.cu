@@ -46,6 +46,8 @@ diffseg_status prepare_pyramid(diffseg_handle &handle) {
         Level level{};
         level.h = config.grids[r][0];
         level.w = config.grids[r][1];
+        level.down = static_cast<float>(level.h) / static_cast<float>(pyramid.h);
+        level.across = static_cast<float>(level.w) / static_cast<float>(pyramid.w);
         level.total = static_cast<float>(ratios[r] * handle.plan.n);
         if (r > 0) {
             level.first_row = pyramid.coarse_rows;

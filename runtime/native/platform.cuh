@@ -86,8 +86,11 @@ struct Tap {
     int first, second;
     float share;  // of the second
 
-    __device__ Tap(int position, int source, int target) {
-        const float place = (static_cast<float>(position) + 0.5f) * static_cast<float>(source) / static_cast<float>(target) - 0.5f;
+    __device__ Tap(int position, int source, int target)
+        : Tap((static_cast<float>(position) + 0.5f) * static_cast<float>(source) / static_cast<float>(target), source) {}
+    // centre: of the position, on the source's axis.
+    __device__ Tap(float centre, int source) {
+        const float place = centre - 0.5f;
         const float below = floorf(place);
         share = place - below;
         const int index = static_cast<int>(below);

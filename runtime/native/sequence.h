@@ -37,7 +37,11 @@ inline void launch_aggregate(const diffseg_handle &handle, const diffseg_frames 
         DIFFSEG_LAUNCH(coarse_scales<Type>, rows, THREADS, stream, pyramid, scales, flags);
     }
     const dim3 blocks(static_cast<unsigned>(divide_up(pyramid.w, QUERIES)), static_cast<unsigned>(pyramid.h), batch);
-    DIFFSEG_LAUNCH(aggregate<Type>, blocks, THREADS, stream, pyramid, scales, attention, flags);
+    // 16 bytes at a time where a row of the map is made of whole ones.
+    constexpr int group = 16 / sizeof(typename Type::Stored);
+    const bool wide = pyramid.w % group == 0 && reinterpret_cast<uintptr_t>(pyramid.level[0].maps) % 16 == 0;
+    const auto kernel = wide ? aggregate<Type, group> : aggregate<Type, 1>;
+    DIFFSEG_LAUNCH(kernel, blocks, THREADS, stream, pyramid, scales, attention, flags);
 }
 
 // Copies `rows` rows of each frame for the caller: the first ones of `from_rows`, or those of the anchors.
@@ -88,8 +92,9 @@ inline void launch_suppress(const diffseg_handle &handle, const diffseg_frames &
 
 template <class Type>
 inline diffseg_status load_aggregate() {
-    const diffseg_status status = loadable(coarse_scales<Type>);
-    return status == DIFFSEG_OK ? loadable(aggregate<Type>) : status;
+    diffseg_status status = loadable(coarse_scales<Type>);
+    if (status == DIFFSEG_OK) status = loadable(aggregate<Type, 16 / sizeof(typename Type::Stored)>);
+    return status == DIFFSEG_OK ? loadable(aggregate<Type, 1>) : status;
 }
 
 // Loads every kernel of a configuration. Without this CUDA loads each at its first launch, which may be in a capture.

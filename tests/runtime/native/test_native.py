@@ -1,6 +1,7 @@
 """The native merge core gives the labels of `runtime.merge`. Its CPU build runs the GPU kernels' own source."""
 
 import ctypes
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -89,6 +90,29 @@ def test_proposals_and_attention(library):
     assert found.segments[0] == len(proposals) > 3
     np.testing.assert_allclose(found.proposals[0, : len(proposals)], proposals, rtol=1e-5, atol=1e-9)
     assert (found.proposals[0, len(proposals) :] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_maps_at_any_address(library, dtype):
+    """Pixels are read 16 bytes at a time only where the maps allow it."""
+    pyramid = [level.astype(dtype) for level in random_pyramid(np.random.default_rng(1), [(16, 16), (8, 8)])]
+    core = core_for(library, MergeConfig((0.3,) * 2, 5), [(16, 16), (8, 8)], dtype=dtype)
+    expected = core(pyramid, 1, (16, 16), details=True)
+    shifted = place(library, np.concatenate([np.zeros(1, dtype), pyramid[0].ravel()]))
+    moved = replace(shifted, pointer=shifted.pointer + pyramid[0].itemsize, shape=pyramid[0].shape)
+    found = core([moved, place(library, pyramid[1])], 1, (16, 16), details=True)
+    np.testing.assert_allclose(found.attention, expected.attention, rtol=1e-6)
+    np.testing.assert_array_equal(found.labels, expected.labels)
+
+
+@SLOW
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_maps_larger_than_the_threads_keep(cpu_library, dtype):
+    """Up to 4096 pixels of a map are kept between their two uses, the others are read again."""
+    grids = [(68, 64), (34, 32)]
+    pyramid = [level.astype(dtype) for level in random_pyramid(np.random.default_rng(1), grids)]
+    found = core_for(cpu_library, MergeConfig((0.3,), 2), grids, dtype=dtype)(pyramid, 1, (68, 64), details=True)
+    np.testing.assert_allclose(found.attention[0], aggregate_attention(pyramid, grids=grids), rtol=1e-4, atol=1e-10)
 
 
 def test_maps_of_the_anchors(library):

@@ -116,9 +116,10 @@ def test_every_barrier_is_tested():
 
 def test_every_kernel_is_loaded_ahead():
     """By `diffseg_create`: CUDA would load a kernel at its first launch, which may be in a capture."""
-    text = (SOURCES / "sequence.h").read_text()
-    launched = set(re.findall(r"DIFFSEG_LAUNCH\((\w+)", text))
-    assert len(launched) == 10 and launched == set(re.findall(r"loadable\((\w+)", text))
+    kernels = "".join(path.read_text() for path in SOURCES.glob("*.cuh"))
+    declared = set(re.findall(r"__global__ void __launch_bounds__\([^)]*\)\s+(\w+)\(", kernels))
+    assert len(declared) == kernels.count("__global__") == 10
+    assert declared == set(re.findall(r"loadable\((\w+)", (SOURCES / "sequence.h").read_text()))
 
 
 @pytest.mark.slow
