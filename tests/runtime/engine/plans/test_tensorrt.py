@@ -266,3 +266,16 @@ def test_memory_and_failures_are_named(tensorrt, driver, tmp_path):
         open_engine(path, "cuda")
     gc.collect()
     assert driver.living() == 0
+
+
+def test_where_a_pointer_is(driver):
+    from runtime.gpu.driver import device_of, gpu
+
+    assert device_of(1 << 40) == 0
+    ctypes.c_int.in_dll(driver, "pointer_device").value = -1  # of no GPU
+    assert device_of(1 << 40) is None
+    card = gpu(0)
+    driver.leave_context()
+    driver.notes()
+    card.wait()
+    assert driver.notes() == ["wait for all"] and not driver.has_context()
