@@ -8,6 +8,7 @@ import hashlib
 import importlib.util
 import logging
 import os
+import platform
 import shutil
 import tempfile
 import time
@@ -66,6 +67,8 @@ def check_request(request: PlanRequest) -> str:
     if not installed or wanted not in (None, *installed):
         needed = [wanted] if wanted else list(FLAVOURS)
         pips = " or ".join(f"pip install 'diffseg[{EXTRAS[name]}]'" for name in needed)
+        if platform.machine() == "aarch64" and "tensorrt" in needed:
+            pips += " (on Jetson JetPack brings TensorRT: make the virtual environment with --system-site-packages)"
         found = f"only {installed[0]} is" if installed else "it is not"
         raise DiffSegError(f"building a plan needs the package {' or '.join(needed)}; {found} installed; {pips}")
     flavour = wanted or installed[0]

@@ -38,8 +38,11 @@ def load(device: int = 0, engine: Path | None = None, path: Path | None = None) 
         architecture = probe.driver_architecture(device)
         path = build.find_library(engine, architecture)
         if path is None:
-            path = build.build_library(build.cached_library([architecture]), [architecture])
-    if path not in _loaded:
+            path = build.build_for_gpu(architecture, probe.driver_cuda())
+        if path not in _loaded:
+            _loaded[path] = Library(path)
+        build.check_beside(path, _loaded[path].built, engine, architecture)
+    elif path not in _loaded:
         _loaded[path] = Library(path)
     return _loaded[path]
 

@@ -107,6 +107,13 @@ const char *diffseg_backend(void) {
 #endif
 }
 
+#ifndef DIFFSEG_BUILT
+#define DIFFSEG_BUILT
+#endif
+#define DIFFSEG_TEXT_OF(...) #__VA_ARGS__
+#define DIFFSEG_TEXT(...) DIFFSEG_TEXT_OF(__VA_ARGS__)
+const char *diffseg_built(void) { return DIFFSEG_TEXT(DIFFSEG_BUILT); }
+
 diffseg_status diffseg_workspace_size(const diffseg_config *config, size_t *bytes) {
     const diffseg_status status = check_config(config);
     if (status != DIFFSEG_OK) return status;

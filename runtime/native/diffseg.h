@@ -102,6 +102,9 @@ DIFFSEG_API const char *diffseg_last_error(void);
 DIFFSEG_API uint32_t diffseg_abi_version(void);
 DIFFSEG_API const char *diffseg_backend(void);
 
+/* What the build was told about itself: a hash of the sources and the architectures, or "". */
+DIFFSEG_API const char *diffseg_built(void);
+
 /* Bytes of device memory that a handle of this configuration needs. Touches no device. */
 DIFFSEG_API diffseg_status diffseg_workspace_size(const diffseg_config *config, size_t *bytes);
 

@@ -77,7 +77,12 @@ _FUNCTIONS = {
 
 
 class Library:
-    """A loaded library. `backend`: what it runs on, "cuda" or "cpu"."""
+    """A loaded library.
+
+    Attributes:
+        backend: what it runs on, "cuda" or "cpu".
+        built: the hash of its sources and its architectures, "0123456789ab_sm87_ptx87".
+    """
 
     def __init__(self, path: Path) -> None:
         """Load it. Raises DiffSegError when the file is not a library of this version's interface."""
@@ -99,12 +104,13 @@ class Library:
         for name, arguments in _FUNCTIONS.items():
             function = getattr(self.c, name)
             function.argtypes, function.restype = arguments, c_int32
-        for name, text_arguments in (("status_text", [c_int32]), ("last_error", []), ("backend", [])):
+        for name, text_arguments in (("status_text", [c_int32]), ("last_error", []), ("backend", []), ("built", [])):
             function = getattr(self.c, f"diffseg_{name}")
             function.argtypes, function.restype = text_arguments, c_char_p
         self.c.diffseg_destroy.argtypes, self.c.diffseg_destroy.restype = [c_void_p], None
         self.c.diffseg_free.argtypes, self.c.diffseg_free.restype = [c_int32, c_void_p], None
         self.backend: str = self.c.diffseg_backend().decode()
+        self.built: str = self.c.diffseg_built().decode()
 
     def call(self, name: str, *arguments: Any) -> None:
         """Run `diffseg_<name>`. Raises ValueError for an invalid argument, DiffSegError when the device fails."""

@@ -17,7 +17,7 @@ from runtime.errors import DiffSegError
 from runtime.gpu import probe
 from runtime.gpu.arrays import device_array, from_capsule
 from runtime.merge.segment import segment_attention
-from runtime.native import build
+from runtime.native import build, nvcc
 from runtime.native.library import Config, Frames, Library
 from runtime.pyramid.config import MergeConfig
 from tests.runtime.merge.plain import random_pyramid
@@ -129,8 +129,9 @@ def test_compiles_for_every_gpu(tmp_path):
         build.find_nvcc()
     except DiffSegError as error:
         pytest.skip(str(error))
-    path = build.build_library(tmp_path / build.NAME)
+    path = build.build_library(tmp_path / build.NAME, strict=True)
     library = Library(path)
+    assert library.built.startswith(f"{build.source_hash()}_sm75_sm80_") and library.built.endswith("_ptx100_ptx120")
     assert library.backend == "cuda"
     config, handle = Config(), ctypes.c_void_p()
     assert library.c.diffseg_create(ctypes.byref(config), None, 0, ctypes.byref(handle)) == 8
@@ -153,6 +154,7 @@ def test_cmake_package(tmp_path):
         made, there = tmp_path / f"build {shared}", tmp_path / f"installed {shared}"
         options = [
             "-DDIFFSEG_CPU=ON",
+            "-DDIFFSEG_STRICT=ON",
             "-DCMAKE_BUILD_TYPE=Debug",
             "-DCMAKE_CXX_FLAGS=-O1 -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2",
             f"-DBUILD_SHARED_LIBS={shared}",
@@ -178,6 +180,7 @@ def alone(tmp_path, monkeypatch):
     monkeypatch.delenv("CUDA_HOME", raising=False)
     monkeypatch.delenv("CUDA_PATH", raising=False)
     monkeypatch.setattr(build, "HERE", tmp_path / "package")
+    monkeypatch.setattr(build, "TOOLKIT", tmp_path / "toolkit")
     return tmp_path
 
 
@@ -277,6 +280,67 @@ def test_nvcc_of_cuda_home(alone, monkeypatch):
     monkeypatch.setenv("CUDA_HOME", str(alone / "cuda"))
     program = touch(alone / "cuda" / "bin" / "nvcc")
     assert build.find_nvcc() == program
+
+
+def test_nvcc_of_the_toolkit_that_is_not_on_path(alone, monkeypatch):
+    monkeypatch.setattr(build.shutil, "which", lambda name: None)
+    program = touch(alone / "toolkit" / "nvcc")
+    assert build.find_nvcc() == program
+
+
+@pytest.fixture
+def old_nvcc(tmp_path):
+    """A compiler of CUDA 12.6, as JetPack 6 has it."""
+    program = tmp_path / "nvcc"
+    program.write_text(
+        '#!/bin/sh\ncase "$1" in\n--version) echo "Cuda compilation tools, release 12.6, V12.6.68";;\n'
+        "--list-gpu-code) printf 'sm_75\\nsm_80\\nsm_87\\nsm_90\\nsm_90a\\n';;\nesac\n"
+    )
+    program.chmod(0o755)
+    return program
+
+
+def test_architectures_that_the_compiler_knows(old_nvcc):
+    assert nvcc.release(old_nvcc) == (12, 6)
+    assert nvcc.choose_architectures(old_nvcc, build.ARCHITECTURES) == ([75, 80, 87, 90], [87, 90])
+    assert nvcc.choose_architectures(old_nvcc, [87]) == ([87], [87])
+    assert nvcc.choose_architectures(old_nvcc, [120]) == ([], [90])  # the driver of a newer card compiles that
+    with pytest.raises(DiffSegError, match=r"builds for the architectures 75, 80, 87, 90, found --arch 50; choose"):
+        nvcc.choose_architectures(old_nvcc, [50])
+    assert nvcc.choose_architectures(Path("/no/nvcc"), [120]) == ([120], [120])
+
+
+def test_driver_that_is_older_than_the_compiler(old_nvcc, monkeypatch):
+    """Said before anything is built."""
+    for driver in ((12, 2), (13, 0), None):
+        nvcc.check_driver_version(old_nvcc, driver)
+    monkeypatch.setattr(build, "find_nvcc", lambda: old_nvcc)
+    monkeypatch.setattr(build, "build_library", lambda *_: pytest.fail("built"))
+    with pytest.raises(
+        DiffSegError, match=r"builds for drivers of CUDA 12, found one of CUDA 11.4; .* to 525 or newer"
+    ):
+        build.build_for_gpu(87, (11, 4))
+    driver = Driver(1)
+    monkeypatch.setattr(probe, "open_driver", lambda: driver)
+    assert probe.driver_cuda() is None
+    driver.cuDriverGetVersion = lambda version: setattr(version._obj, "value", 12040)
+    assert probe.driver_cuda() == (12, 4)
+
+
+def test_library_beside_an_engine_is_checked(cpu_library, tmp_path, monkeypatch):
+    engine, path = tmp_path / "unet.plan", tmp_path / build.NAME
+    own = build.source_hash()
+    assert cpu_library.built == own
+    for built in (own, f"{own}_sm80_sm87", f"{own}_sm86_ptx86", f"{own}_sm120_ptx80"):
+        build.check_beside(path, built, engine, 87)
+    for built in ("", "0123456789ab_sm87"):
+        with pytest.raises(
+            DiffSegError, match=rf"built from other sources: expected {own}, found .*--arch 87 --output"
+        ):
+            build.check_beside(path, built, engine, 87)
+        build.check_beside(tmp_path / "elsewhere" / build.NAME, built, engine, 87)
+    with pytest.raises(DiffSegError, match=r"no code for a GPU of architecture 87, found sm90, ptx90; build it again"):
+        build.check_beside(path, f"{own}_sm90_ptx90", engine, 87)
 
 
 def test_nvcc_of_the_wheel(alone, monkeypatch):
