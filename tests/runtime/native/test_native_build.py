@@ -21,7 +21,7 @@ from runtime.native import build, nvcc
 from runtime.native.library import Config, Frames, Library
 from runtime.pyramid.config import MergeConfig
 from tests.runtime.merge.plain import random_pyramid
-from tests.runtime.native.test_native_gpu import SMALL
+from tools.gpu_check.kernels import SMALL
 
 SOURCES = Path(build.__file__).parent
 TINY = Path(__file__).with_name("tiny.c")
