@@ -285,3 +285,14 @@ def test_where_a_pointer_is(driver):
     driver.notes()
     card.wait()
     assert driver.notes() == ["wait for all"] and not driver.has_context()
+
+
+def test_batches_of_different_frames_are_uploaded_ahead(tensorrt, driver, tmp_path):
+    """A plan of two frames per call: the stream fills its batches, and each is uploaded once, before the network."""
+    segmenter = Segmenter.open(tensorrt.prepare(tmp_path, head="labels", batch=2), "cuda")
+    frames = [FRAMES[0] + number for number in range(6)]
+    driver.notes()
+    assert len(list(segmenter.map(frames))) == 6
+    notes = driver.notes()
+    assert notes.count("execute") == 3
+    assert notes.count("upload") == 2 * 3  # the frames and the thresholds of every call, and nothing twice
