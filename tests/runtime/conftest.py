@@ -13,6 +13,7 @@ from runtime.native import build
 from tests.runtime.clips import stand_in  # noqa: F401 - a fixture
 
 ROOT = Path(__file__).parents[2]
+SLOW_TENSOR = pytest.param("tensor", marks=pytest.mark.slow)
 
 
 def _built_once(request, name, make):
@@ -50,7 +51,7 @@ def cuda_library():
     return native.load()
 
 
-@pytest.fixture(scope="session", params=["cpu", "tensor", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.fixture(scope="session", params=["cpu", SLOW_TENSOR, pytest.param("cuda", marks=pytest.mark.gpu)])
 def library(request):
     """The same tests on all."""
     return request.getfixturevalue(f"{request.param}_library")

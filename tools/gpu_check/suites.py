@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 import tempfile
@@ -17,8 +18,8 @@ def tests(bench: Bench, *files: str) -> dict[str, Any]:
 
     Counts those that passed, failed and were skipped, with the reasons. Raises Skipped where all were.
     """
-    import pytest  # noqa: F401 - named as missing where it is not installed
-
+    if importlib.util.find_spec("pytest") is None:
+        raise Skipped("the package pytest is not installed")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "tests.xml")
         command = [sys.executable, "-m", "pytest", "-m", "gpu", f"--junitxml={path}", *files]
