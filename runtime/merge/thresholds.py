@@ -47,6 +47,14 @@ def stable_thresholds(
     (h, w), n = shapes[0], maps[0].shape[-1]
     queries = anchor_queries((h, w), config.grid)
     rows = Aggregation(maps, shapes, ratios, total=n).rows(queries, np.empty((len(queries), n), np.float32))
+    return thresholds_for(rows, (h, w), config)
+
+
+@one_thread()
+def thresholds_for(rows: NDArray[np.float32], shape: tuple[int, int], config: MergeConfig) -> MergeConfig:
+    """Do as `stable_thresholds` does, from the anchors' aggregated maps float32 [P, h·w], whose rows sum to h·w."""
+    h, w = shape
+    queries = anchor_queries((h, w), config.grid)
     down, across = (next(parts for parts in range(min(side, CELLS), 0, -1) if side % parts == 0) for side in (h, w))
     # Rows sum to n. Blocks are means, so that they sum to the number of blocks, as the iterations expect.
     blocks = rows.reshape(len(queries), down, h // down, across, w // across).mean(axis=(2, 4))

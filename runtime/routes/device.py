@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from runtime import native
 from runtime.errors import DiffSegError
-from runtime.merge.thresholds import stable_thresholds
+from runtime.merge.thresholds import thresholds_for
 from runtime.result import Merged
 from runtime.routes.base import Route
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from runtime.engine.base import Engine
@@ -58,14 +58,8 @@ class DeviceRoute(Route):
             if config is None:
                 config = self.config
                 if self.auto:
-                    attention = native.run(output, config, size, *where, details=True).attention
-                    config = stable_thresholds(
-                        [attention],
-                        replace(config, weights="proportional"),
-                        grids=self.tokens[:1],
-                        layers=self.layers[:1],
-                    )
-                    config = replace(config, weights=self.config.weights)
+                    anchors: Any = native.run(output, config, size, *where, anchor_maps=True).anchor_maps
+                    config = thresholds_for(anchors * np.float32(anchors.shape[1]), self.tokens[0], config)
                     chosen = config.thresholds
             found = native.run(output, config, size, *where, proposals=proposals, details=details)
         except ValueError as error:  # as for instance a map with a NaN
