@@ -114,7 +114,7 @@ def main(
         bool,
         typer.Option(
             "--resume",
-            help="Skip inputs that an earlier run with --resume has done with the same engine and settings.",
+            help="Skip inputs that an earlier run has done with the same engine and settings.",
         ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line per frame on stdout.")] = False,

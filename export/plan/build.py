@@ -6,7 +6,9 @@ Needs neither PyTorch nor onnx, so that a plan can be built on the device that w
 import contextlib
 import hashlib
 import importlib.util
+import logging
 import os
+import platform
 import shutil
 import tempfile
 import time
@@ -17,7 +19,7 @@ from typing import Any
 
 from export.plan.engine_file import read_engine
 from export.plan.progress import BuildMonitor
-from export.plan.types import check_network, inspect_plan
+from export.plan.types import check_network, inspect_plan, precision_doubt
 from export.progress import Phases
 from runtime.engine.backends.tensorrt_library import build_platform, import_flavour, make_logger, start
 from runtime.engine.plan import FLAVOURS, OPTIMIZATION_LEVEL, WORKSPACE
@@ -65,6 +67,8 @@ def check_request(request: PlanRequest) -> str:
     if not installed or wanted not in (None, *installed):
         needed = [wanted] if wanted else list(FLAVOURS)
         pips = " or ".join(f"pip install 'diffseg[{EXTRAS[name]}]'" for name in needed)
+        if platform.machine() == "aarch64" and "tensorrt" in needed:
+            pips += " (on Jetson JetPack brings TensorRT: make the virtual environment with --system-site-packages)"
         found = f"only {installed[0]} is" if installed else "it is not"
         raise DiffSegError(f"building a plan needs the package {' or '.join(needed)}; {found} installed; {pips}")
     flavour = wanted or installed[0]
@@ -147,6 +151,13 @@ def build_plan(engine: Path, output: Path, request: PlanRequest, phases: Phases)
     if cache is not None and timings is not None:
         with contextlib.suppress(OSError):  # without it, the next build is only slower
             write_atomically(cache, bytes(timings.serialize()))
+    inspected = None
+    if card:
+        with contextlib.suppress(Exception):  # a finished plan is not lost by a look at it
+            inspected = inspect_plan(trt, logger, memoryview(content), request.version_compatible)
+    doubt = precision_doubt(inspected, spec.precision)
+    if doubt:
+        logging.getLogger("diffseg").warning("%s: %s", output, doubt)
     with phases("write"):
         data = memoryview(content)
         info = PlanInfo(
@@ -168,7 +179,8 @@ def build_plan(engine: Path, output: Path, request: PlanRequest, phases: Phases)
             hardware_compatible=request.hardware_compatible,
             batch=batch,
             engine=_seen_from(output.parent, engine),
-            inspected=inspect_plan(trt, logger, data, spec, engine, request.version_compatible) if card else None,
+            inspected=inspected,
+            warnings=(doubt,) if doubt else (),
         )
         described = replace(spec, plan=info)
         try:

@@ -51,13 +51,8 @@ def check_network(
     return types, {kind: dict(count) for kind, count in counts.items()}
 
 
-def inspect_plan(
-    trt: Any, logger: Any, content: memoryview, spec: EngineSpec, path: Path, version_compatible: bool = False
-) -> dict[str, int] | None:
-    """How many layers of the built plan give each type, by TensorRT's engine inspector; None if it does not tell.
-
-    Raises DiffSegError when no layer gives the engine's precision.
-    """
+def inspect_plan(trt: Any, logger: Any, content: memoryview, version_compatible: bool = False) -> dict[str, int] | None:
+    """How many layers of the built plan give each type, by TensorRT's engine inspector; None if it does not tell."""
     runtime = trt.Runtime(logger)  # it must outlive its engine
     if version_compatible:
         runtime.engine_host_code_allowed = True  # otherwise the plan does not load and is not checked
@@ -65,12 +60,21 @@ def inspect_plan(
     if engine is None:
         return None
     text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
-    counts = layer_types(text)
-    if counts.get("fp32") and not counts.get(spec.precision):
-        raise DiffSegError(
-            f"{path} says {spec.precision}, the layers of the plan give {counts}; report this with TensorRT's version"
-        )
-    return counts or None
+    return layer_types(text) or None
+
+
+def precision_doubt(counts: Mapping[str, int] | None, precision: str) -> str | None:
+    """A warning where the layers of a built plan show float32 and never the engine's precision; None otherwise.
+
+    Not an error: `check_network` has seen the precision of what TensorRT reads, and the inspector shows only what fused
+    layers give, which for the maps is float32.
+    """
+    if not counts or not counts.get("fp32") or counts.get(precision):
+        return None
+    return (
+        f"the engine is {precision}, and TensorRT's inspector shows no layer of the plan that gives it: "
+        f"{dict(counts)}; if the plan is slower than expected, report this with TensorRT's version"
+    )
 
 
 def layer_types(text: str) -> dict[str, int]:

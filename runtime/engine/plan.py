@@ -18,6 +18,7 @@ from runtime.files import read_small_text
 FLAVOURS = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}  # module → its name for people
 OPTIMIZATION_LEVEL, WORKSPACE = 3, 4096  # the builder's defaults; the workspace in MB
 DEFAULTS = {"optimization_level": OPTIMIZATION_LEVEL, "workspace": WORKSPACE}
+NEXT_MAJOR = {8: 10, 10: 11}  # TensorRT: which later major runs a version-compatible plan of the other; there was no 9
 OLDEST = (8, 0)  # least compute capability of hardware-compatible plans, and of TensorRT-RTX without other targets
 
 
@@ -59,11 +60,16 @@ def read_plan(path: Path) -> tuple[EngineSpec, PlanInfo]:
 def check_library(path: Path, plan: PlanInfo, version: str) -> None:
     """Compare a plan with the `version` of the installed library.
 
-    Raises DiffSegError unless that version built the plan, or the plan is version-compatible and the version newer.
+    Raises DiffSegError unless that version built the plan, or the plan is version-compatible and the version newer, of
+    the same major or of the one that TensorRT names as compatible.
     """
-    if version == plan.version or (plan.version_compatible and _numbers(version) >= _numbers(plan.version)):
+    built, here = _numbers(plan.version), _numbers(version)
+    majors = [built[0]] + ([NEXT_MAJOR[built[0]]] if built[0] in NEXT_MAJOR else [])
+    if version == plan.version or (plan.version_compatible and here >= built and here[0] in majors):
         return
-    name, extra = FLAVOURS[plan.flavour], " or newer" if plan.version_compatible else ""
+    name, extra = FLAVOURS[plan.flavour], ""
+    if plan.version_compatible:
+        extra = f" or newer of major {' or '.join(map(str, majors))}"
     raise DiffSegError(
         f"{path} was built with {name} {plan.version} and runs only with that version{extra}; found {name} {version}; "
         f"build it again with {rebuild(path, plan)}, or pip install {plan.flavour.replace('_', '-')}=={plan.version}"

@@ -45,6 +45,7 @@ class PlanInfo:
         types: type of every input and output, by name.
         arithmetic: how many convolutions, matrix products and softmaxes of each type the parsed network has.
         inspected: how many layers of the built plan give each type; None if no GPU could tell.
+        warnings: what the build has found that may matter.
         seconds: duration of the build.
         targets: compute capabilities asked of TensorRT-RTX; None for its default.
         batch: least, best and most frames per call of a dynamic batch; None for a fixed batch.
@@ -70,6 +71,7 @@ class PlanInfo:
     batch: tuple[int, int, int] | None = None
     inspected: Mapping[str, int] | None = None
     engine: str | None = None
+    warnings: tuple[str, ...] = ()
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> "PlanInfo":
@@ -82,9 +84,15 @@ class PlanInfo:
             if given.get(name) is not None and not isinstance(given[name], list):
                 raise TypeError(f"plan.{name}: expected a list or null, found {given[name]!r}")
             given[name] = None if given.get(name) is None else tuple(given[name])
+        if not isinstance(given.setdefault("warnings", []), list):
+            raise TypeError(f"plan.warnings: expected a list, found {repr(given['warnings'])[:80]}")
+        given["warnings"] = tuple(given["warnings"])
         plan = cls(**given)
         kinds: dict[type, tuple[str, ...]] = {
-            str: ("flavour", "version", "sha256", "platform", "gpu", "compute_capability", "targets", "engine"),
+            str: (
+                *("flavour", "version", "sha256", "platform", "gpu", "compute_capability", "targets", "engine"),
+                "warnings",
+            ),
             int: ("size", "optimization_level", "workspace", "batch"),
             bool: ("tf32", "version_compatible", "hardware_compatible"),
         }

@@ -9,9 +9,13 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
-CUDA_DEVICE = 2  # DLPack's number
+from runtime.gpu import driver
+
+ON_GPU = (2, 13)  # DLPack's numbers: CUDA memory, and managed memory, which both sides read
+DEFAULT_STREAM = 1  # as DLPack and the CUDA array interface say it
 # The types that the merge core reads: by DLPack's (kind, bits), and by the names of the other two.
 DLPACK_TYPES = {(2, 32): "float32", (2, 16): "float16", (4, 16): "bfloat16"}
+SIZES = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4, "uint8": 1}
 INTERFACE_TYPES = {"<f4": "float32", "<f2": "float16"}
 ORT_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(bfloat16)": "bfloat16"}
 
@@ -23,7 +27,7 @@ class DeviceArray:
     Attributes:
         pointer: device address of the first element.
         shape, dtype: "float32", "float16" or "bfloat16"; the backends also give "uint8" and "int32".
-        device: number of the GPU; None if the producer does not say.
+        device: number of the GPU; None if neither the producer nor the driver says.
         owner: the object that keeps the memory allocated.
         stream: CUDA stream that writes the array; 0 for the default stream.
     """
@@ -37,8 +41,8 @@ class DeviceArray:
 
     def frame(self, number: int) -> DeviceArray:
         """One of a batch [B, …]: an array […] in the same memory."""
-        size = 4 if self.dtype == "float32" else 2
-        return replace(self, pointer=self.pointer + number * size * prod(self.shape[1:]), shape=self.shape[1:])
+        step = SIZES[self.dtype] * prod(self.shape[1:])
+        return replace(self, pointer=self.pointer + number * step, shape=self.shape[1:])
 
 
 class _Tensor(ctypes.Structure):
@@ -63,6 +67,9 @@ class _Managed(ctypes.Structure):
 def device_array(array: Any, name: str, stream: int = 0) -> DeviceArray | None:
     """The array, if it is on a GPU; None if it is on the host.
 
+    DLPack is asked first: it knows every type, names the device, and makes the reading stream wait for the writing one.
+    PyTorch's CUDA array interface does none of that.
+
     Args:
         array: anything with DLPack or the CUDA array interface, an OrtValue, or a `DeviceArray`.
         name: for messages.
@@ -73,16 +80,22 @@ def device_array(array: Any, name: str, stream: int = 0) -> DeviceArray | None:
     """
     if isinstance(array, DeviceArray):
         return array
-    interface = getattr(array, "__cuda_array_interface__", None)
-    if interface is not None:
-        return _from_interface(array, interface, name)
     if hasattr(array, "data_ptr") and callable(getattr(array, "device_name", None)):
         return _from_ort(array, name)
     where: Callable[[], tuple[int, int]] | None = getattr(array, "__dlpack_device__", None)
-    if where is None or int(where()[0]) != CUDA_DEVICE:
+    if where is None:
+        interface = getattr(array, "__cuda_array_interface__", None)
+        return None if interface is None else _from_interface(array, interface, name)
+    kind, device = map(int, where())
+    if kind not in ON_GPU:
         return None
-    # In DLPack 1 is the default stream. The producer makes that stream wait for its own work.
-    return from_capsule(array.__dlpack__(stream=stream or 1), name)
+    try:
+        capsule = array.__dlpack__(stream=stream or DEFAULT_STREAM)
+    except (BufferError, RuntimeError) as error:  # as for a tensor of PyTorch that requires gradients
+        raise ValueError(
+            f"{name}: cannot be read in place ({error}); expected a plain array; detach or copy it"
+        ) from None
+    return replace(from_capsule(capsule, name), device=device)
 
 
 def from_capsule(capsule: Any, name: str) -> DeviceArray:
@@ -105,11 +118,15 @@ def _from_interface(array: Any, interface: dict[str, Any], name: str) -> DeviceA
     dtype = INTERFACE_TYPES.get(interface["typestr"])
     if dtype is None:
         raise _bad_type(name, interface["typestr"])
-    strides, size = interface.get("strides"), 4 if dtype == "float32" else 2
+    strides, size = interface.get("strides"), SIZES[dtype]
     if strides is not None and tuple(strides) != tuple(size * step for step in _row_major(shape)):
         raise _not_contiguous(name)
-    # The interface gives CUDA's own stream, or none if the array is complete already.
-    return DeviceArray(int(interface["data"][0]), shape, dtype, None, array, int(interface.get("stream") or 0))
+    pointer = int(interface["data"][0])
+    device = driver.device_of(pointer)
+    if interface.get("version", 0) < 3 and device is not None:
+        driver.gpu(device).wait()  # before version 3 the interface does not say which stream writes the array
+    # From version 3 on it gives CUDA's own stream, or none if the array is complete already.
+    return DeviceArray(pointer, shape, dtype, device, array, int(interface.get("stream") or 0))
 
 
 def _from_ort(value: Any, name: str) -> DeviceArray | None:
@@ -119,7 +136,8 @@ def _from_ort(value: Any, name: str) -> DeviceArray | None:
     dtype = ORT_TYPES.get(value.data_type())
     if dtype is None:
         raise _bad_type(name, value.data_type())
-    return DeviceArray(value.data_ptr(), tuple(value.shape()), dtype, None, value)
+    pointer = value.data_ptr()
+    return DeviceArray(pointer, tuple(value.shape()), dtype, driver.device_of(pointer), value)
 
 
 def _row_major(shape: tuple[int, ...]) -> tuple[int, ...]:

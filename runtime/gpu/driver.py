@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 NON_BLOCKING = 1  # a stream that does not wait for the default one
 NO_TIMING = 2  # an event that only orders
 THREAD_LOCAL = 1  # a capture that lets other threads allocate
-MAJOR, MINOR = 75, 76  # attributes: compute capability
+ORDINAL = 9  # attribute of a pointer: the number of its GPU
 
 _HANDLE = POINTER(c_void_p)
 _FUNCTIONS: dict[str, tuple[Any, ...]] = {
@@ -36,6 +36,8 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "cuCtxSetCurrent": (c_void_p,),
     "cuCtxPushCurrent_v2": (c_void_p,),
     "cuCtxPopCurrent_v2": (_HANDLE,),
+    "cuCtxSynchronize": (),
+    "cuPointerGetAttribute": (c_void_p, c_int, c_uint64),
     "cuMemAlloc_v2": (POINTER(c_uint64), c_size_t),
     "cuMemFree_v2": (c_uint64,),
     "cuMemHostAlloc": (_HANDLE, c_size_t, c_uint),
@@ -88,6 +90,16 @@ def _call(name: str, *arguments: Any) -> None:
         raise DiffSegError(f"CUDA: {name} failed with {error} ({status}){advice}")
 
 
+def device_of(pointer: int) -> int | None:
+    """The number of the GPU whose memory is at an address; None without a driver, or if it is none of CUDA's."""
+    number = c_int(-1)
+    try:
+        unknown = _try("cuPointerGetAttribute", byref(number), ORDINAL, pointer)
+    except DiffSegError:
+        return None
+    return None if unknown or number.value < 0 else number.value
+
+
 @lru_cache(maxsize=64)
 def gpu(number: int) -> Gpu:
     """The GPU of that number. Raises DiffSegError without a driver or without that GPU."""
@@ -118,6 +130,14 @@ class Gpu:
     def use(self) -> None:
         """Make this the calling thread's GPU, on which the calls of this module act."""
         _call("cuCtxSetCurrent", self._context)
+
+    def wait(self) -> None:
+        """Make the host wait for all work on this GPU, of every library. Raises DiffSegError if any of it failed."""
+        _call("cuCtxPushCurrent_v2", self._context)  # other libraries keep their current GPU
+        try:
+            _call("cuCtxSynchronize")
+        finally:
+            _call("cuCtxPopCurrent_v2", byref(c_void_p()))
 
     def free(self) -> int:
         """Free memory in bytes."""

@@ -29,6 +29,15 @@ def check_driver() -> int:
     return count.value
 
 
+def driver_cuda() -> tuple[int, int] | None:
+    """The version of CUDA that the driver runs, (12, 4); None if it does not say. Raises OSError without a driver."""
+    version = ctypes.c_int(0)
+    function = getattr(open_driver(), "cuDriverGetVersion", None)
+    if function is None or function(ctypes.byref(version)) or version.value < 1000:
+        return None
+    return version.value // 1000, version.value % 1000 // 10
+
+
 @lru_cache(maxsize=8)
 def driver_architecture(device: int) -> int:
     """Compute capability of a device as a number of two or three digits: 87 for 8.7.

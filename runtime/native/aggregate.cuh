@@ -9,7 +9,8 @@
 namespace diffseg {
 
 constexpr int MAX_LEVELS = 8;
-constexpr int QUERIES = 8;  // neighbouring queries that a block aggregates; they share most of their coarse rows
+constexpr int QUERIES = 4;  // neighbouring queries that a block aggregates; they share most of their coarse rows
+constexpr int KEPT = 16;    // pixels of a row that a thread keeps between its two uses
 
 struct Level {
     const void *maps;            // [batch, h·w, h·w]
@@ -17,6 +18,7 @@ struct Level {
     const float *column_share;
     int h, w;
     int first_row;               // index of this level's first row among the rows of all coarse levels
+    float down, across;          // its sides' ratios to those of the finest level
     float total;                 // sum of its rows in the result: ratio · n
 };
 
@@ -26,8 +28,6 @@ struct Pyramid {
     int coarse_rows;             // of all levels except the finest
     int h, w, n, pitch;          // of the finest level; pitch: distance between rows of the result
 };
-
-__device__ __forceinline__ bool is_probability(float value) { return value >= 0.0f && value <= FLT_MAX; }
 
 // For every row of every coarse level, the factor with which its upsampled map sums to its share. One block per row.
 template <class Type>
@@ -42,10 +42,10 @@ __global__ void __launch_bounds__(THREADS) coarse_scales(Pyramid pyramid, float 
     const typename Type::Stored *map = static_cast<const typename Type::Stored *>(level.maps) +
                                        (static_cast<size_t>(frame) * n + (row - level.first_row)) * n;
     float sum = 0.0f;
-    bool good = true;
+    bool good = true;  // an infinity is seen in the sum
     for (int pixel = thread; pixel < n; pixel += THREADS) {
         const float value = Type::load(map + pixel);
-        good = good && is_probability(value);
+        good = good && value >= 0.0f;
         sum += value * (level.row_share[pixel / level.w] * level.column_share[pixel % level.w]);
     }
     sums[thread] = sum;
@@ -62,14 +62,26 @@ __global__ void __launch_bounds__(THREADS) coarse_scales(Pyramid pyramid, float 
     if (!good) atomicOr(flags + frame, 1u);
 }
 
+// Neighbouring pixels, which are read at once.
+template <class Stored, int GROUP>
+struct __align__(sizeof(Stored) * GROUP) Pack {
+    Stored values[GROUP];
+};
+
 // Rows of A, which sum to n. One block makes QUERIES neighbouring rows; pixels past n are written as 0.
-template <class Type>
-__global__ void __launch_bounds__(THREADS)
+//
+// Every row of the finest level is used twice: for its sum, and then divided by that. The threads keep up to KEPT pixels
+// each, which are all that there are up to 64×64; the rest is read again, soon enough to be in the L2 cache of most cards.
+// GROUP: pixels that a thread reads at once; they must be in one row of the map, and the maps aligned to them.
+template <class Type, int GROUP>
+__global__ void __launch_bounds__(THREADS, 2)
     aggregate(Pyramid pyramid, const float *scales, float *attention, unsigned *flags) {
     __shared__ float sums[QUERIES][THREADS];
     __shared__ int source[MAX_LEVELS][QUERIES];
     __shared__ float factor[MAX_LEVELS][QUERIES];
     using Stored = typename Type::Stored;
+    using Values = Pack<Stored, GROUP>;
+    constexpr int STEPS = GROUP > 1 ? KEPT / GROUP : 1, STRIDE = THREADS * GROUP;
     const int thread = static_cast<int>(threadIdx.x), frame = static_cast<int>(blockIdx.z);
     const int y = static_cast<int>(blockIdx.y), x = static_cast<int>(blockIdx.x) * QUERIES;
     const int queries = pyramid.w - x < QUERIES ? pyramid.w - x : QUERIES;
@@ -77,25 +89,47 @@ __global__ void __launch_bounds__(THREADS)
     const size_t first = static_cast<size_t>(frame) * n + static_cast<size_t>(y) * pyramid.w + x;
     const bool has_finest = pyramid.level[0].total > 0.0f;
     const Stored *finest = static_cast<const Stored *>(pyramid.level[0].maps) + first * n;
+    const auto read = [&](int q, int pixel) {
+        const int row = q < queries ? q : queries - 1;  // past the last query any row, since its results are not used
+        return *reinterpret_cast<const Values *>(finest + static_cast<size_t>(row) * n + pixel);
+    };
 
-    bool good = true;
-    for (int q = 0; q < QUERIES; ++q) {
-        float sum = 0.0f;
-        if (has_finest && q < queries) {
-            for (int pixel = thread; pixel < n; pixel += THREADS) {
-                const float value = Type::load(finest + static_cast<size_t>(q) * n + pixel);
-                good = good && is_probability(value);
-                sum += value;
+    float sum[QUERIES] = {}, least = 0.0f;
+    const auto add = [&](int q, const Values &values) {
+        DIFFSEG_UNROLL
+        for (int e = 0; e < GROUP; ++e) {
+            const float value = Type::load(values.values + e);
+            least = fminf(least, value);
+            sum[q] += value;
+        }
+    };
+    Values kept[STEPS][QUERIES] = {};
+    if (has_finest) {
+        DIFFSEG_UNROLL
+        for (int step = 0; step < STEPS; ++step) {
+            const int pixel = step * STRIDE + thread * GROUP;
+            if (pixel < n) {
+                DIFFSEG_UNROLL
+                for (int q = 0; q < QUERIES; ++q) kept[step][q] = read(q, pixel);
             }
         }
-        sums[q][thread] = sum;
+        DIFFSEG_UNROLL
+        for (int step = 0; step < STEPS; ++step)
+            DIFFSEG_UNROLL
+            for (int q = 0; q < QUERIES; ++q) add(q, kept[step][q]);
+        for (int pixel = STEPS * STRIDE + thread * GROUP; pixel < n; pixel += STRIDE)
+            DIFFSEG_UNROLL
+            for (int q = 0; q < QUERIES; ++q) add(q, read(q, pixel));
     }
+    DIFFSEG_UNROLL
+    for (int q = 0; q < QUERIES; ++q) sums[q][thread] = sum[q];
     for (int item = thread; item < pyramid.levels * QUERIES; item += THREADS) {
         // A query takes the nearest coarse query's map.
         const int index = item / QUERIES, q = item % QUERIES;
         const Level &level = pyramid.level[index];
-        if (index == 0 || q >= queries) continue;
-        const int row = y * level.h / pyramid.h * level.w + (x + q) * level.w / pyramid.w;
+        if (index == 0) continue;
+        const int column = q < queries ? x + q : x + queries - 1;
+        const int row = y * level.h / pyramid.h * level.w + column * level.w / pyramid.w;
         source[index][q] = row;
         factor[index][q] = scales[static_cast<size_t>(frame) * pyramid.coarse_rows + level.first_row + row];
     }
@@ -106,6 +140,7 @@ __global__ void __launch_bounds__(THREADS)
         }
         DIFFSEG_BARRIER(AGGREGATE_TREE);
     }
+    bool good = least >= 0.0f;  // a NaN or an infinity is seen in the sum
     float scale[QUERIES];
     DIFFSEG_UNROLL
     for (int q = 0; q < QUERIES; ++q) {
@@ -116,53 +151,77 @@ __global__ void __launch_bounds__(THREADS)
     }
     if (!good) atomicOr(flags + frame, 1u);
 
-    for (int pixel = thread; pixel < pyramid.pitch; pixel += THREADS) {
-        float value[QUERIES];
+    const auto finish = [&](int pixel, const Values (&values)[QUERIES]) {
+        float value[QUERIES][GROUP];
         DIFFSEG_UNROLL
-        for (int q = 0; q < QUERIES; ++q) {
-            value[q] = 0.0f;
-            if (has_finest && q < queries && pixel < n)
-                value[q] = Type::load(finest + static_cast<size_t>(q) * n + pixel) * scale[q];
-        }
-        for (int index = 1; index < pyramid.levels && pixel < n; ++index) {
+        for (int q = 0; q < QUERIES; ++q)
+            DIFFSEG_UNROLL
+            for (int e = 0; e < GROUP; ++e) value[q][e] = Type::load(values[q].values + e) * scale[q];
+        const int line = pixel / pyramid.w, column = pixel % pyramid.w;
+        for (int index = 1; index < pyramid.levels; ++index) {
             const Level &level = pyramid.level[index];
-            const Tap down(pixel / pyramid.w, level.h, pyramid.h), across(pixel % pyramid.w, level.w, pyramid.w);
+            const Tap down((static_cast<float>(line) + 0.5f) * level.down, level.h);
             const size_t cells = static_cast<size_t>(level.h) * level.w;
             const Stored *maps = static_cast<const Stored *>(level.maps) + static_cast<size_t>(frame) * cells * cells;
-            int last = -1;
-            float coarse = 0.0f;
-            DIFFSEG_UNROLL
-            for (int q = 0; q < QUERIES; ++q) {
-                if (q >= queries) continue;
-                if (source[index][q] != last) {
-                    last = source[index][q];
-                    const Stored *top = maps + last * cells + down.first * level.w;
-                    const Stored *bottom = maps + last * cells + down.second * level.w;
+            for (int q = 0; q < QUERIES;) {  // by coarse row, which queries in a row share
+                const int row = source[index][q];
+                const float share = factor[index][q];
+                const Stored *top = maps + row * cells + down.first * level.w;
+                const Stored *bottom = maps + row * cells + down.second * level.w;
+                float coarse[GROUP];
+                DIFFSEG_UNROLL
+                for (int e = 0; e < GROUP; ++e) {
+                    const Tap across((static_cast<float>(column + e) + 0.5f) * level.across, level.w);
                     const float a = Type::load(top + across.first), b = Type::load(top + across.second);
                     const float c = Type::load(bottom + across.first), d = Type::load(bottom + across.second);
                     const float upper = a + (b - a) * across.share, lower = c + (d - c) * across.share;
-                    coarse = (upper + (lower - upper) * down.share) * factor[index][q];
+                    coarse[e] = (upper + (lower - upper) * down.share) * share;
                 }
-                value[q] += coarse;
+                DIFFSEG_UNROLL
+                for (int other = 0; other < QUERIES; ++other) {
+                    if (source[index][other] != row) continue;
+                    ++q;
+                    DIFFSEG_UNROLL
+                    for (int e = 0; e < GROUP; ++e) value[other][e] += coarse[e];
+                }
             }
         }
         DIFFSEG_UNROLL
         for (int q = 0; q < QUERIES; ++q) {
-            if (q < queries) attention[(first + q) * pyramid.pitch + pixel] = value[q];
+            if (q < queries)
+                *reinterpret_cast<Pack<float, GROUP> *>(attention + (first + q) * pyramid.pitch + pixel) =
+                    *reinterpret_cast<const Pack<float, GROUP> *>(value[q]);
         }
+    };
+    DIFFSEG_UNROLL
+    for (int step = 0; step < STEPS; ++step) {
+        const int pixel = step * STRIDE + thread * GROUP;
+        if (pixel < n) finish(pixel, kept[step]);
+    }
+    for (int pixel = STEPS * STRIDE + thread * GROUP; pixel < n; pixel += STRIDE) {
+        Values again[QUERIES] = {};
+        if (has_finest) {
+            DIFFSEG_UNROLL
+            for (int q = 0; q < QUERIES; ++q) again[q] = read(q, pixel);
+        }
+        finish(pixel, again);
+    }
+    for (int pixel = n + thread; pixel < pyramid.pitch; pixel += THREADS) {
+        for (int q = 0; q < queries; ++q) attention[(first + q) * pyramid.pitch + pixel] = 0.0f;
     }
 }
 
-// Copies rows that sum to n into rows that sum to 1. Rows past the count, and all rows of an invalid frame, become 0.
-__global__ void __launch_bounds__(THREADS) copy_rows(const float *from, int rows, int n, int pitch,
-                                                     const int32_t *counts, const unsigned *flags, float *to) {
+// Copies rows that sum to n into rows that sum to 1: the first ones, or those of the anchors. Rows past the count, and all rows of an invalid frame, become 0.
+__global__ void __launch_bounds__(THREADS) copy_rows(const float *from, int from_rows, int rows, Anchors anchors, int n,
+                                                     int pitch, const int32_t *counts, const unsigned *flags, float *to) {
     const int pixel = static_cast<int>(blockIdx.x) * THREADS + static_cast<int>(threadIdx.x);
     if (pixel >= n) return;
     const int frame = static_cast<int>(blockIdx.z);
     const int present = flags[frame] ? 0 : counts ? counts[frame] : rows;
     for (int row = static_cast<int>(blockIdx.y); row < rows; row += static_cast<int>(gridDim.y)) {
-        const size_t index = static_cast<size_t>(frame) * rows + row;
-        to[index * n + pixel] = row < present ? from[index * pitch + pixel] / static_cast<float>(n) : 0.0f;
+        const size_t target = static_cast<size_t>(frame) * rows + row;
+        const size_t source = static_cast<size_t>(frame) * from_rows + (anchors.per_axis ? anchors.query(row) : row);
+        to[target * n + pixel] = row < present ? from[source * pitch + pixel] / static_cast<float>(n) : 0.0f;
     }
 }
 

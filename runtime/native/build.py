@@ -16,6 +16,7 @@ from pathlib import Path
 
 from runtime.errors import DiffSegError
 from runtime.files import cache_folder
+from runtime.native.nvcc import check_driver_version, choose_architectures
 
 HERE = Path(__file__).resolve().parent
 SOURCE = HERE / "diffseg.cu"
@@ -23,8 +24,10 @@ NAME = {"linux": "libdiffseg.so", "darwin": "libdiffseg.dylib", "win32": "diffse
     sys.platform, "libdiffseg.so"
 )
 LIBRARY, BESIDE = "DIFFSEG_LIBRARY", "beside"  # environment variable, and its value for an engine's folder
+TOOLKIT = Path("/usr/local/cuda/bin")  # JetPack's and most installers', and often not on PATH
 ARCHITECTURES = (75, 80, 86, 87, 89, 90, 100, 120)  # as in CMakeLists.txt
-STRICT = ("-Wall", "-Wextra", "-Werror")
+WARNINGS = ("-Wall", "-Wextra")
+STRICT = (*WARNINGS, "-Werror")
 
 
 def sources() -> list[Path]:
@@ -71,8 +74,34 @@ def find_library(engine: Path | None = None, architecture: int | None = None) ->
     return next((place for place in places if place.is_file()), None)
 
 
+def check_beside(path: Path, built: str, engine: Path | None, architecture: int) -> None:
+    """Raise DiffSegError where the library in an engine's folder is of other sources, or has no code for the GPU.
+
+    `built`: as the library says it, the hash of its sources and its architectures: "0123456789ab_sm87_ptx87".
+    """
+    if engine is None or path.parent != Path(engine).resolve().parent:
+        return
+    found, *kinds = built.split("_")
+    if found != source_hash():
+        wrong = f"is built from other sources: expected {source_hash()}, found {found or 'none named'}"
+    elif kinds and not any(_runs(kind, architecture) for kind in kinds):
+        wrong = f"has no code for a GPU of architecture {architecture}, found {', '.join(kinds)}"
+    else:
+        return
+    raise DiffSegError(
+        f"{path} {wrong}; build it again with 'python -m runtime.native build --arch {architecture} --output "
+        f"{path.parent}', or unset {LIBRARY}"
+    )
+
+
+def _runs(kind: str, architecture: int) -> bool:
+    """Whether a GPU runs code: of its own major version and not newer, or intermediate code that is not newer."""
+    name, number = kind[:2], int(kind.lstrip("smptx"))
+    return number <= architecture and (name != "sm" or number // 10 == architecture // 10)
+
+
 def find_nvcc() -> Path:
-    """Path of nvcc: on PATH, below CUDA_HOME or CUDA_PATH, or in the package nvidia-cuda-nvcc.
+    """Path of nvcc: on PATH, below CUDA_HOME or CUDA_PATH, where the toolkit is installed, or in nvidia-cuda-nvcc.
 
     Raises DiffSegError when there is none.
     """
@@ -81,6 +110,7 @@ def find_nvcc() -> Path:
         return Path(found)
     program = "nvcc.exe" if sys.platform == "win32" else "nvcc"
     places = [Path(os.environ[name]) / "bin" for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    places.append(TOOLKIT)
     spec = importlib.util.find_spec("nvidia")
     for root in spec.submodule_search_locations or () if spec else ():
         places += sorted(Path(root).glob("*/bin"))
@@ -88,25 +118,42 @@ def find_nvcc() -> Path:
         if (place / program).is_file():
             return place / program
     raise DiffSegError(
-        "no CUDA compiler: nvcc is not on PATH, not below CUDA_HOME, and the package nvidia-cuda-nvcc is not "
-        "installed; 'pip install nvidia-cuda-nvcc nvidia-cuda-cccl' or install the CUDA toolkit, or name a library "
-        f"that was built elsewhere with 'python -m runtime.native build' in the environment variable {LIBRARY}"
+        f"no CUDA compiler: nvcc is not on PATH, not below CUDA_HOME, not in {TOOLKIT}, and the package "
+        "nvidia-cuda-nvcc is not installed; 'pip install nvidia-cuda-nvcc nvidia-cuda-cccl' or install the CUDA "
+        "toolkit, or name a library that was built elsewhere with 'python -m runtime.native build' in the environment "
+        f"variable {LIBRARY}"
     )
 
 
-def build_library(target: Path, architectures: Sequence[int] = ARCHITECTURES) -> Path:
-    """Build the library for GPUs into the file `target`. Raises DiffSegError with the compiler's messages."""
+def build_for_gpu(architecture: int, driver: tuple[int, int] | None) -> Path:
+    """Build the library for a GPU of this machine, into the cache.
+
+    `driver`: the version of CUDA that its driver runs. Raises DiffSegError where it cannot run what the compiler makes,
+    or with the compiler's messages.
+    """
+    check_driver_version(find_nvcc(), driver)
+    return build_library(cached_library([architecture]), [architecture])
+
+
+def build_library(target: Path, architectures: Sequence[int] = ARCHITECTURES, strict: bool = False) -> Path:
+    """Build the library for GPUs into the file `target`, for those of the architectures that the compiler knows.
+
+    `strict`: warnings are errors, as for tests; not for users, whose compilers may be newer. Raises DiffSegError
+    with the compiler's messages.
+    """
     nvcc = find_nvcc()
-    code = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures]
-    # Intermediate code of the newest two, which the driver compiles for GPUs that are not in the list.
-    code += [f"-gencode=arch=compute_{a},code=compute_{a}" for a in sorted(architectures)[-2:]]
-    command = [str(nvcc), "-std=c++17", "-O3", "--shared", "-cudart=static", *code, "-Werror", "all-warnings"]
+    code, intermediate = choose_architectures(nvcc, architectures)
+    built = "_".join([source_hash(), *(f"sm{a}" for a in code), *(f"ptx{a}" for a in intermediate)])
+    command = [str(nvcc), "-std=c++17", "-O3", "--shared", "-cudart=static", f"-DDIFFSEG_BUILT={built}"]
+    command += [f"-gencode=arch=compute_{a},code=sm_{a}" for a in code]
+    command += [f"-gencode=arch=compute_{a},code=compute_{a}" for a in intermediate]
+    command += ["-Werror", "all-warnings"] if strict else []
     # The wheels have their libraries where nvcc does not search.
     libraries = nvcc.parent.parent / "lib"
     if (libraries / "libcudart_static.a").is_file():
         command.append(f"-L{libraries}")
     if sys.platform != "win32":
-        command += ["-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra,-Werror"]
+        command += ["-Xcompiler=" + ",".join(("-fPIC", "-fvisibility=hidden", *(STRICT if strict else WARNINGS)))]
     return _compile([*command, "-DDIFFSEG_BUILDING", "-DDIFFSEG_SHARED", str(SOURCE)], target)
 
 
@@ -118,7 +165,8 @@ def build_cpu_library(target: Path, flags: Sequence[str] = ()) -> Path:
     compiler = os.environ.get("CXX") or next(filter(shutil.which, ("g++", "clang++", "c++")), None)
     if not compiler:
         raise DiffSegError("no C++ compiler: neither g++ nor clang++ is on PATH; install one, or name it in CXX")
-    command = [compiler, "-x", "c++", "-std=c++17", "-O3", "-fPIC", "-shared", "-fvisibility=hidden", *STRICT]
+    command = [compiler, "-x", "c++", "-std=c++17", "-O3", "-fPIC", "-shared", "-fvisibility=hidden", *WARNINGS]
+    command.append(f"-DDIFFSEG_BUILT={source_hash()}")
     # It is built where it runs: on x86 the processor's vector units make it four times as fast.
     native = ["-march=native"] if platform.machine() in ("x86_64", "AMD64") else []
     return _compile([*command, *native, "-pthread", "-DDIFFSEG_CPU", *flags, str(SOURCE)], target)

@@ -38,8 +38,11 @@ def load(device: int = 0, engine: Path | None = None, path: Path | None = None) 
         architecture = probe.driver_architecture(device)
         path = build.find_library(engine, architecture)
         if path is None:
-            path = build.build_library(build.cached_library([architecture]), [architecture])
-    if path not in _loaded:
+            path = build.build_for_gpu(architecture, probe.driver_cuda())
+        if path not in _loaded:
+            _loaded[path] = Library(path)
+        build.check_beside(path, _loaded[path].built, engine, architecture)
+    elif path not in _loaded:
         _loaded[path] = Library(path)
     return _loaded[path]
 
@@ -86,8 +89,10 @@ def run(
     *,
     proposals: bool = False,
     details: bool = False,
+    anchor_maps: bool = False,
 ) -> Output:
-    """Run as `segment` does and give all results. `proposals`: with the proposals; `details`: also with the attention.
+    """Run as `segment` does and give all results. `proposals`: with the proposals; `details`: also with the attention;
+    `anchor_maps`: with its rows at the anchors.
 
     Maps without a batch dimension give an output without one. Raises as `segment` does.
     """
@@ -132,7 +137,14 @@ def run(
     stream, *others = dict.fromkeys(level.stream for level in there if level) or (0,)
     for other in others:
         core.wait(other)
-    found = core(maps, batch, (height, width), proposals=proposals, details=details, stream=stream)
+    found = core(
+        *(maps, batch, (height, width)),
+        proposals=proposals,
+        details=details,
+        anchor_maps=anchor_maps,
+        thresholds=config.thresholds,
+        stream=stream,
+    )
     return found.first() if single else found
 
 
@@ -149,7 +161,8 @@ _kept = _Kept()
 def _core(library: Library, config: MergeConfig, ratios: Any, shapes: Any, dtype: str, batch: int, device: int) -> Core:
     from runtime.native.core import Core
 
-    key = (library.path, config, ratios, shapes, dtype, batch, device)
+    # Thresholds may change from frame to frame: a call has its own.
+    key = (library.path, config.grid, len(config.thresholds), ratios, shapes, dtype, batch, device)
     if _kept.core is None or _kept.key != key:
         release()  # frees the memory of the last core before the next one allocates
         _kept.core = Core(library, config, ratios, shapes, dtype=dtype, batch=batch, device=device)

@@ -62,11 +62,6 @@ inline diffseg_status check_config(const diffseg_config *config) {
     if (config->iterations < 1 || config->iterations > DIFFSEG_MAX_ITERATIONS)
         return fail(DIFFSEG_BAD_THRESHOLD, "iterations: expected 1 to %d, found %d", DIFFSEG_MAX_ITERATIONS,
                     config->iterations);
-    for (int t = 0; t < config->iterations; ++t) {
-        if (!std::isfinite(config->thresholds[t]) || config->thresholds[t] <= 0.0f)
-            return fail(DIFFSEG_BAD_THRESHOLD, "thresholds[%d]: expected a finite number above 0, found %g", t,
-                        static_cast<double>(config->thresholds[t]));
-    }
     for (int r = 0; r < config->levels; ++r) {
         if (!std::isfinite(config->weights[r]) || config->weights[r] < 0.0f)
             return fail(DIFFSEG_BAD_WEIGHT, "weights[%d]: expected a finite number of 0 or more, found %g", r,
@@ -98,6 +93,11 @@ inline diffseg_status check_frames(const diffseg_config &config, const diffseg_f
                     frames->abi_version);
     if (frames->batch < 1 || frames->batch > config.max_batch)
         return fail(DIFFSEG_BAD_BATCH, "batch: expected 1 to %d, found %d", config.max_batch, frames->batch);
+    for (int t = 0; t < config.iterations; ++t) {
+        if (!std::isfinite(frames->thresholds[t]) || frames->thresholds[t] <= 0.0f)
+            return fail(DIFFSEG_BAD_THRESHOLD, "thresholds[%d]: expected a finite number above 0, found %g", t,
+                        static_cast<double>(frames->thresholds[t]));
+    }
     double ratios[DIFFSEG_MAX_LEVELS];
     level_ratios(config, ratios);
     for (int r = 0; r < config.levels; ++r) {
@@ -115,14 +115,15 @@ inline diffseg_status check_frames(const diffseg_config &config, const diffseg_f
     return DIFFSEG_OK;
 }
 
-// Sizes that follow from a configuration, and the place of every buffer in the workspace.
+// Sizes that follow from a configuration and the number of the device's multiprocessors, and the place of every buffer in
+// the workspace, which does not depend on the device.
 struct Plan {
     int n, pitch, proposals, words, coarse_rows;
-    int first_splits, later_splits;           // parts of the sums over pixels, so that small products also fill a GPU
-    size_t attention, scales, cross, left_entropy, right_entropy, bits, means[2], kept, counts, flags, bad, shares;
+    int first_splits, later_splits, mean_splits;  // parts of the sums, so that small products also fill a GPU
+    size_t attention, scales, cross, left_entropy, right_entropy, bits, means[2], members, kept, counts, flags, bad, shares;
     size_t bytes;
 
-    explicit Plan(const diffseg_config &config) {
+    explicit Plan(const diffseg_config &config, int multiprocessors = 1) {
         const size_t batch = static_cast<size_t>(config.max_batch);
         n = config.grids[0][0] * config.grids[0][1];
         pitch = divide_up(n, TILE_N) * TILE_N;
@@ -134,22 +135,27 @@ struct Plan {
             coarse_rows += config.grids[r][0] * config.grids[r][1];
             axes += static_cast<size_t>(config.grids[r][0]) + config.grids[r][1];
         }
-        first_splits = splits(n);
-        later_splits = splits(proposals);
-        // The first iteration has n columns, the later ones as many as there are proposals: never more than n.
-        const size_t most = static_cast<size_t>(first_splits > later_splits ? first_splits : later_splits);
-        const size_t first = static_cast<size_t>(first_splits) * cross_rows() * pitch;
-        const size_t later = static_cast<size_t>(later_splits) * cross_rows() * later_pitch();
+        // The first iteration's products and all means are as wide as a map. The later products are small, and need many
+        // parts; each may have as many as `most` says.
+        const int wide_tiles = cross_rows() / TILE_M * (pitch / TILE_N), later_tiles = cross_rows() / TILE_M * later_pitch() / TILE_N;
+        const int most_wide = most_splits(pitch / TILE_K, 5), most_later = most_splits(pitch / TILE_K, 16);
+        first_splits = splits(wide_tiles, pitch / TILE_K, most_wide, multiprocessors);
+        later_splits = splits(later_tiles, pitch / TILE_K, most_later, multiprocessors);
+        mean_splits = splits(wide_tiles, divide_up(proposals, TILE_K), most_wide, multiprocessors);
+        const size_t first = static_cast<size_t>(most_wide) * cross_rows() * pitch;
+        const size_t later = static_cast<size_t>(most_later) * cross_rows() * later_pitch();
         const size_t p = static_cast<size_t>(proposals), wide = static_cast<size_t>(pitch);
+        const size_t most = static_cast<size_t>(most_later);
         bytes = 0;
         attention = take(batch * n * wide * 4);
         scales = take(batch * coarse_rows * 4);
-        cross = take(batch * (first > later ? first : later) * 4);
+        cross = take(batch * (first > later ? first : later) * 4);  // also the parts of the means
         left_entropy = take(batch * most * p * 4);
         right_entropy = take(batch * most * n * 4);
         bits = take(batch * p * words * 4);
         means[0] = take(batch * p * wide * 4);
         means[1] = take(batch * p * wide * 4);
+        members = take(batch * most * p * 4);
         kept = take(batch * p * 4);
         counts = take(batch * (DIFFSEG_MAX_ITERATIONS + 1) * 4);
         flags = take(batch * 4);
@@ -161,12 +167,26 @@ struct Plan {
     int later_pitch() const { return divide_up(proposals, TILE_N) * TILE_N; }
 
   private:
-    // As many parts as give two blocks to each multiprocessor of a large GPU, but at least 16 slices in a part.
-    int splits(int columns) const {
-        const int tiles = divide_up(proposals, TILE_M) * divide_up(columns, TILE_N);
-        const int wanted = divide_up(256, tiles), possible = pitch / TILE_K / 16;
-        const int most = possible < 16 ? possible : 16;
-        return wanted < 1 || most < 1 ? 1 : wanted < most ? wanted : most;
+    // A part has at least 16 slices.
+    static int most_splits(int slices, int most) {
+        const int possible = slices / 16;
+        return possible < 1 ? 1 : possible < most ? possible : most;
+    }
+    // The number of parts with which a product takes least time. Two blocks run on a multiprocessor at a time, and the
+    // start and the end of a block take about as long as 4 slices. The batch has no part in this, so that a frame's sums
+    // have the same order in every batch.
+    static int splits(int tiles, int slices, int most, int multiprocessors) {
+        int best = 1;
+        int64_t least = INT64_MAX;
+        for (int parts = 1; parts <= most_splits(slices, most); ++parts) {
+            const int64_t rounds = (static_cast<int64_t>(tiles) * parts + 2 * multiprocessors - 1) / (2 * multiprocessors);
+            const int64_t time = rounds * (divide_up(slices, parts) + 4);
+            if (time < least) {
+                least = time;
+                best = parts;
+            }
+        }
+        return best;
     }
     size_t take(size_t size) {
         const size_t start = bytes;

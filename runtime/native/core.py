@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from runtime.native.library import INPUT_TYPES, LABEL_TYPES, STAGES, Config, Frames, Library, Memory
+from runtime.native.library import INPUT_TYPES, LABEL_TYPES, MAX_ITERATIONS, STAGES, Config, Frames, Library, Memory
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,18 +26,19 @@ class Output:
         segments: int32 [B], the number of proposals.
         proposals: float32 [B, P, n], rows past the number are 0; None unless asked for.
         attention: aggregated attention float32 [B, n, n]; None unless asked for.
+        anchor_maps: its rows at the anchors, float32 [B, P, n]; None unless asked for.
     """
 
     labels: NDArray[np.int32]
     segments: NDArray[np.int32]
     proposals: NDArray[np.float32] | None = None
     attention: NDArray[np.float32] | None = None
+    anchor_maps: NDArray[np.float32] | None = None
 
     def first(self) -> Output:
         """The first frame's results, without the batch dimension; segments stays int32 [1]."""
-        proposals = None if self.proposals is None else self.proposals[0]
-        attention = None if self.attention is None else self.attention[0]
-        return Output(self.labels[0], self.segments[:1], proposals, attention)
+        rest = (self.proposals, self.attention, self.anchor_maps)
+        return Output(self.labels[0], self.segments[:1], *(None if maps is None else maps[0] for maps in rest))
 
 
 class Core:
@@ -45,7 +46,7 @@ class Core:
 
     Args:
         library: as `runtime.native.load` gives it.
-        config: thresholds and grid.
+        config: the grid, the number of iterations, and the thresholds of a call that names none.
         ratios: the share of every level.
         shapes: (h, w) of every level, finest first.
         dtype: of the maps: "float32", "float16" or "bfloat16".
@@ -70,6 +71,7 @@ class Core:
     ) -> None:
         self.library, self.device, self.shapes, self.grid = library, device, list(shapes), config.grid
         self.n = shapes[0][0] * shapes[0][1]
+        self.thresholds = config.thresholds
         native = native_config(config, ratios, shapes, dtype=dtype, batch=batch, device=device)
         size, handle = c_size_t(), c_void_p()
         library.call("workspace_size", byref(native), byref(size))
@@ -91,15 +93,21 @@ class Core:
         *,
         proposals: bool = False,
         details: bool = False,
+        anchor_maps: bool = False,
+        thresholds: Sequence[float] | None = None,
         stream: int = 0,
     ) -> Output:
         """Segment a batch of pyramids, [batch, n, n] per level: NumPy arrays or `DeviceArray`s.
 
-        `proposals`: with the proposals; `details`: also with the aggregated attention. `stream`: the CUDA stream.
+        `proposals`: with the proposals; `details`: also with the aggregated attention; `anchor_maps`: with its rows at
+        the anchors. `thresholds`: in place of the core's, as many. `stream`: the CUDA stream.
         Raises ValueError when maps are not probabilities, and DiffSegError when the device fails.
         """
-        wanted = ("proposals", "attention") if details else ("proposals",) if proposals else ()
+        wanted: tuple[str, ...] = ("proposals", "attention") if details else ("proposals",) if proposals else ()
+        wanted += ("anchor_maps",) if anchor_maps else ()
         frames, kind = self._frames(maps, batch, size, wanted, stream)
+        if thresholds is not None:
+            frames.thresholds[: len(self.thresholds)] = thresholds
         self.library.call("run", self._handle, byref(frames), stream)
         self.library.call("check", self._handle, stream, None)
         shapes = {"labels": ((batch, *size), kind), "segments": ((batch,), "int32")}
@@ -132,6 +140,7 @@ class Core:
     ) -> tuple[Frames, str]:
         kind = "uint8" if self.grid <= 16 else "uint16"
         frames = Frames(batch=batch, label_type=LABEL_TYPES[kind], height=size[0], width=size[1])
+        frames.thresholds[: len(self.thresholds)] = self.thresholds
         for index, level in enumerate(maps):
             if isinstance(level, np.ndarray):
                 level = np.ascontiguousarray(level)
@@ -147,7 +156,7 @@ class Core:
         return frames, kind
 
     def _rows(self, name: str) -> int:
-        return self.grid**2 if name == "proposals" else self.n
+        return self.n if name == "attention" else self.grid**2
 
     def _buffer(self, name: str, size: int) -> Memory:
         """Device memory under a name, kept from call to call and replaced when it is too small."""
@@ -177,12 +186,11 @@ def native_config(
     )
     for name, values, most in (
         ("levels", shapes, len(native.grids)),
-        ("thresholds", config.thresholds, len(native.thresholds)),
+        ("thresholds", config.thresholds, MAX_ITERATIONS),
     ):
         if len(values) > most:
             raise ValueError(f"{name}: the merge core on a GPU takes {most} at most, found {len(values)}; use the CPU")
     for index, (shape, ratio) in enumerate(zip(shapes, ratios, strict=True)):
         native.grids[index][:] = shape
         native.weights[index] = ratio
-    native.thresholds[: len(config.thresholds)] = config.thresholds
     return native

@@ -27,6 +27,14 @@ inline diffseg_status device_name(int, char *name, size_t bytes, int32_t *capabi
     *capability = 0;
     return DIFFSEG_OK;
 }
+template <class Kernel>
+diffseg_status loadable(Kernel *) {
+    return DIFFSEG_OK;
+}
+inline diffseg_status multiprocessors(int, int *count) {
+    *count = diffseg_cpu_multiprocessors;
+    return DIFFSEG_OK;
+}
 inline diffseg_status allocate(size_t bytes, void **memory) {
     *memory = nullptr;
     if (bytes <= SIZE_MAX - 256) *memory = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
@@ -108,6 +116,19 @@ inline diffseg_status device_name(int device, char *name, size_t bytes, int32_t 
     std::snprintf(name, bytes, "%s", properties.name);
     *capability = 10 * properties.major + properties.minor;
     return DIFFSEG_OK;
+}
+// Loads a kernel, or finds that the library has no code of it for this device.
+template <class Kernel>
+diffseg_status loadable(Kernel *kernel) {
+    cudaFuncAttributes attributes;
+    const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
+    if (error != cudaErrorNoKernelImageForDevice && error != cudaErrorInvalidDeviceFunction)
+        return cuda(error, "cudaFuncGetAttributes");
+    static_cast<void>(cudaGetLastError());
+    return fail(DIFFSEG_NO_DEVICE, "the library has no code for this device's architecture; build it with that in the list");
+}
+inline diffseg_status multiprocessors(int device, int *count) {
+    return cuda(cudaDeviceGetAttribute(count, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
 }
 inline diffseg_status allocate(size_t bytes, void **memory) { return cuda(cudaMalloc(memory, bytes), "cudaMalloc"); }
 inline void release(void *memory) { static_cast<void>(cudaFree(memory)); }

@@ -46,6 +46,8 @@ diffseg_status prepare_pyramid(diffseg_handle &handle) {
         Level level{};
         level.h = config.grids[r][0];
         level.w = config.grids[r][1];
+        level.down = static_cast<float>(level.h) / static_cast<float>(pyramid.h);
+        level.across = static_cast<float>(level.w) / static_cast<float>(pyramid.w);
         level.total = static_cast<float>(ratios[r] * handle.plan.n);
         if (r > 0) {
             level.first_row = pyramid.coarse_rows;
@@ -87,7 +89,7 @@ const char *diffseg_status_text(diffseg_status status) {
         case DIFFSEG_BAD_BATCH: return "the batch must be 1 to max_batch, and max_batch at most 1024";
         case DIFFSEG_BAD_SIZE: return "the labels' sides must be 1 to 32768";
         case DIFFSEG_BAD_WORKSPACE: return "the workspace is smaller than diffseg_workspace_size or not aligned to 256";
-        case DIFFSEG_NO_DEVICE: return "no such device, or no driver for it";
+        case DIFFSEG_NO_DEVICE: return "no such device, no driver for it, or no code for it in this library";
         case DIFFSEG_OUT_OF_MEMORY: return "out of memory";
         case DIFFSEG_DEVICE_ERROR: return "the device failed; see diffseg_last_error";
         case DIFFSEG_BAD_MAPS: return "maps have a NaN, an infinity, a negative value or a row of zeros";
@@ -105,6 +107,13 @@ const char *diffseg_backend(void) {
 #endif
 }
 
+#ifndef DIFFSEG_BUILT
+#define DIFFSEG_BUILT
+#endif
+#define DIFFSEG_TEXT_OF(...) #__VA_ARGS__
+#define DIFFSEG_TEXT(...) DIFFSEG_TEXT_OF(__VA_ARGS__)
+const char *diffseg_built(void) { return DIFFSEG_TEXT(DIFFSEG_BUILT); }
+
 diffseg_status diffseg_workspace_size(const diffseg_config *config, size_t *bytes) {
     const diffseg_status status = check_config(config);
     if (status != DIFFSEG_OK) return status;
@@ -118,11 +127,16 @@ diffseg_status diffseg_create(const diffseg_config *config, void *workspace, siz
     *handle = nullptr;
     diffseg_status status = check_config(config);
     if (status != DIFFSEG_OK) return status;
-    const Plan plan(*config);
+    Plan plan(*config);
     if (workspace && (bytes < plan.bytes || reinterpret_cast<uintptr_t>(workspace) % 256))
         return fail(DIFFSEG_BAD_WORKSPACE, "workspace: expected %zu bytes aligned to 256, found %zu", plan.bytes, bytes);
     const OnDevice device(config->device);
     if (device.status() != DIFFSEG_OK) return device.status();
+    int processors = 0;
+    status = multiprocessors(config->device, &processors);
+    if (status == DIFFSEG_OK) status = load_kernels(*config);
+    if (status != DIFFSEG_OK) return status;
+    plan = Plan(*config, processors);
     void *own = nullptr;
     if (!workspace) {
         status = allocate(plan.bytes, &own);

@@ -28,7 +28,7 @@ extern "C" {
 #endif
 
 /* Changes whenever a struct or a signature below changes; a caller built for another one is refused. */
-#define DIFFSEG_ABI_VERSION 1
+#define DIFFSEG_ABI_VERSION 2
 
 #define DIFFSEG_MAX_LEVELS 8
 #define DIFFSEG_MAX_ITERATIONS 16
@@ -71,7 +71,6 @@ typedef struct diffseg_config {
     int32_t input_type;                         /* DIFFSEG_FLOAT32, DIFFSEG_FLOAT16 or DIFFSEG_BFLOAT16 */
     int32_t anchors;                            /* per axis: 2 to the shorter side of the finest level */
     int32_t iterations;                         /* 1 to DIFFSEG_MAX_ITERATIONS */
-    float thresholds[DIFFSEG_MAX_ITERATIONS];   /* KL threshold of every iteration, above 0 */
     float weights[DIFFSEG_MAX_LEVELS];          /* of the levels; all 0: proportional to their sides */
 } diffseg_config;
 
@@ -82,11 +81,13 @@ typedef struct diffseg_frames {
     int32_t batch;                              /* 1 to max_batch */
     int32_t label_type;                         /* DIFFSEG_UINT8 (up to 16 anchors per axis) or DIFFSEG_UINT16 */
     int32_t height, width;                      /* of the labels; any size */
+    float thresholds[DIFFSEG_MAX_ITERATIONS];   /* KL threshold of every iteration, above 0 */
     const void *maps[DIFFSEG_MAX_LEVELS];       /* [batch, h*w, h*w] each, contiguous; NULL where the weight is 0 */
     void *labels;                               /* [batch, height, width]: index of the proposal of every pixel */
     int32_t *segments;                          /* [batch]: number of proposals; or NULL */
     float *proposals;                           /* [batch, anchors^2, h*w], rows past the count are 0; or NULL */
     float *attention;                           /* aggregated attention [batch, h*w, h*w]; or NULL */
+    float *anchor_maps;                         /* its rows at the anchors [batch, anchors^2, h*w]; or NULL */
 } diffseg_frames;
 
 typedef struct diffseg_handle diffseg_handle;
@@ -100,6 +101,9 @@ DIFFSEG_API const char *diffseg_last_error(void);
 /* DIFFSEG_ABI_VERSION of the library, and "cuda" or "cpu": what it runs on. */
 DIFFSEG_API uint32_t diffseg_abi_version(void);
 DIFFSEG_API const char *diffseg_backend(void);
+
+/* What the build was told about itself: a hash of the sources and the architectures, or "". */
+DIFFSEG_API const char *diffseg_built(void);
 
 /* Bytes of device memory that a handle of this configuration needs. Touches no device. */
 DIFFSEG_API diffseg_status diffseg_workspace_size(const diffseg_config *config, size_t *bytes);

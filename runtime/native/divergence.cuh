@@ -1,23 +1,13 @@
 // Step 2, which maps are near each other: the symmetric KL divergence as one matrix product.
 //
 // D(a, b) = ½[h(a) + h(b) − a·log b − log a·b] with h(x) = x·log x. Maps sum to n, so that logarithms are near 0 and
-// the products do not cancel. The entropies h use the same rounded operands as the products: the sum is then that of
+// the products do not cancel. The logarithms are of base 2, which GPUs have; the limit of `decide` takes that into account. The entropies h use the same rounded operands as the products: the sum is then that of
 // (a − b)(log a − log b) over rounded values, which is 0 where two maps are equal.
 #pragma once
 
 #include "tile.cuh"
 
 namespace diffseg {
-
-// The anchors: a grid of queries of the finest level (paper, section 3.3).
-struct Anchors {
-    int per_axis, width;  // width of the finest level
-    int start_y, step_y, start_x, step_x;
-
-    __device__ int query(int index) const {
-        return (start_y + index / per_axis * step_y) * width + start_x + index % per_axis * step_x;
-    }
-};
 
 struct Products {
     const float *left, *right;        // rows of `pitch`, padded with 0
@@ -32,14 +22,13 @@ struct Products {
     float *left_entropy, *right_entropy;  // [frame, split, rows]
 };
 
-__device__ __forceinline__ float4 load4(const float *at) { return *reinterpret_cast<const float4 *>(at); }
-
 // a·log b + log a·b of a tile of left and right rows, and the rows' entropies, over one part of the pixels.
 __global__ void __launch_bounds__(THREADS, 2) divergence(Products p) {
-    __shared__ __align__(32) float left_maps[LEFT_TILE];
-    __shared__ __align__(32) float left_logs[LEFT_TILE];
-    __shared__ __align__(32) float right_maps[RIGHT_TILE];
-    __shared__ __align__(32) float right_logs[RIGHT_TILE];
+    using Place = Layout<Along::K>;
+    __shared__ __align__(32) float left_maps[Place::LEFT_TILE];
+    __shared__ __align__(32) float left_logs[Place::LEFT_TILE];
+    __shared__ __align__(32) float right_maps[Place::RIGHT_TILE];
+    __shared__ __align__(32) float right_logs[Place::RIGHT_TILE];
     __shared__ float entropies[3][THREADS];
     const int thread = static_cast<int>(threadIdx.x);
     const int frame = static_cast<int>(blockIdx.z) / p.splits, split = static_cast<int>(blockIdx.z) % p.splits;
@@ -64,32 +53,30 @@ __global__ void __launch_bounds__(THREADS, 2) divergence(Products p) {
     const int first = static_cast<int>(static_cast<int64_t>(slices) * split / p.splits);
     const int last = static_cast<int>(static_cast<int64_t>(slices) * (split + 1) / p.splits);
 
-    float entropy[3] = {};
-    float4 next[3];
-    DIFFSEG_UNROLL
-    for (int part = 0; part < 3; ++part) next[part] = load4(from[part] + static_cast<size_t>(first) * TILE_K);
-    Accumulator sum;
-    for (int slice = first; slice < last; ++slice) {
+    float entropy[3] = {}, next[3][4];
+    const auto load = [&](int slice) {
         DIFFSEG_UNROLL
-        for (int part = 0; part < 3; ++part) {
-            const float values[4] = {next[part].x, next[part].y, next[part].z, next[part].w};
-            float *maps = part < 2 ? left_maps + (64 * part + row) * LEFT_PITCH + k : right_maps + k * RIGHT_PITCH + row;
-            float *logs = part < 2 ? left_logs + (64 * part + row) * LEFT_PITCH + k : right_logs + k * RIGHT_PITCH + row;
+        for (int part = 0; part < 3; ++part) load4(from[part] + slice * TILE_K, next[part]);
+    };
+    load(first);
+    Accumulator<Along::K> sum;
+    for (int slice = first; slice < last; ++slice) {
+        float maps[3][4], logs[3][4];
+        DIFFSEG_UNROLL
+        for (int part = 0; part < 3; ++part)
             DIFFSEG_UNROLL
             for (int e = 0; e < 4; ++e) {
-                const float map = round_tf32(values[e]);
-                const float log = round_tf32(__logf(fmaxf(values[e], p.smallest)));
-                entropy[part] += map * log;
-                const int place = part < 2 ? e : e * RIGHT_PITCH;
-                maps[place] = map;
-                logs[place] = log;
+                // Every block computes the logarithms of its rows again: to read them would double the bytes it waits for.
+                maps[part][e] = round_tf32(next[part][e]);
+                logs[part][e] = round_tf32(log2_normal(fmaxf(next[part][e], p.smallest)));
+                entropy[part] += maps[part][e] * logs[part][e];
             }
-        }
+        Place::put_left(left_maps, row, k, maps[0], maps[1]);
+        Place::put_left(left_logs, row, k, logs[0], logs[1]);
+        Place::put_right(right_maps, k, row, maps[2]);
+        Place::put_right(right_logs, k, row, logs[2]);
         DIFFSEG_BARRIER(DIVERGENCE_LOADED);
-        if (slice + 1 < last) {  // loaded while the product is taken
-            DIFFSEG_UNROLL
-            for (int part = 0; part < 3; ++part) next[part] = load4(from[part] + static_cast<size_t>(slice + 1) * TILE_K);
-        }
+        if (slice + 1 < last) load(slice + 1);  // while the product is taken
         sum.multiply(left_maps, right_logs);
         sum.multiply(left_logs, right_maps);
         if ((slice - first) % FOLD == FOLD - 1) sum.fold();
@@ -114,7 +101,7 @@ __global__ void __launch_bounds__(THREADS, 2) divergence(Products p) {
     }
 }
 
-// A bit for every pair: nearer than the threshold. limit: 2·n·threshold. One block makes THREADS bits of a row.
+// A bit for every pair: nearer than the threshold. limit: 2·n·threshold / ln 2. One block makes THREADS bits of a row.
 __global__ void __launch_bounds__(THREADS) decide(Products p, float limit, unsigned *bits, int bit_rows, int words) {
     __shared__ unsigned char near[THREADS];
     const int thread = static_cast<int>(threadIdx.x), frame = static_cast<int>(blockIdx.z);

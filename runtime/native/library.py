@@ -9,7 +9,7 @@ from typing import Any
 
 from runtime.errors import DiffSegError
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 MAX_LEVELS, MAX_ITERATIONS = 8, 16
 STAGES = ("aggregate", "divergence", "means", "later iterations", "labels")
 INPUT_TYPES = {"float32": 0, "float16": 1, "bfloat16": 2}
@@ -31,7 +31,6 @@ class Config(ctypes.Structure):
         ("input_type", c_int32),
         ("anchors", c_int32),
         ("iterations", c_int32),
-        ("thresholds", c_float * MAX_ITERATIONS),
         ("weights", c_float * MAX_LEVELS),
     )
 
@@ -40,7 +39,7 @@ class Config(ctypes.Structure):
 
 
 class Frames(ctypes.Structure):
-    """`diffseg_frames`: the pointers and sizes of one call."""
+    """`diffseg_frames`: the pointers, sizes and thresholds of one call."""
 
     _fields_ = (
         ("struct_size", c_uint32),
@@ -49,11 +48,13 @@ class Frames(ctypes.Structure):
         ("label_type", c_int32),
         ("height", c_int32),
         ("width", c_int32),
+        ("thresholds", c_float * MAX_ITERATIONS),
         ("maps", c_void_p * MAX_LEVELS),
         ("labels", c_void_p),
         ("segments", c_void_p),
         ("proposals", c_void_p),
         ("attention", c_void_p),
+        ("anchor_maps", c_void_p),
     )
 
     def __init__(self, **fields: Any) -> None:
@@ -76,7 +77,12 @@ _FUNCTIONS = {
 
 
 class Library:
-    """A loaded library. `backend`: what it runs on, "cuda" or "cpu"."""
+    """A loaded library.
+
+    Attributes:
+        backend: what it runs on, "cuda" or "cpu".
+        built: the hash of its sources and its architectures, "0123456789ab_sm87_ptx87".
+    """
 
     def __init__(self, path: Path) -> None:
         """Load it. Raises DiffSegError when the file is not a library of this version's interface."""
@@ -98,12 +104,13 @@ class Library:
         for name, arguments in _FUNCTIONS.items():
             function = getattr(self.c, name)
             function.argtypes, function.restype = arguments, c_int32
-        for name, text_arguments in (("status_text", [c_int32]), ("last_error", []), ("backend", [])):
+        for name, text_arguments in (("status_text", [c_int32]), ("last_error", []), ("backend", []), ("built", [])):
             function = getattr(self.c, f"diffseg_{name}")
             function.argtypes, function.restype = text_arguments, c_char_p
         self.c.diffseg_destroy.argtypes, self.c.diffseg_destroy.restype = [c_void_p], None
         self.c.diffseg_free.argtypes, self.c.diffseg_free.restype = [c_int32, c_void_p], None
         self.backend: str = self.c.diffseg_backend().decode()
+        self.built: str = self.c.diffseg_built().decode()
 
     def call(self, name: str, *arguments: Any) -> None:
         """Run `diffseg_<name>`. Raises ValueError for an invalid argument, DiffSegError when the device fails."""

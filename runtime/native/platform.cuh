@@ -32,24 +32,65 @@ enum Barrier {
     DIVERGENCE_USED = 5,
     DIVERGENCE_ENTROPY = 6,
     DECIDE_FLAGS = 7,
-    CLAIM_CLEARED = 8,
-    CLAIM_READ = 9,
-    CLAIM_WRITTEN = 10,
-    MEAN_LOADED = 11,
-    MEAN_USED = 12,
-    MEAN_STORED = 13,
-    BARRIERS = 14
+    CLAIM_LOADED = 8,
+    CLAIM_RESOLVED = 9,
+    SUM_LOADED = 10,
+    SUM_USED = 11,
+    SUM_COUNTED = 12,
+    BARRIERS = 13
 };
 
 __host__ __device__ inline int divide_up(int a, int b) { return (a + b - 1) / b; }
+
+// The logarithm of base 2 of a number that is not denormal.
+__device__ __forceinline__ float log2_normal(float value) {
+#ifdef DIFFSEG_CPU
+    return log2f(value);
+#else
+    float log;
+    asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(log) : "f"(value));
+    return log;
+#endif
+}
+
+#ifndef DIFFSEG_TOUCH
+#define DIFFSEG_TOUCH(at)  // a test sees the addresses
+#endif
+
+// Four floats at once, from or to an address aligned to 16 bytes.
+__device__ __forceinline__ void load4(const float *at, float (&four)[4]) {
+    DIFFSEG_TOUCH(at);
+    const float4 loaded = *reinterpret_cast<const float4 *>(at);
+    four[0] = loaded.x;
+    four[1] = loaded.y;
+    four[2] = loaded.z;
+    four[3] = loaded.w;
+}
+__device__ __forceinline__ void store4(float *at, const float (&four)[4]) {
+    DIFFSEG_TOUCH(at);
+    *reinterpret_cast<float4 *>(at) = make_float4(four[0], four[1], four[2], four[3]);
+}
+
+// The anchors: a grid of queries of the finest level (paper, section 3.3).
+struct Anchors {
+    int per_axis, width;  // width of the finest level
+    int start_y, step_y, start_x, step_x;
+
+    __device__ int query(int index) const {
+        return (start_y + index / per_axis * step_y) * width + start_x + index % per_axis * step_x;
+    }
+};
 
 // Linear interpolation along an axis, with half-pixel centres and clamped edges.
 struct Tap {
     int first, second;
     float share;  // of the second
 
-    __device__ Tap(int position, int source, int target) {
-        const float place = (static_cast<float>(position) + 0.5f) * static_cast<float>(source) / static_cast<float>(target) - 0.5f;
+    __device__ Tap(int position, int source, int target)
+        : Tap((static_cast<float>(position) + 0.5f) * static_cast<float>(source) / static_cast<float>(target), source) {}
+    // centre: of the position, on the source's axis.
+    __device__ Tap(float centre, int source) {
+        const float place = centre - 0.5f;
         const float below = floorf(place);
         share = place - below;
         const int index = static_cast<int>(below);

@@ -1,6 +1,6 @@
 // The sequence of launches that makes labels.
 //
-// It is the same for every frame: the number of proposals stays on the device, where the kernels read it. So a call
+// It is the same for every frame but for the thresholds: the number of proposals stays on the device, where the kernels read it. So a call
 // does not wait for the device, does not allocate, and can be captured into a CUDA graph.
 #pragma once
 
@@ -37,16 +37,22 @@ inline void launch_aggregate(const diffseg_handle &handle, const diffseg_frames 
         DIFFSEG_LAUNCH(coarse_scales<Type>, rows, THREADS, stream, pyramid, scales, flags);
     }
     const dim3 blocks(static_cast<unsigned>(divide_up(pyramid.w, QUERIES)), static_cast<unsigned>(pyramid.h), batch);
-    DIFFSEG_LAUNCH(aggregate<Type>, blocks, THREADS, stream, pyramid, scales, attention, flags);
+    // 16 bytes at a time where a row of the map is made of whole ones.
+    constexpr int group = 16 / sizeof(typename Type::Stored);
+    const bool wide = pyramid.w % group == 0 && reinterpret_cast<uintptr_t>(pyramid.level[0].maps) % 16 == 0;
+    const auto kernel = wide ? aggregate<Type, group> : aggregate<Type, 1>;
+    DIFFSEG_LAUNCH(kernel, blocks, THREADS, stream, pyramid, scales, attention, flags);
 }
 
-inline void launch_copy(const diffseg_handle &handle, int batch, const float *from, int rows, const int32_t *counts, float *to,
-                 Stream stream) {
+// Copies `rows` rows of each frame for the caller: the first ones of `from_rows`, or those of the anchors.
+inline void launch_copy(const diffseg_handle &handle, int batch, const float *from, int from_rows, int rows,
+                        const Anchors &anchors, const int32_t *counts, float *to, Stream stream) {
     const Plan &plan = handle.plan;
     const dim3 blocks(static_cast<unsigned>(divide_up(plan.n, THREADS)),
                       static_cast<unsigned>(rows < 32768 ? rows : 32768), static_cast<unsigned>(batch));
     const unsigned *flags = handle.at<unsigned>(plan.flags);
-    DIFFSEG_LAUNCH(copy_rows, blocks, THREADS, stream, from, rows, plan.n, plan.pitch, counts, flags, to);
+    DIFFSEG_LAUNCH(copy_rows, blocks, THREADS, stream, from, from_rows, rows, anchors, plan.n, plan.pitch, counts, flags,
+                    to);
 }
 
 inline void launch_divergence(const diffseg_handle &handle, int batch, const Products &products, float threshold,
@@ -58,15 +64,19 @@ inline void launch_divergence(const diffseg_handle &handle, int batch, const Pro
     DIFFSEG_LAUNCH(divergence, tiles, THREADS, stream, products);
     const dim3 pairs(static_cast<unsigned>(divide_up(products.cross_pitch, THREADS)),
                      static_cast<unsigned>(products.left_rows), static_cast<unsigned>(batch));
-    const float limit = static_cast<float>(2.0 * plan.n * static_cast<double>(threshold));
+    const float limit = static_cast<float>(2.0 * plan.n * static_cast<double>(threshold) / std::log(2.0));
     unsigned *bits = handle.at<unsigned>(plan.bits);
     DIFFSEG_LAUNCH(decide, pairs, THREADS, stream, products, limit, bits, plan.proposals, plan.words);
 }
 
 inline void launch_means(const diffseg_handle &handle, int batch, const Means &means, Stream stream) {
     const dim3 tiles(static_cast<unsigned>(handle.plan.pitch / TILE_N),
-                     static_cast<unsigned>(divide_up(means.kept_rows, TILE_M)), static_cast<unsigned>(batch));
-    DIFFSEG_LAUNCH(member_means, tiles, THREADS, stream, means);
+                     static_cast<unsigned>(divide_up(means.kept_rows, TILE_M)),
+                     static_cast<unsigned>(batch * means.splits));
+    DIFFSEG_LAUNCH(member_sums, tiles, THREADS, stream, means);
+    const dim3 rows(static_cast<unsigned>(divide_up(means.pitch / 4, THREADS)), static_cast<unsigned>(means.kept_rows),
+                    static_cast<unsigned>(batch));
+    DIFFSEG_LAUNCH(member_means, rows, THREADS, stream, means);
 }
 
 template <class Label>
@@ -78,6 +88,34 @@ inline void launch_suppress(const diffseg_handle &handle, const diffseg_frames &
     DIFFSEG_LAUNCH(suppress<Label>, blocks, THREADS, stream, proposals, plan.proposals, plan.pitch, handle.pyramid.h,
                    handle.pyramid.w, counts, handle.at<unsigned>(plan.flags), handle.at<unsigned>(plan.bad),
                    frames.height, frames.width, static_cast<Label *>(frames.labels), frames.segments);
+}
+
+template <class Type>
+inline diffseg_status load_aggregate() {
+    diffseg_status status = loadable(coarse_scales<Type>);
+    if (status == DIFFSEG_OK) status = loadable(aggregate<Type, 16 / sizeof(typename Type::Stored)>);
+    return status == DIFFSEG_OK ? loadable(aggregate<Type, 1>) : status;
+}
+
+// Loads every kernel of a configuration. Without this CUDA loads each at its first launch, which may be in a capture.
+inline diffseg_status load_kernels(const diffseg_config &config) {
+    diffseg_status status = DIFFSEG_OK;
+    const auto then = [&](auto load) {
+        if (status == DIFFSEG_OK) status = load();
+    };
+    then(config.input_type == DIFFSEG_FLOAT32   ? load_aggregate<Float32>
+         : config.input_type == DIFFSEG_FLOAT16 ? load_aggregate<Float16>
+                                                : load_aggregate<BFloat16>);
+    then([] { return loadable(copy_rows); });
+    then([] { return loadable(divergence); });
+    then([] { return loadable(decide); });
+    then([] { return loadable(all_present); });
+    then([] { return loadable(claim); });
+    then([] { return loadable(member_sums); });
+    then([] { return loadable(member_means); });
+    then([] { return loadable(suppress<uint8_t>); });
+    then([] { return loadable(suppress<uint16_t>); });
+    return status;
 }
 
 // All launches from maps to labels. timer: marks the stages; may be NULL.
@@ -99,7 +137,10 @@ inline diffseg_status run(const diffseg_handle &handle, const diffseg_frames &fr
     if (config.input_type == DIFFSEG_FLOAT32) launch_aggregate<Float32>(handle, frames, stream);
     if (config.input_type == DIFFSEG_FLOAT16) launch_aggregate<Float16>(handle, frames, stream);
     if (config.input_type == DIFFSEG_BFLOAT16) launch_aggregate<BFloat16>(handle, frames, stream);
-    if (frames.attention) launch_copy(handle, batch, attention, plan.n, nullptr, frames.attention, stream);
+    const Anchors all{};
+    if (frames.attention) launch_copy(handle, batch, attention, plan.n, plan.n, all, nullptr, frames.attention, stream);
+    if (frames.anchor_maps)
+        launch_copy(handle, batch, attention, plan.n, anchors, handle.anchors, nullptr, frames.anchor_maps, stream);
     mark();
 
     // Iteration 0: all anchors against all maps; every anchor is kept.
@@ -117,7 +158,7 @@ inline diffseg_status run(const diffseg_handle &handle, const diffseg_frames &fr
     products.cross_pitch = plan.pitch;
     products.left_entropy = handle.at<float>(plan.left_entropy);
     products.right_entropy = handle.at<float>(plan.right_entropy);
-    launch_divergence(handle, batch, products, config.thresholds[0], stream);
+    launch_divergence(handle, batch, products, frames.thresholds[0], stream);
     mark();
 
     Means means{};
@@ -129,6 +170,10 @@ inline diffseg_status run(const diffseg_handle &handle, const diffseg_frames &fr
     means.kept_rows = anchors;
     means.map_rows = plan.n;
     means.pitch = plan.pitch;
+    means.splits = plan.first_splits;
+    means.sums = handle.at<float>(plan.cross);
+    means.sum_rows = plan.cross_rows();
+    means.members = handle.at<int32_t>(plan.members);
     means.means = handle.at<float>(plan.means[0]);
     launch_means(handle, batch, means, stream);
     DIFFSEG_LAUNCH(all_present, dim3(static_cast<unsigned>(divide_up(batch, THREADS))), THREADS, stream, counts, batch,
@@ -145,7 +190,7 @@ inline diffseg_status run(const diffseg_handle &handle, const diffseg_frames &fr
         products.right_rows = anchors;
         products.splits = plan.later_splits;
         products.cross_pitch = plan.later_pitch();
-        launch_divergence(handle, batch, products, config.thresholds[iteration], stream);
+        launch_divergence(handle, batch, products, frames.thresholds[iteration], stream);
         DIFFSEG_LAUNCH(claim, dim3(static_cast<unsigned>(batch)), THREADS, stream, means.bits, anchors, plan.words,
                        counts, kept, counts + batch);
         means.maps = proposals;
@@ -153,11 +198,13 @@ inline diffseg_status run(const diffseg_handle &handle, const diffseg_frames &fr
         means.kept = kept;
         means.kept_counts = counts + batch;
         means.counts = counts;
+        means.splits = plan.mean_splits;
         means.means = handle.at<float>(plan.means[iteration % 2]);
         launch_means(handle, batch, means, stream);
         counts += batch;
     }
-    if (frames.proposals) launch_copy(handle, batch, means.means, anchors, counts, frames.proposals, stream);
+    if (frames.proposals)
+        launch_copy(handle, batch, means.means, anchors, anchors, all, counts, frames.proposals, stream);
     mark();
 
     if (frames.label_type == DIFFSEG_UINT8) launch_suppress<uint8_t>(handle, frames, means.means, counts, stream);

@@ -53,7 +53,7 @@ class Ledger:
 
     A line before the outputs of an input are written makes what is known of them void, and a line after them says what
     they are. So what a killed run has left half-written, or two runs with different settings have both written, never
-    counts. Every run writes these lines where there is an index or `resume` is asked for.
+    counts. A run writes these lines if it has several inputs, or there is an index, or `resume` is asked for.
     """
 
     def __init__(

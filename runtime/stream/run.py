@@ -71,8 +71,9 @@ class Run:
         single = len(sources) == 1
         self._quiet |= single and _is_photograph(sources[0])
         self._say_what_does_nothing(sources)
+        self._ledger.active |= bool(self._kinds) and not single  # a run that may be interrupted, and be resumed
         if self._ledger.is_new and self._output.is_dir() and any(self._output.iterdir()):
-            self._say(f"{self._output}: no {INDEX}, which only runs with --resume write: everything is segmented")
+            self._say(f"{self._output}: no {INDEX}, which runs of several inputs write: all is segmented")
         failed = 0
         with warnings_said(self._say), closing(self._ledger), self._listings(), self._progress() as progress:
             whole = None if single else progress.add_task("Segmenting", total=len(sources), detail="")

@@ -42,7 +42,6 @@ void run(const example::Words &words) {
     config.max_batch = 1;
     config.anchors = std::atoi(words[0].c_str());  // the library refuses 0
     config.iterations = static_cast<int32_t>(thresholds.size());
-    for (size_t t = 0; t < thresholds.size() && t < DIFFSEG_MAX_ITERATIONS; ++t) config.thresholds[t] = thresholds[t];
 
     // Labels of the picture's own size: the kernels upsample to any size.
     diffseg_frames frames{};
@@ -52,6 +51,7 @@ void run(const example::Words &words) {
     frames.height = picture.rows;
     frames.width = picture.cols;
     frames.label_type = DIFFSEG_UINT16;
+    for (size_t t = 0; t < thresholds.size() && t < DIFFSEG_MAX_ITERATIONS; ++t) frames.thresholds[t] = thresholds[t];
 
     std::vector<Memory> maps;
     config.levels = static_cast<int32_t>(words.size() - 5);

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -101,9 +102,15 @@ def _providers(device: str) -> tuple[list[Any], str]:
     if device == "cpu" or (device == "auto" and not gpu):
         return ["CPUExecutionProvider"], "cpu"
     if not gpu:
+        advice = "pip uninstall onnxruntime && pip install 'diffseg[gpu]'"
+        if platform.machine() == "aarch64":
+            advice = (
+                "on ARM PyPI has none with it: build a plan with the system's TensorRT ('python -m export plan "
+                "ENGINE.onnx --flavour tensorrt'), or install NVIDIA's onnxruntime-gpu for JetPack"
+            )
         raise DiffSegError(
             f"device {device!r} asked for, but this ONNX Runtime has no CUDA (it has {', '.join(available)}); "
-            "pip uninstall onnxruntime && pip install 'diffseg[gpu]', or use --device cpu"
+            f"{advice}, or use --device cpu"
         )
     index = int(device.partition(":")[2] or 0)
     return [("CUDAExecutionProvider", {"device_id": index, "use_tf32": 0}), "CPUExecutionProvider"], f"cuda:{index}"

@@ -65,7 +65,7 @@ class PlanRunner:
         self.pinned: dict[str, cuda.Pinned] = {}
         self.batch: int | None = None
         # TensorRT-RTX captures by itself; a dynamic batch would need one graph per size.
-        self.capturing = plan.flavour == "tensorrt" and spec.batch is not None
+        self.capturing = plan.flavour == "tensorrt" and spec.batch is not None and HEADS[spec.head].capturable
 
     def __call__(self, inputs: dict[str, NDArray[Any]]) -> list[DeviceArray]:
         """Queue one batch. The outputs stay on the GPU until the next call; `stream` orders what reads them."""
@@ -152,7 +152,7 @@ class PlanRunner:
             self.stream.wait()
             self.stream.begin_capture()
             queued = self.context.execute_async_v3(self.stream.handle)
-            # A head with loops cannot be captured (their length is read by the host): then there is no graph.
+            # Where a part of the network cannot be captured there is no graph, and every call executes.
             self.graph = self.stream.end_capture()
             if not queued:
                 self.graph = None

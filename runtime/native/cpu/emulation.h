@@ -32,6 +32,9 @@ struct float4 {
     float x, y, z, w;
 };
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+struct float2 {
+    float x, y;
+};
 
 using cudaStream_t = void *;
 
@@ -47,11 +50,13 @@ inline float __uint_as_float(unsigned bits) {
 }
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline unsigned atomicOr(unsigned *at, unsigned bits) { return __atomic_fetch_or(at, bits, __ATOMIC_RELAXED); }
-inline float __logf(float value) { return logf(value); }
 
 // The barrier that is left out, for the test that its race is found; -1: none.
 extern "C" __attribute__((visibility("default"))) int diffseg_cpu_dropped_barrier;
 int diffseg_cpu_dropped_barrier = -1;
+// As many multiprocessors as an H200, so that sums are split as they are there; tests set other numbers.
+extern "C" __attribute__((visibility("default"))) int diffseg_cpu_multiprocessors;
+int diffseg_cpu_multiprocessors = 132;
 
 namespace emulation {
 
@@ -76,15 +81,15 @@ inline float half_to_float(uint16_t half) {
 
 static thread_local dim3 thread_index(0, 0, 0), block_index(0, 0, 0);
 
-static thread_local unsigned met = 0;
+static thread_local unsigned met = 0, met_warp = 0;
 
 // Two locks in turns. With one, a thread that wakes late would take the lock after threads that are already at the next
 // barrier released it, and ThreadSanitizer would see that as an order where there is a race.
 class Meeting {
   public:
     explicit Meeting(unsigned members) : members_(members) {}
-    void wait() {
-        Room &room = rooms_[met++ % 2];
+    void wait(unsigned &times) {
+        Room &room = rooms_[times++ % 2];
         std::unique_lock<std::mutex> lock(room.mutex);
         const unsigned round = room.round;
         if (++room.arrived == members_) {
@@ -105,11 +110,12 @@ class Meeting {
     Room rooms_[2];
     unsigned members_;
 };
-static Meeting *meeting;
+static Meeting *meeting, *warp_meetings[MOST_THREADS / 32];
 
 inline void barrier(int number) {
-    if (number != diffseg_cpu_dropped_barrier) meeting->wait();
+    if (number != diffseg_cpu_dropped_barrier) meeting->wait(met);
 }
+inline void meet_warp(unsigned warp) { warp_meetings[warp]->wait(met_warp); }
 
 template <class Body>
 void launch(dim3 grid, unsigned threads, const Body &body) {
@@ -117,6 +123,7 @@ void launch(dim3 grid, unsigned threads, const Body &body) {
     grid_size = grid;
     Meeting everyone(threads);
     meeting = &everyone;
+    for (Meeting *&warp : warp_meetings) warp = new Meeting(32);
     std::vector<std::thread> crew;
     for (unsigned t = 0; t < threads; ++t) {
         crew.emplace_back([&, t] {
@@ -126,11 +133,12 @@ void launch(dim3 grid, unsigned threads, const Body &body) {
                     for (unsigned x = 0; x < grid.x; ++x) {
                         block_index = dim3(x, y, z);
                         body();
-                        everyone.wait();  // now the next block may use the shared memory
+                        everyone.wait(met);  // now the next block may use the shared memory
                     }
         });
     }
     for (std::thread &member : crew) member.join();
+    for (Meeting *warp : warp_meetings) delete warp;
 }
 
 #else
@@ -177,6 +185,8 @@ __attribute__((noinline)) inline void resume() {
 inline void barrier(int number) {
     if (number != diffseg_cpu_dropped_barrier) yield();
 }
+// Every thread of the block yields here, in the order of their numbers, so that a warp's lanes have all arrived.
+inline void meet_warp(unsigned) { yield(); }
 
 template <class Body>
 void launch(dim3 grid, unsigned threads, const Body &body) {
@@ -200,6 +210,70 @@ void launch(dim3 grid, unsigned threads, const Body &body) {
                     }
                 }
             }
+}
+
+#endif
+
+#ifdef DIFFSEG_CPU_TENSOR
+
+// mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32. The tables of the PTX ISA ("Matrix Fragments for mma.m16n8k8") read
+// from the matrix's side: which lane has an element, and in which register. The kernels have no part in this.
+//
+// A lane queues its registers and goes on; mma_settle computes. Before it a sum must not be read, and registers may be
+// changed only because they are copied here.
+struct Instructions {
+    static constexpr int MOST = 16;  // between two mma_settle
+    struct One {
+        float *sum[32];
+        float a[32][4], b[32][2];
+    };
+    One queue[MOST];
+    int queued[32];
+};
+static Instructions instructions[MOST_THREADS / 32];
+
+// What a tensor core reads of a register: TF32, which is float32 without its lowest 13 bits.
+inline float as_tf32(float value) { return __uint_as_float(__float_as_uint(value) & 0xffffe000u); }
+
+inline void mma_m16n8k8_tf32(float (&sum)[4], const float (&a)[4], const float (&b)[2]) {
+    const unsigned lane = thread_index.x % 32;
+    Instructions &warp = instructions[thread_index.x / 32];
+    const int number = warp.queued[lane]++;
+    if (number >= Instructions::MOST) std::abort();
+    Instructions::One &one = warp.queue[number];
+    one.sum[lane] = sum;
+    for (int i = 0; i < 4; ++i) one.a[lane][i] = as_tf32(a[i]);
+    for (int i = 0; i < 2; ++i) one.b[lane][i] = as_tf32(b[i]);
+}
+
+// One instruction for the whole warp: D[16][8] = A[16][8] · B[8][8] + C[16][8].
+inline void execute(const Instructions::One &one) {
+    float a[16][8], b[8][8], d[16][8];
+    for (int row = 0; row < 16; ++row)
+        for (int k = 0; k < 8; ++k) a[row][k] = one.a[row % 8 * 4 + k % 4][row / 8 + k / 4 * 2];
+    for (int k = 0; k < 8; ++k)
+        for (int n = 0; n < 8; ++n) b[k][n] = one.b[n * 4 + k % 4][k / 4];
+    for (int row = 0; row < 16; ++row)
+        for (int n = 0; n < 8; ++n) d[row][n] = one.sum[row % 8 * 4 + n / 2][row / 8 * 2 + n % 2];
+    for (int row = 0; row < 16; ++row)
+        for (int k = 0; k < 8; ++k)
+            for (int n = 0; n < 8; ++n) d[row][n] += a[row][k] * b[k][n];
+    for (int row = 0; row < 16; ++row)
+        for (int n = 0; n < 8; ++n) one.sum[row % 8 * 4 + n / 2][row / 8 * 2 + n % 2] = d[row][n];
+}
+
+// The lanes of a warp wait for each other, and one of them computes what they have queued.
+inline void mma_settle() {
+    const unsigned lane = thread_index.x % 32, warp = thread_index.x / 32;
+    Instructions &mine = instructions[warp];
+    meet_warp(warp);
+    if (lane == 0) {
+        for (int other = 1; other < 32; ++other)
+            if (mine.queued[other] != mine.queued[0]) std::abort();  // .aligned: all lanes execute the same
+        for (int number = 0; number < mine.queued[0]; ++number) execute(mine.queue[number]);
+        for (int &count : mine.queued) count = 0;
+    }
+    meet_warp(warp);
 }
 
 #endif

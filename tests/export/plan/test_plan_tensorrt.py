@@ -1,11 +1,13 @@
 """What is asked of TensorRT's own builder, where it is not installed: by a stand-in that builds nothing."""
 
+from dataclasses import replace
 from types import SimpleNamespace as Thing
 from unittest.mock import MagicMock
 
 import pytest
 
 from export.plan.build import PlanRequest, build_plan
+from export.plan.engine_file import read_engine
 from export.progress import Phases
 from runtime.engine.plan import read_plan
 from tests.export.plan.plans import copy_tiny
@@ -72,6 +74,17 @@ def test_networks_are_strongly_typed(build, version, flags):
     """By a flag in TensorRT 10; in TensorRT 11 there is nothing else."""
     trt, _ = build(version)
     trt.Builder.return_value.create_network.assert_called_once_with(flags)
+
+
+def test_a_finished_plan_is_not_thrown_away(build, monkeypatch, caplog):
+    """What the inspector shows of fused layers is a warning, which the sidecar keeps."""
+    monkeypatch.setattr("export.plan.build.read_engine", lambda path: replace(read_engine(path), precision="fp16"))
+    build()
+    assert "shows no layer of the plan that gives it: {'fp32': 1}" in caplog.messages[0]
+    assert build.plan().warnings == (caplog.messages[0].partition(": ")[2],)
+    monkeypatch.setattr("export.plan.build.inspect_plan", lambda *_: {}["gone"])
+    build()
+    assert build.plan().inspected is None and build.plan().warnings == ()
 
 
 @pytest.mark.parametrize("compatible", [False, True])

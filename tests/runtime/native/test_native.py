@@ -1,6 +1,7 @@
 """The native merge core gives the labels of `runtime.merge`. Its CPU build runs the GPU kernels' own source."""
 
 import ctypes
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from runtime.merge.aggregate import aggregate_attention
 from runtime.merge.proposals import merge_attention
 from runtime.merge.segment import segment_attention
 from runtime.native.core import Core, native_config
-from runtime.native.library import STAGES, Frames, Memory
+from runtime.native.library import STAGES, Frames, Library, Memory
+from runtime.pyramid.anchors import anchor_queries
 from runtime.pyramid.config import MergeConfig
 from runtime.pyramid.weights import resolution_ratios
 from tests.runtime.merge.plain import GRIDS, random_pyramid, reference
@@ -39,7 +41,10 @@ def to_bfloat16(array):
     return bits.astype(np.uint16), (bits << 16).astype(np.uint32).view(np.float32)
 
 
-@pytest.mark.slow
+SLOW = pytest.mark.slow
+
+
+@SLOW
 @pytest.mark.parametrize("index", range(3))
 def test_reference_labels(library, index):
     pyramid, vector = reference(index)
@@ -85,6 +90,54 @@ def test_proposals_and_attention(library):
     assert found.segments[0] == len(proposals) > 3
     np.testing.assert_allclose(found.proposals[0, : len(proposals)], proposals, rtol=1e-5, atol=1e-9)
     assert (found.proposals[0, len(proposals) :] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_maps_at_any_address(library, dtype):
+    """Pixels are read 16 bytes at a time only where the maps allow it."""
+    pyramid = [level.astype(dtype) for level in random_pyramid(np.random.default_rng(1), [(16, 16), (8, 8)])]
+    core = core_for(library, MergeConfig((0.3,) * 2, 5), [(16, 16), (8, 8)], dtype=dtype)
+    expected = core(pyramid, 1, (16, 16), details=True)
+    shifted = place(library, np.concatenate([np.zeros(1, dtype), pyramid[0].ravel()]))
+    moved = replace(shifted, pointer=shifted.pointer + pyramid[0].itemsize, shape=pyramid[0].shape)
+    found = core([moved, place(library, pyramid[1])], 1, (16, 16), details=True)
+    np.testing.assert_allclose(found.attention, expected.attention, rtol=1e-6)
+    np.testing.assert_array_equal(found.labels, expected.labels)
+
+
+@SLOW
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_maps_larger_than_the_threads_keep(cpu_library, dtype):
+    """Up to 4096 pixels of a map are kept between their two uses, the others are read again."""
+    grids = [(68, 64), (34, 32)]
+    pyramid = [level.astype(dtype) for level in random_pyramid(np.random.default_rng(1), grids)]
+    found = core_for(cpu_library, MergeConfig((0.3,), 2), grids, dtype=dtype)(pyramid, 1, (68, 64), details=True)
+    np.testing.assert_allclose(found.attention[0], aggregate_attention(pyramid, grids=grids), rtol=1e-4, atol=1e-10)
+
+
+def test_maps_of_the_anchors(library):
+    """They are the attention's rows there, and not the whole of it crosses to the host."""
+    grids = [(16, 24), (8, 12)]
+    pyramid = random_pyramid(np.random.default_rng(1), grids)
+    batch = [np.stack([level, level[::-1]]) for level in pyramid]
+    found = core_for(library, MergeConfig((0.3,) * 2, 5), grids, batch=2)(
+        batch, 2, (16, 24), details=True, anchor_maps=True
+    )
+    queries = anchor_queries(grids[0], 5)
+    np.testing.assert_array_equal(found.anchor_maps, found.attention[:, queries])
+
+
+def test_thresholds_of_a_call(cpu_library, monkeypatch):
+    """One handle serves them all."""
+    pyramid = random_pyramid(np.random.default_rng(1), [(16, 16), (8, 8)])
+    calls, call = [], Library.call
+    monkeypatch.setattr(Library, "call", lambda self, name, *rest: (calls.append(name), call(self, name, *rest)))
+    native.release()
+    for threshold in (0.05, 0.3, 1.1):
+        config = MergeConfig((threshold,) * 2, 8)
+        expected = segment_attention(pyramid, config, size=(32, 32))
+        assert np.mean(native.segment(pyramid, config, (32, 32), library=cpu_library) != expected) <= ALLOWED
+    assert calls.count("create") == 1
 
 
 def test_every_anchor_its_own_proposal(library):
@@ -197,6 +250,28 @@ def test_batch_equals_single_frames(library):
         assert np.mean(labels[index] != segment_attention(pyramid, config, size=(32, 24))) <= ALLOWED
 
 
+def test_sums_in_parts(cpu_library):
+    """How many parts a sum has follows from the card. It moves no label, and the same card gives the same bits."""
+    grids = [(32, 32), (16, 16)]
+    pyramid = random_pyramid(np.random.default_rng(5), grids, sharpness=4)
+    config = MergeConfig((0.3, 0.2), 12)
+    processors = ctypes.c_int.in_dll(cpu_library.c, "diffseg_cpu_multiprocessors")
+    usual, found = processors.value, []
+    try:
+        for count in (1, 16, 16, 132):
+            processors.value = count
+            found.append(core_for(cpu_library, config, grids)(pyramid, 1, (64, 64), proposals=True))
+    finally:
+        processors.value = usual
+    np.testing.assert_array_equal(found[1].proposals, found[2].proposals)
+    assert (found[0].proposals != found[3].proposals).any()  # there were parts
+    for each in found:
+        np.testing.assert_allclose(each.proposals, found[0].proposals, rtol=1e-5)
+        np.testing.assert_array_equal(each.labels, found[0].labels)
+    expected = segment_attention(pyramid, config, size=(64, 64))
+    assert found[0].segments[0] > 3 and np.mean(found[0].labels[0] != expected) <= ALLOWED
+
+
 def test_profile(library):
     pyramid = random_pyramid(np.random.default_rng(0), [(16, 16)])
     runs = core_for(library, MergeConfig(grid=8), [(16, 16)]).profile(pyramid, 1, (16, 16), repeat=2)
@@ -210,8 +285,8 @@ def test_profile(library):
 def good_config(**changes):
     config = native_config(MergeConfig(grid=4), (2, 1), [(8, 8), (4, 4)], batch=2)
     for name, value in changes.items():
-        if name in ("thresholds", "weights"):
-            getattr(config, name)[0] = value
+        if name == "weights":
+            config.weights[0] = value
         elif name == "grids":
             for index, pair in enumerate(value):
                 config.grids[index][:] = pair
@@ -239,9 +314,6 @@ def good_config(**changes):
         ({"anchors": 9}, "anchors"),
         ({"iterations": 0}, "threshold"),
         ({"iterations": 17}, "threshold"),
-        ({"thresholds": 0.0}, "threshold"),
-        ({"thresholds": -1.0}, "threshold"),
-        ({"thresholds": float("nan")}, "threshold"),
         ({"weights": -1.0}, "weight"),
         ({"weights": float("inf")}, "weight"),
     ],
@@ -269,10 +341,11 @@ def good_frames(library, **changes):
     labels = place(library, np.full((2, 6, 5), 0xAB, np.uint8))
     frames = Frames(batch=2, height=6, width=5, labels=labels.pointer)
     frames.maps[:2] = [level.pointer for level in maps]
+    frames.thresholds[:3] = (1.0,) * 3
     frames.owners = (maps, labels)
     for name, value in changes.items():
-        if name == "maps":
-            frames.maps[0] = value
+        if name in ("maps", "thresholds"):
+            getattr(frames, name)[0] = value
         else:
             setattr(frames, name, value)
     return frames
@@ -290,6 +363,9 @@ def good_frames(library, **changes):
         ({"height": 0}, "size"),
         ({"width": 40_000}, "size"),
         ({"label_type": 2}, "type"),
+        ({"thresholds": 0.0}, "threshold"),
+        ({"thresholds": -1.0}, "threshold"),
+        ({"thresholds": float("nan")}, "threshold"),
     ],
     ids=str,
 )

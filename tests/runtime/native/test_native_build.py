@@ -17,11 +17,11 @@ from runtime.errors import DiffSegError
 from runtime.gpu import probe
 from runtime.gpu.arrays import device_array, from_capsule
 from runtime.merge.segment import segment_attention
-from runtime.native import build
+from runtime.native import build, nvcc
 from runtime.native.library import Config, Frames, Library
 from runtime.pyramid.config import MergeConfig
 from tests.runtime.merge.plain import random_pyramid
-from tests.runtime.native.test_native_gpu import SMALL
+from tools.gpu_check.kernels import SMALL
 
 SOURCES = Path(build.__file__).parent
 TINY = Path(__file__).with_name("tiny.c")
@@ -75,14 +75,15 @@ def test_structs_are_the_headers(tmp_path):
 
 @pytest.fixture(scope="module")
 def racing(tmp_path_factory):
-    """The tiny program with the kernels' threads as real ones, under ThreadSanitizer."""
+    """The tiny program with the kernels' threads as real ones, under ThreadSanitizer, with both tile products."""
     folder = tmp_path_factory.mktemp("races")
     flags = ["-O1", "-g", "-fsanitize=thread"]
     kernels = ["-x", "c++", "-std=c++17", "-DDIFFSEG_CPU", "-DDIFFSEG_CPU_THREADS", *build.STRICT]
-    must(["g++", *flags, *kernels, "-c", SOURCES / "diffseg.cu", "-o", folder / "diffseg.o"])
     must([*C99, *flags, "-c", TINY, "-o", folder / "tiny.o"])
-    must(["g++", *flags, folder / "tiny.o", folder / "diffseg.o", "-o", folder / "tiny", "-pthread"])
-    return folder / "tiny"
+    for name, body in (("plain", []), ("tensor", ["-DDIFFSEG_CPU_TENSOR"])):
+        must(["g++", *flags, *kernels, *body, "-c", SOURCES / "diffseg.cu", "-o", folder / "diffseg.o"])
+        must(["g++", *flags, folder / "tiny.o", folder / "diffseg.o", "-o", folder / name, "-pthread"])
+    return folder
 
 
 def run_racing(racing, *arguments):
@@ -91,16 +92,18 @@ def run_racing(racing, *arguments):
 
 
 @pytest.mark.slow
-def test_no_races(racing):
-    code, output = run_racing(racing)
+@pytest.mark.parametrize("body", ["plain", "tensor"])
+def test_no_races(racing, body):
+    code, output = run_racing(racing / body)
     assert (code, output) == (0, "ok, 2 segments, 0 wrong\n")
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("body", ["plain", "tensor"])
 @pytest.mark.parametrize(("name", "number"), BARRIERS[:-1])
-def test_every_barrier_is_needed(racing, name, number):
+def test_every_barrier_is_needed(racing, name, number, body):
     """Without it there is a race, and ThreadSanitizer reports it: so the test above means something."""
-    code, output = run_racing(racing, number)
+    code, output = run_racing(racing / body, number)
     assert code == 66, output
     assert "data race" in output
 
@@ -111,6 +114,14 @@ def test_every_barrier_is_tested():
     assert used == {name for name, _ in BARRIERS[:-1]}
 
 
+def test_every_kernel_is_loaded_ahead():
+    """By `diffseg_create`: CUDA would load a kernel at its first launch, which may be in a capture."""
+    kernels = "".join(path.read_text() for path in SOURCES.glob("*.cuh"))
+    declared = set(re.findall(r"__global__ void __launch_bounds__\([^)]*\)\s+(\w+)\(", kernels))
+    assert len(declared) == kernels.count("__global__") == 10
+    assert declared == set(re.findall(r"loadable\((\w+)", (SOURCES / "sequence.h").read_text()))
+
+
 @pytest.mark.slow
 def test_compiles_for_every_gpu(tmp_path):
     """Warnings are errors; the library loads without a driver, says so, and refuses what is wrong."""
@@ -118,8 +129,9 @@ def test_compiles_for_every_gpu(tmp_path):
         build.find_nvcc()
     except DiffSegError as error:
         pytest.skip(str(error))
-    path = build.build_library(tmp_path / build.NAME)
+    path = build.build_library(tmp_path / build.NAME, strict=True)
     library = Library(path)
+    assert library.built.startswith(f"{build.source_hash()}_sm75_sm80_") and library.built.endswith("_ptx100_ptx120")
     assert library.backend == "cuda"
     config, handle = Config(), ctypes.c_void_p()
     assert library.c.diffseg_create(ctypes.byref(config), None, 0, ctypes.byref(handle)) == 8
@@ -133,7 +145,7 @@ def test_cmake_package(tmp_path):
     consumer.mkdir()
     (consumer / "CMakeLists.txt").write_text(
         "cmake_minimum_required(VERSION 3.20)\nproject(consumer LANGUAGES C CXX)\n"
-        "find_package(diffseg 1 REQUIRED)\nadd_executable(tiny tiny.c)\n"
+        "find_package(diffseg 2 REQUIRED)\nadd_executable(tiny tiny.c)\n"
         "target_link_libraries(tiny PRIVATE diffseg::diffseg)\n"
         "set_target_properties(tiny PROPERTIES LINKER_LANGUAGE CXX)\n"
     )
@@ -142,6 +154,7 @@ def test_cmake_package(tmp_path):
         made, there = tmp_path / f"build {shared}", tmp_path / f"installed {shared}"
         options = [
             "-DDIFFSEG_CPU=ON",
+            "-DDIFFSEG_STRICT=ON",
             "-DCMAKE_BUILD_TYPE=Debug",
             "-DCMAKE_CXX_FLAGS=-O1 -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2",
             f"-DBUILD_SHARED_LIBS={shared}",
@@ -167,6 +180,7 @@ def alone(tmp_path, monkeypatch):
     monkeypatch.delenv("CUDA_HOME", raising=False)
     monkeypatch.delenv("CUDA_PATH", raising=False)
     monkeypatch.setattr(build, "HERE", tmp_path / "package")
+    monkeypatch.setattr(build, "TOOLKIT", tmp_path / "toolkit")
     return tmp_path
 
 
@@ -266,6 +280,67 @@ def test_nvcc_of_cuda_home(alone, monkeypatch):
     monkeypatch.setenv("CUDA_HOME", str(alone / "cuda"))
     program = touch(alone / "cuda" / "bin" / "nvcc")
     assert build.find_nvcc() == program
+
+
+def test_nvcc_of_the_toolkit_that_is_not_on_path(alone, monkeypatch):
+    monkeypatch.setattr(build.shutil, "which", lambda name: None)
+    program = touch(alone / "toolkit" / "nvcc")
+    assert build.find_nvcc() == program
+
+
+@pytest.fixture
+def old_nvcc(tmp_path):
+    """A compiler of CUDA 12.6, as JetPack 6 has it."""
+    program = tmp_path / "nvcc"
+    program.write_text(
+        '#!/bin/sh\ncase "$1" in\n--version) echo "Cuda compilation tools, release 12.6, V12.6.68";;\n'
+        "--list-gpu-code) printf 'sm_75\\nsm_80\\nsm_87\\nsm_90\\nsm_90a\\n';;\nesac\n"
+    )
+    program.chmod(0o755)
+    return program
+
+
+def test_architectures_that_the_compiler_knows(old_nvcc):
+    assert nvcc.release(old_nvcc) == (12, 6)
+    assert nvcc.choose_architectures(old_nvcc, build.ARCHITECTURES) == ([75, 80, 87, 90], [87, 90])
+    assert nvcc.choose_architectures(old_nvcc, [87]) == ([87], [87])
+    assert nvcc.choose_architectures(old_nvcc, [120]) == ([], [90])  # the driver of a newer card compiles that
+    with pytest.raises(DiffSegError, match=r"builds for the architectures 75, 80, 87, 90, found --arch 50; choose"):
+        nvcc.choose_architectures(old_nvcc, [50])
+    assert nvcc.choose_architectures(Path("/no/nvcc"), [120]) == ([120], [120])
+
+
+def test_driver_that_is_older_than_the_compiler(old_nvcc, monkeypatch):
+    """Said before anything is built."""
+    for driver in ((12, 2), (13, 0), None):
+        nvcc.check_driver_version(old_nvcc, driver)
+    monkeypatch.setattr(build, "find_nvcc", lambda: old_nvcc)
+    monkeypatch.setattr(build, "build_library", lambda *_: pytest.fail("built"))
+    with pytest.raises(
+        DiffSegError, match=r"builds for drivers of CUDA 12, found one of CUDA 11.4; .* to 525 or newer"
+    ):
+        build.build_for_gpu(87, (11, 4))
+    driver = Driver(1)
+    monkeypatch.setattr(probe, "open_driver", lambda: driver)
+    assert probe.driver_cuda() is None
+    driver.cuDriverGetVersion = lambda version: setattr(version._obj, "value", 12040)
+    assert probe.driver_cuda() == (12, 4)
+
+
+def test_library_beside_an_engine_is_checked(cpu_library, tmp_path, monkeypatch):
+    engine, path = tmp_path / "unet.plan", tmp_path / build.NAME
+    own = build.source_hash()
+    assert cpu_library.built == own
+    for built in (own, f"{own}_sm80_sm87", f"{own}_sm86_ptx86", f"{own}_sm120_ptx80"):
+        build.check_beside(path, built, engine, 87)
+    for built in ("", "0123456789ab_sm87"):
+        with pytest.raises(
+            DiffSegError, match=rf"built from other sources: expected {own}, found .*--arch 87 --output"
+        ):
+            build.check_beside(path, built, engine, 87)
+        build.check_beside(tmp_path / "elsewhere" / build.NAME, built, engine, 87)
+    with pytest.raises(DiffSegError, match=r"no code for a GPU of architecture 87, found sm90, ptx90; build it again"):
+        build.check_beside(path, f"{own}_sm90_ptx90", engine, 87)
 
 
 def test_nvcc_of_the_wheel(alone, monkeypatch):

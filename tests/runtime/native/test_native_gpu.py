@@ -14,6 +14,7 @@ from runtime.native.library import Frames, Memory
 from runtime.pyramid.config import MergeConfig
 from tests.runtime.merge.plain import random_pyramid
 from tests.runtime.native.test_native import core_for
+from tools.gpu_check.kernels import SMALL
 
 pytestmark = pytest.mark.gpu
 ROOT = Path(__file__).parents[3]
@@ -40,6 +41,7 @@ def test_cuda_graph(cuda_library):
     labels = Memory(cuda_library, 0, 64 * 64)
     frames = Frames(batch=1, height=64, width=64, labels=labels.pointer)
     frames.maps[:2] = [level.pointer for level in memory]
+    frames.thresholds[:3] = CONFIG.thresholds
     stream, graph, executable = (ctypes.c_void_p() for _ in range(3))
     driver_call("cuStreamCreate", ctypes.byref(stream), 1)
     driver_call("cuStreamBeginCapture_v2", stream, 2)
@@ -57,21 +59,6 @@ def test_cuda_graph(cuda_library):
     driver_call("cuGraphExecDestroy", executable)
     driver_call("cuGraphDestroy", graph)
     driver_call("cuStreamDestroy_v2", stream)
-
-
-# Run by the Python that compute-sanitizer starts, on the library that its argument names.
-SMALL = """
-import sys
-from pathlib import Path
-import numpy as np
-from runtime import native
-from runtime.merge import MergeConfig
-rng = np.random.default_rng(0)
-maps = [rng.random((2, n, n)).astype(np.float32) for n in (330, 63)]
-library = native.load(path=Path(sys.argv[1]))
-labels = native.segment(maps, MergeConfig((0.05,) * 3, 12), (40, 50), [(15, 22), (7, 9)], library=library)
-print(labels.shape)
-"""
 
 
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck", "synccheck", "initcheck"])

@@ -35,13 +35,13 @@ int main(int count, char **arguments)
     config.grids[1][0] = config.grids[1][1] = 4;
     config.anchors = 4;
     config.iterations = 2;
-    config.thresholds[0] = config.thresholds[1] = 0.5f;
     frames.struct_size = sizeof frames;
     frames.abi_version = DIFFSEG_ABI_VERSION;
     frames.batch = 1;
     frames.label_type = DIFFSEG_UINT8;
     frames.height = 10;
     frames.width = 12;
+    frames.thresholds[0] = frames.thresholds[1] = 0.5f;
     frames.maps[0] = finest;
     frames.maps[1] = coarse;
     frames.labels = labels;

@@ -17,6 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from runtime.files import is_own_output
+from runtime.outputs.journal import INDEX
 from runtime.segment import app
 from tests.runtime.clips import draw, read_clip, write_clip
 
@@ -42,7 +43,9 @@ def folder(tmp_path, monkeypatch):
 
 
 def written(folder):
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    """All files but the index, by which a run of several inputs can be resumed."""
+    found = (path for path in folder.rglob("*") if path.is_file() and path.name != INDEX)
+    return sorted(str(path.relative_to(folder)) for path in found)
 
 
 def test_a_folder_with_a_photograph_and_a_clip(folder, stand_in):

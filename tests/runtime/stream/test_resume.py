@@ -141,12 +141,19 @@ def test_a_kind_that_shares_its_file_is_looked_for_too(quick, folder):
 
 
 def test_a_run_without_resume_voids_what_it_writes(quick, folder):
-    run("in", "--save", KINDS)
-    assert not (folder / "segmented" / INDEX).exists()  # who does not ask for it gets no index
-    said = f"segmented: no {INDEX}, which only runs with --resume write: everything is segmented"
-    assert resume() == (0, [said])
+    run("in/1.png", "--save", KINDS)
+    assert not (folder / "segmented" / INDEX).exists()  # a run of one input needs no index
+    assert resume() == (
+        0,
+        [f"segmented: no {INDEX}, which runs of several inputs write: all is segmented"],
+    )
     run("in/1.png", "--save", KINDS, "--threshold", "3")
     assert resume()[0] == 2
+
+
+def test_a_run_of_several_inputs_can_be_resumed_without_having_asked_for_it(quick, folder):
+    run("in", "--save", KINDS)
+    assert resume() == (3, [])
 
 
 def test_what_python_saves_in_the_folder_is_void_too(quick, folder):

@@ -44,6 +44,17 @@ def test_counts_at_64():
         assert f"{milliseconds:.2f} ms" in next(line for line in page.splitlines() if f"| {name} |" in line)
 
 
+def test_expected_times():
+    """Those of the page, which follow from counts of instructions; never below what bytes and operations allow."""
+    page = (ROOT / "runtime" / "native" / "README.md").read_text()
+    for name, card in native.CARDS.items():
+        times = [native.expected_milliseconds(card, side, kept) for side, kept in ((64, 64), (64, 256), (96, 64))]
+        assert f"| {name} | {' | '.join(f'{time:.2f} ms' for time in times)} |" in page
+        least = sum(native.least_milliseconds(stage, card) for stage in native.count([64, 32, 16, 8]).values())
+        assert least < times[1] and times[0] <= times[1]
+    assert native.expected_milliseconds(native.CARDS["H200"]) < 0.3
+
+
 def test_cards_are_found_by_name():
     assert native.find_card("NVIDIA H200") is native.CARDS["H200"]
     assert native.find_card("NVIDIA A100-SXM4-80GB") is native.CARDS["A100"]

@@ -1,5 +1,6 @@
 """A plan that cannot run says why in one line: what was expected, what was found, and what to do."""
 
+import contextlib
 import importlib.util
 import json
 import re
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 from export.__main__ import app as export_app
 from runtime import DiffSegError
 from runtime.engine.backends.tensorrt_library import import_flavour
-from runtime.engine.plan import read_plan
+from runtime.engine.plan import check_library, read_plan
 from runtime.engine.registry import EMBEDDED, open_engine
 from runtime.engine.spec import sidecar_path
 from runtime.gpu import driver as cuda
@@ -131,7 +132,22 @@ def test_wrong_version(tmp_path, tensorrt):
         path, rf"built with TensorRT 10.13.3.9 and runs only with that version; found TensorRT {VERSION}; {REBUILD}"
     )
     path = write_plan(tmp_path, version="12.0.0.1", version_compatible=True)
-    refuses(path, r"runs only with that version or newer; found TensorRT 11.4.0.106; .* --version-compatible'")
+    refuses(
+        path, r"runs only with that version or newer of major 12; found TensorRT 11.4.0.106; .* --version-compatible'"
+    )
+
+
+def test_majors_that_are_compatible(tmp_path):
+    """TensorRT names 8 to 10 and 10 to 11, and no others."""
+
+    def runs(built, here):
+        path = write_plan(tmp_path, version=built, version_compatible=True)
+        with contextlib.suppress(DiffSegError):
+            check_library(path, read_plan(path)[1], here)
+            return True
+
+    assert runs("10.3.0.30", "10.13.3.9") and runs("8.6.1", "10.0.1") and runs("10.13.3.9", "11.4.0.106")
+    assert not runs("8.6.1", "11.4.0.106") and not runs("11.0.0", "12.0.0") and not runs("10.13.3.9", "10.3.0.30")
 
 
 @pytest.mark.parametrize(

@@ -89,15 +89,21 @@ def test_frames_reach_the_address_of_the_input(tensorrt, driver, tmp_path):
 
 
 def test_capture_refused(tensorrt, driver, tmp_path):
-    """As by the loops of the head labels: then every call executes, and it is tried once."""
-    path = tensorrt.prepare(tmp_path, head="labels")
+    """Then every call executes, and it is tried once."""
     ctypes.c_int.in_dll(driver, "refuse_capture").value = 1
-    engine = open_engine(path, "cuda")
+    engine = open_engine(tensorrt.prepare(tmp_path), "cuda")
+    engine.infer(FRAMES)
+    capture = ["wait", "begin capture", "execute", "capture refused"]
+    assert work(driver) == [*UPLOAD, "execute", *capture, "download", "download", "wait"]
+    engine.infer(FRAMES)
+    assert work(driver) == [*UPLOAD, "execute", "download", "download", "wait"]
+
+
+def test_the_head_labels_is_not_captured(tensorrt, driver, tmp_path):
+    """The host reads the length of its loops, so a capture would fail in the middle of a run."""
+    engine = open_engine(tensorrt.prepare(tmp_path, head="labels"), "cuda")
     labels, segments = engine.infer(FRAMES, (0.5, 0.4, 0.3))
     assert (labels.dtype, labels.shape, segments.dtype) == (np.uint8, (1, 256, 256), np.int32)
-    capture = ["wait", "begin capture", "execute", "capture refused"]
-    assert work(driver) == [*UPLOAD, "upload", "execute", *capture, "download", "download", "wait"]
-    engine.infer(FRAMES, (0.5, 0.4, 0.3))
     assert work(driver) == [*UPLOAD, "upload", "execute", "download", "download", "wait"]
     thresholds = tensorrt.engine.contexts[0].addresses["thresholds"]
     assert np.frombuffer(ctypes.string_at(thresholds, 12), np.float32).tolist() == pytest.approx([0.5, 0.4, 0.3])
@@ -203,9 +209,13 @@ def test_segmenter_merges_where_the_maps_lie(tensorrt, driver, tmp_path, cpu_lib
     monkeypatch.setattr(
         native, "run", lambda maps, *rest, **more: calls.append((maps, more)) or run(maps, *rest, **more)
     )
-    addresses = tensorrt.engine.contexts[0].addresses
-    for name, n in (("attention_8x8", 64), ("attention_4x4", 16)):
-        np.ctypeslib.as_array((ctypes.c_float * (n * n)).from_address(addresses[name]))[:] = 1 / n
+
+    def fill(addresses):
+        for name, n in (("attention_8x8", 64), ("attention_4x4", 16)):
+            np.ctypeslib.as_array((ctypes.c_float * (n * n)).from_address(addresses[name]))[:] = 1 / n
+        return addresses
+
+    addresses = fill(tensorrt.engine.contexts[0].addresses)
     driver.notes()
     result = segmenter(FRAMES[0])
     assert (result.count, result.labels.shape, result.proposals) == (1, (256, 256), None)
@@ -217,6 +227,11 @@ def test_segmenter_merges_where_the_maps_lie(tensorrt, driver, tmp_path, cpu_lib
     detailed = segmenter(FRAMES[0], details=True)
     assert detailed.attention.shape == (64, 64) and detailed.proposals.shape == (1, 8, 8)
     assert segmenter(FRAMES[0], proposals=True).attention is None
+    calls.clear()
+    chooses = Segmenter.open(path, "cuda", grid=4, thresholds="auto")
+    fill(tensorrt.engine.contexts[-1].addresses)
+    assert chooses(FRAMES[0]).count == 1
+    assert [more["details"] for _, more in calls] == [True]
     with pytest.raises(
         DiffSegError, match=r"solver: expected merge on device cuda:0, .*found kmeans; use --device cpu"
     ):
@@ -258,3 +273,27 @@ def test_memory_and_failures_are_named(tensorrt, driver, tmp_path):
         open_engine(path, "cuda")
     gc.collect()
     assert driver.living() == 0
+
+
+def test_where_a_pointer_is(driver):
+    from runtime.gpu.driver import device_of, gpu
+
+    assert device_of(1 << 40) == 0
+    ctypes.c_int.in_dll(driver, "pointer_device").value = -1  # of no GPU
+    assert device_of(1 << 40) is None
+    card = gpu(0)
+    driver.leave_context()
+    driver.notes()
+    card.wait()
+    assert driver.notes() == ["wait for all"] and not driver.has_context()
+
+
+def test_batches_of_different_frames_are_uploaded_ahead(tensorrt, driver, tmp_path):
+    """A plan of two frames per call: the stream fills its batches, and each is uploaded once, before the network."""
+    segmenter = Segmenter.open(tensorrt.prepare(tmp_path, head="labels", batch=2), "cuda")
+    frames = [FRAMES[0] + number for number in range(6)]
+    driver.notes()
+    assert len(list(segmenter.map(frames))) == 6
+    notes = driver.notes()
+    assert notes.count("execute") == 3
+    assert notes.count("upload") == 2 * 3  # the frames and the thresholds of every call, and nothing twice
