@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -144,7 +145,7 @@ class Result:
         """
         from runtime.outputs.save import save_picture
 
-        if not isinstance(stem, (str, Path)):
+        if not isinstance(stem, (str, Path)) or not Path(stem).name or str(stem).endswith(("/", os.sep)):
             raise DiffSegError(f"stem: expected a path such as 'out/cat', found {stem!r}")
         return save_picture(Path(stem), kinds, self.labels, self.frame)
 

@@ -46,7 +46,8 @@ def describe(labels: NDArray[np.int32]) -> list[dict[str, Any]]:
     height, width = labels.shape
     present, counts = _run_lengths(labels)
     encoded = mask.frPyObjects([{"size": [height, width], "counts": one} for one in counts], height, width)
-    areas, boxes = mask.area(encoded), mask.toBbox(encoded)
+    areas = [mask.area(one) for one in encoded]  # of a list of more than 255 it fails
+    boxes = mask.toBbox(encoded)
     return [
         {
             "label": label,

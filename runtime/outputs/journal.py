@@ -43,7 +43,8 @@ class Journal:
 
     def begin(self) -> None:
         """Raise DiffSegError where a file of that name is not this program's."""
-        refuse_foreign(self.path)
+        if not (self.path.is_file() and not self.path.stat().st_size):  # an empty one is left by a full disk
+            refuse_foreign(self.path)
 
     def add(self, line: bytes) -> None:
         """Add a line, which ends with a newline. Raises DiffSegError where it cannot be written whole."""

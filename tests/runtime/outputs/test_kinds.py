@@ -483,3 +483,26 @@ def test_kinds_that_would_write_one_file_of_a_clip_are_named(folder, stand_in):
     ]
     assert run("photo.png", "--save", "archive,npz,labels").exit_code == 0
     assert written(folder / "segmented") == ["photo_labels.npz", "photo_labels.png"]
+
+
+def test_more_segments_than_a_byte_counts(folder):
+    mask = pytest.importorskip("pycocotools.mask")
+    labels = np.arange(20 * 16, dtype=np.int32).reshape(20, 16).repeat(3, axis=0).repeat(2, axis=1)
+    found = Result(labels, 320, {}).to_coco("many.png")["annotations"]
+    assert [one["area"] for one in found] == [6] * 320
+    for one in found[::50]:
+        np.testing.assert_array_equal(mask.decode(one["segmentation"]), labels == one["label"])
+
+
+def test_an_empty_journal_that_a_full_disk_left_is_ours(folder):
+    pytest.importorskip("pycocotools")
+    (folder / "out").mkdir()
+    (folder / "out" / "instances.jsonl").touch()
+    Result(np.zeros((8, 8), np.int32), 1, {}).save(folder / "out" / "a", "coco")
+    assert len(json.loads((folder / "out" / "instances.json").read_text())["images"]) == 1
+
+
+@pytest.mark.parametrize("stem", ["", "out/", "."])
+def test_a_stem_has_a_name(folder, stem):
+    with pytest.raises(DiffSegError, match="stem: expected a path such as"):
+        Result(np.zeros((8, 8), np.int32), 1, {}).save(stem, "labels")
