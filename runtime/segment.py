@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from inspect import signature
 from pathlib import Path
 from typing import Annotated
@@ -209,7 +210,7 @@ def main(
 
     with one_line_errors(), interruptions_raised():
         if kinds:
-            _check_output(output)
+            _check_output(output, resume)
         run_all = Run(
             segmenter.stages, output, kinds, options, levels=levels, as_json=as_json, resume=resume, tiled=tiled
         )
@@ -235,13 +236,21 @@ def _numbers(text: str | None, option: str) -> float | tuple[float, ...] | None:
     return numbers[0] if len(numbers) == 1 and option == "--threshold" else numbers
 
 
-def _check_output(folder: Path) -> None:
-    """Raise DiffSegError where a file is in the way of the folder for the results."""
+def _check_output(folder: Path, resume: bool) -> None:
+    """Raise DiffSegError where a file is in the way of the folder for the results, or nothing can be written there.
+
+    `resume`: perhaps nothing is to be written.
+    """
     file = next((path for path in (folder, *folder.parents) if path.exists()), folder)
     if file.is_file():
         raise DiffSegError(
             f"--output {folder}: cannot be written, expected a folder, found the file {file}; name another folder, or "
             "move the file away"
+        )
+    if not resume and not os.access(file, os.W_OK | os.X_OK):
+        raise DiffSegError(
+            f"--output {folder}: cannot be written, expected a folder you may write to, found {file}, which is "
+            "read-only; name another folder"
         )
 
 

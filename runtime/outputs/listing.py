@@ -6,6 +6,7 @@ end of every run, also of one that was interrupted; after a kill the next run do
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -79,7 +80,7 @@ class Listing:
         by some 50 bytes each. Raises DiffSegError where the file cannot be written.
         """
         journal, path = self.journal(folder), self.path(folder)
-        if not journal.exists():
+        if not journal.exists() or self._is_newer(path, journal):
             return
         part = part_path(path)
         try:
@@ -97,6 +98,15 @@ class Listing:
         finally:
             part.unlink(missing_ok=True)
         self._lines(folder).compact(Lines.counting)
+        with contextlib.suppress(OSError):
+            os.utime(path)  # what is compact is not newer
+
+    def _is_newer(self, path: Path, journal: Path) -> bool:
+        """Whether the file was assembled after the journal's last line: then nothing has to be written."""
+        try:
+            return path.stat().st_mtime_ns > journal.stat().st_mtime_ns
+        except OSError:
+            return False
 
     def _lines(self, folder: Path) -> Journal:
         return Journal(self.journal(folder), "this picture is not listed")

@@ -74,6 +74,7 @@ class Run:
         self._ledger.active |= bool(self._kinds) and not single  # a run that may be interrupted, and be resumed
         if self._ledger.is_new and self._output.is_dir() and any(self._output.iterdir()):
             self._say(f"{self._output}: no {INDEX}, which runs of several inputs write: all is segmented")
+        self._refuse_levels_that_clash(sources)
         failed = 0
         with warnings_said(self._say), closing(self._ledger), self._listings(), self._progress() as progress:
             whole = None if single else progress.add_task("Segmenting", total=len(sources), detail="")
@@ -101,6 +102,16 @@ class Run:
             what = "images" if all(map(_is_photograph, sources)) else "inputs"
             skipped = f", {self._skipped} skipped" if resumed else ""
             print(f"{done} of {len(sources)} {what} segmented into {self._output}{skipped}", file=sys.stderr)
+
+    def _refuse_levels_that_clash(self, sources: Sequence[Source]) -> None:
+        """Raise DiffSegError where a level of one photograph would be written over the outputs of another input."""
+        targets = {source.target for source in sources}
+        for source, level in itertools.product(sources, range(len(self._levels or ()))):
+            other = source.target.with_name(f"{source.target.name}_level{level}")
+            if other in targets:
+                raise DiffSegError(
+                    f"{source.name}: expected names that its levels do not have, found another input {other}; rename it"
+                )
 
     @contextmanager
     def _listings(self) -> Iterator[None]:
