@@ -288,3 +288,11 @@ def test_an_unknown_option_is_named():
         Segmenter.open(device="cpu", threshold=0.5)
     with pytest.raises(DiffSegError, match=r"precision: .*options=\{'precision': 'bf16'\}"):
         Segmenter.open(device="cpu", precision="bf16")
+
+
+def test_levels_that_would_be_written_over_another_input(folder):
+    for name in ("cat", "cat_level1"):
+        cv2.imwrite(f"{name}.png", CAT)
+    result = run("cat.png", "cat_level1.png", "--hierarchy", "0.5,1")
+    assert result.exit_code == 1 and "cat.png: expected names that its levels do not have" in result.stderr
+    assert not Path("segmented").exists()

@@ -370,13 +370,6 @@ def test_a_run_with_nothing_to_do_writes_nothing(quick, folder, monkeypatch):
     assert {path: path.stat().st_mtime_ns for path in (folder / "segmented").iterdir()} == before
 
 
-def test_levels_that_would_be_written_over_another_input(quick, folder):
-    (folder / "in" / "1.png").rename(folder / "in" / "0_level1.png")
-    ran = run("in", "--hierarchy", "0.5,1", status=1)
-    assert "0.png: expected names that its levels do not have" in ran.stderr
-    assert not list((folder / "segmented").glob("*.png"))
-
-
 def test_a_folder_that_cannot_be_written_is_refused_once(quick, folder, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: False)  # as on a read-only disk; root may write everywhere else
     ran = run("in", status=1)
