@@ -295,4 +295,4 @@ def test_levels_that_would_be_written_over_another_input(folder):
         cv2.imwrite(f"{name}.png", CAT)
     result = run("cat.png", "cat_level1.png", "--hierarchy", "0.5,1")
     assert result.exit_code == 1 and "cat.png: expected names that its levels do not have" in result.stderr
-    assert not Path("segmented").exists()
+    assert not (folder / "segmented").exists()
