@@ -1,6 +1,8 @@
 """Drawn clips, and an engine's stand-in that segments by brightness in no time."""
 
+import signal
 import time
+from contextlib import contextmanager
 from fractions import Fraction
 
 import av
@@ -20,6 +22,20 @@ def draw(number, size=(48, 64)):
     left = (3 * number) % (size[1] - 16)
     image[12:28, left : left + 16] = (60, 220, 240)
     return image
+
+
+@contextmanager
+def small_disk(most):
+    """In the body no file can grow beyond `most` bytes, as on a full disk: not those of the test program either."""
+    import resource
+
+    kept = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, kept[1][1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, kept[1])
+        signal.signal(signal.SIGXFSZ, kept[0])
 
 
 def write_clip(path, count=12, size=(48, 64), rate=Fraction(25), ticks=None, audio=None, turn=0, codec="libx264"):

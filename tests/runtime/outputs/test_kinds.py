@@ -18,7 +18,7 @@ from runtime.outputs.panoptic import LISTING, encode_ids
 from runtime.outputs.registry import KINDS, listings
 from runtime.segment import app
 from runtime.stream.photographs import run_photographs
-from tests.runtime.clips import draw, write_clip
+from tests.runtime.clips import draw, small_disk, write_clip
 from tests.runtime.outputs.test_outlines import blobs, fill
 
 pytestmark = pytest.mark.usefixtures("embedded_stays_open")
@@ -286,18 +286,9 @@ def test_a_listing_needs_no_memory_for_its_entries(folder):
 
 
 def test_a_listing_is_never_cut_on_a_full_disk(folder):
-    import resource
-    import signal
-
     LISTING.add(folder, b'{"target":"a"}\n')
-    kept = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (200, kept[1][1]))
-    try:
-        with pytest.raises(DiffSegError, match=r"panoptic\.jsonl: a line could not be written whole"):
-            LISTING.add(folder, b'{"target":"' + b"b" * 500 + b'"}\n')
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, kept[1])
-        signal.signal(signal.SIGXFSZ, kept[0])
+    with small_disk(200), pytest.raises(DiffSegError, match=r"panoptic\.jsonl: a line could not be written whole"):
+        LISTING.add(folder, b'{"target":"' + b"b" * 500 + b'"}\n')
     LISTING.add(folder, b'{"target":"c"}\n')
     lines = LISTING.journal(folder).read_bytes().splitlines()
     assert [lines[1], lines[-1]] == [b'{"target":"a"}', b'{"target":"c"}'] and len(lines) == 4
@@ -436,27 +427,14 @@ def test_memory_does_not_grow_with_the_number_of_photographs(folder, stand_in):
     assert any(peak(240, name) - few < 200 * 5000 for name in ("many", "again"))
 
 
-@pytest.fixture
-def small_disk():
-    """No file may have more than 60 bytes, as on a full disk."""
-    import resource
-    import signal
-
-    kept = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (60, kept[1][1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, kept[1])
-    signal.signal(signal.SIGXFSZ, kept[0])
-
-
 @pytest.mark.parametrize("name", ["photo.png", "clip.mp4"])
 @pytest.mark.parametrize("kind", [kind.name for kind in KINDS])
-def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(folder, stand_in, request, kind, name):
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(folder, stand_in, kind, name):
     pytest.importorskip("pycocotools")
     cv2.imwrite("photo.png", draw(3))
     write_clip(folder / "clip.mp4", 2)
-    request.getfixturevalue("small_disk")
-    result = run(name, "--save", kind)
+    with small_disk(60):
+        result = run(name, "--save", kind)
     assert result.exit_code == 1 and "Traceback" not in result.output
     lines = result.stderr.splitlines()
     assert len(lines) == 1 or (kind in ("coco", "panoptic") and len(lines) == 2)  # the picture's, and the listing's

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import signal
 import subprocess
 import sys
 from fractions import Fraction
@@ -21,7 +20,7 @@ from runtime.outputs.draw import draw_overlay
 from runtime.outputs.form import ClipForm
 from runtime.outputs.labels import LabelFolder
 from runtime.outputs.movie import VideoSink
-from tests.runtime.clips import draw, read_clip, write_clip
+from tests.runtime.clips import draw, read_clip, small_disk, write_clip
 
 NTSC = Fraction(30000, 1001)
 
@@ -111,20 +110,13 @@ def test_sound_of_a_part_is_that_part(tmp_path):
 
 def test_a_full_disk_is_named_and_what_was_written_can_be_played(tmp_path):
     """Writing fails in the middle, and so does closing the file. A limit on files' size stands for the disk."""
-    import resource
-
     sink = VideoSink(tmp_path / "a.mp4", ClipForm(Fraction(4), Fraction(1, 4)))
     noise = np.random.default_rng(0)
-    kept = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, kept[1][1]))
-    try:
+    with small_disk(60_000):
         with pytest.raises(DiffSegError, match=r"a.mp4: cannot be written \(File too large\); \d+ frames"):
             for number in range(500):
                 sink.write(number, Fraction(number, 4), noise.integers(0, 255, (48, 64, 3), dtype=np.uint8))
         sink.close()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, kept[1])
-        signal.signal(signal.SIGXFSZ, kept[0])
     times, _ = read_clip(tmp_path / "a.mp4")
     assert (
         len(times) >= 4

@@ -17,7 +17,7 @@ from runtime import Result
 from runtime.outputs.journal import INDEX, Journal, Lines, key_of, scan
 from runtime.segment import app
 from runtime.stream.resume import content_of_engine
-from tests.runtime.clips import StandIn, draw, write_clip
+from tests.runtime.clips import StandIn, draw, small_disk, write_clip
 
 ROOT = Path(__file__).parents[3]
 KINDS = "labels,panoptic,masks"
@@ -243,19 +243,12 @@ def test_resume_needs_outputs(folder):
 
 
 def test_an_index_that_cannot_be_written_fails_the_input_in_one_line(quick, folder):
-    import resource
-
     resume()
     resume()  # which compacts the index
     cv2.imwrite("in/3.png", draw(40))
     index = folder / "segmented" / INDEX
-    kept = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (index.stat().st_size + 10, kept[1][1]))
-    try:
+    with small_disk(index.stat().st_size + 10):
         result = run("in", "--save", "labels", "--resume", status=1)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, kept[1])
-        signal.signal(signal.SIGXFSZ, kept[0])
     assert f"{INDEX}: a line could not be written whole; is the disk full?" in result.stderr
     assert "Traceback" not in result.stderr and result.stderr.splitlines()[-1].startswith("0 of 4 images")
     assert resume()[0] == 3 and resume()[0] == 4
