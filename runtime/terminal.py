@@ -25,7 +25,6 @@ PROGRAM = "diffseg"
 EXTRAS: dict[str, tuple[str, ...]] = {
     "PIL": ("evaluate",),
     "av": ("video",),
-    "cvat_sdk": ("cvat",),
     "diffusers": ("export",),
     "huggingface_hub": ("export",),
     "matplotlib": ("dev",),

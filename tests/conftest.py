@@ -12,11 +12,15 @@ EXPENSIVE = {"small_engine", "labels_engine", "reference_head", "odd_head", "pro
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """Before pytest reads `-m`."""
+def pytest_collection_modifyitems(config, items):
+    """Before pytest reads `-m`. Proofs are left out unless it names them."""
     for item in items:
         if EXPENSIVE & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
+    if "proof" not in config.getoption("-m"):
+        proofs = [item for item in items if item.get_closest_marker("proof")]
+        config.hook.pytest_deselected(items=proofs)
+        items[:] = [item for item in items if not item.get_closest_marker("proof")]
 
 
 @pytest.fixture(scope="session")

@@ -242,7 +242,7 @@ run(app, "export")
 
 
 @needs_rtx
-@pytest.mark.slow
+@pytest.mark.proof
 def test_full_size(tmp_path):
     """Stable Diffusion 1.5's own shape in fp16, with weights in a file of their own."""
     from tools.benchmark.plan import measure_plan

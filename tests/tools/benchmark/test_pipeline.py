@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from tools.benchmark.__main__ import app
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_all_parts():
     result = CliRunner().invoke(app, ["pipeline", "--count", "10", "--frames", "10", "--every", "5", "--json"])
     report = json.loads(result.stdout)
