@@ -25,6 +25,7 @@ PROGRAM = "diffseg"
 EXTRAS: dict[str, tuple[str, ...]] = {
     "PIL": ("evaluate",),
     "av": ("video",),
+    "cvat_sdk": ("cvat",),
     "diffusers": ("export",),
     "huggingface_hub": ("export",),
     "matplotlib": ("dev",),

@@ -193,7 +193,7 @@ def _second_eigenvector(
         def product(vector: NDArray[Any]) -> NDArray[np.float32]:
             row = np.asarray(vector, np.float32).ravel()
             found = inverse * np.matmul(affinity, inverse * row)
-            return np.asarray(found + row - 2 * first * np.float32(np.dot(first, row)))
+            return np.asarray(found + row - 2 * first * np.float32(np.matmul(first, row)))
 
         start = np.random.default_rng(0).normal(size=n).astype(np.float32)  # a fixed one: results repeat
         operator = LinearOperator((n, n), matvec=product, dtype=np.float32)
