@@ -155,6 +155,7 @@ def test_degenerate_maps(odd_head):
     assert (labels < segments[:, None, None]).all()
 
 
+@pytest.mark.slow
 def test_more_anchors_than_a_byte_counts(tmp_path):
     levels = [Level(18, 24, 1)]
     head = export_head(tmp_path / "h.onnx", levels, (72, 96), 1, grid=17)

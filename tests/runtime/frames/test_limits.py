@@ -70,6 +70,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
+@pytest.mark.slow
 def test_large_pictures_of_any_format_take_no_memory(tmp_path):
     """OpenCV knows the limit of all its decoders, if it is set before OpenCV is loaded: in a process of its own."""
     large = np.zeros((5000, 5000, 3), np.uint8)  # 75 MB

@@ -72,6 +72,7 @@ def test_polygons_drawn_again_are_the_labels(seed, tolerance):
 
 
 @pytest.mark.parametrize("seed", range(4))
+@pytest.mark.slow
 def test_neighbours_share_their_border(seed):
     labels = blobs(seed)
     edges = [

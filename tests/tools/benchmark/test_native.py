@@ -61,6 +61,7 @@ def test_cards_are_found_by_name():
     assert native.find_card("NVIDIA L40S") is None
 
 
+@pytest.mark.slow
 def test_measure_and_table(monkeypatch, tmp_path, capsys):
     """The measuring itself, with the CPU build in the GPU's place."""
     library = load(path=build.build_cpu_library(tmp_path / build.NAME))
