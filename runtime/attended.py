@@ -15,6 +15,7 @@ from runtime.hierarchy import Hierarchy, merge_levels
 from runtime.merge.kept import KeptMaps
 from runtime.merge.registry import DEFAULT
 from runtime.merge.suppress import suppress
+from runtime.pyramid.config import every_iteration
 from runtime.pyramid.weights import resolution_ratios
 from runtime.result import Merged
 from runtime.routes.host import HostRoute
@@ -96,7 +97,7 @@ class Attended:
 
     def result(self, threshold: float | Iterable[float] | None = None) -> Result:
         """The whole result, with its frame; see `labels`. The last one is kept."""
-        chosen = None if threshold is None else self._thresholds(threshold)
+        chosen = None if threshold is None else every_iteration(threshold, None, self._route.config.thresholds)
         if self._last is None or self._last[0] != chosen:
             config = None if chosen is None else self._config(chosen)
             found = self._stages.finish(self._stages.merge(self.pyramid, config=config), self.frame)
@@ -133,15 +134,6 @@ class Attended:
         own = self._route.kept.maps[row * h // height * w + column * w // width].reshape(h, w) / (h * w)
         wide: Any = cv2.resize(own, (width, height), interpolation=cv2.INTER_LINEAR)
         return np.asarray(wide, np.float32)
-
-    def _thresholds(self, threshold: float | Iterable[float]) -> tuple[float, ...]:
-        iterations = len(self._stages.route.config.thresholds)
-        try:
-            if isinstance(threshold, Real) and not isinstance(threshold, bool):
-                return (float(threshold),) * iterations
-            return tuple(float(value) for value in threshold)  # type: ignore[union-attr]
-        except (TypeError, ValueError):
-            raise DiffSegError(f"threshold: expected a number, or one per iteration, found {threshold!r}") from None
 
     def _config(self, thresholds: tuple[float, ...]) -> Any:
         try:

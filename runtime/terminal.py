@@ -209,11 +209,9 @@ def run(app: typer.Typer, name: str, extra: str | None = None, *, writes_late: b
     `interruptions_raised`; before that both end the process at once.
     """
     open_closed_descriptors()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if writes_late:
-        signal.signal(signal.SIGTERM, _end_at_once)
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background job ignores it
-            signal.signal(signal.SIGINT, _end_at_once)
+    signal.signal(signal.SIGTERM, _end_at_once if writes_late else signal.default_int_handler)
+    if writes_late and signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a background job ignores it
+        signal.signal(signal.SIGINT, _end_at_once)
     started_as = sys.argv[0]
     with errors_end_the_process(extra):
         app(prog_name=started_as if started_as.startswith(f"{PROGRAM} ") else name)

@@ -91,7 +91,7 @@ def _call(name: str, *arguments: Any) -> None:
 
 
 def device_of(pointer: int) -> int | None:
-    """The number of the GPU whose memory is at an address; None without a driver, or if it is none of CUDA's."""
+    """The number of the GPU whose memory is at an address; None without a driver, or if the memory is not CUDA's."""
     number = c_int(-1)
     try:
         unknown = _try("cuPointerGetAttribute", byref(number), ORDINAL, pointer)

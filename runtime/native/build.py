@@ -50,7 +50,7 @@ def cached_library(architectures: Sequence[int], cpu: bool = False) -> Path:
 
 
 def find_library(engine: Path | None = None, architecture: int | None = None) -> Path | None:
-    """An existing library: the one that DIFFSEG_LIBRARY names, in the package, or in the cache; None if there is none.
+    """The library that DIFFSEG_LIBRARY names, that is in the package, or in the cache; None if no library exists.
 
     Loading a library runs its code. So the one beside an engine counts only where DIFFSEG_LIBRARY is "beside"; a
     warning says that it is there. Raises DiffSegError where DIFFSEG_LIBRARY names no file.

@@ -28,7 +28,7 @@ class OutputKind:
     whose photographs are listed in one file has it as `LISTING` (`runtime.outputs.listing`).
 
     Attributes:
-        packages: what it needs besides the runtime's own packages, by the names they are imported by.
+        packages: packages that it needs and the runtime does not, by the names they are imported by.
         needs_frame: whether it shows the frame itself.
     """
 

@@ -43,7 +43,7 @@ def compile_or_load(
     """
     if folder is None or not _usable(folder, size):
         return core.compile_model(model, "CPU", options)
-    file = folder / f"{_key(path, options)}.blob"
+    file = folder / f"{_key(core, path, options)}.blob"
     with contextlib.suppress(OSError, RuntimeError):  # OpenVINO's errors are RuntimeErrors
         data = memoryview(file.read_bytes())
         if hashlib.sha256(data[HASH:]).digest() == data[:HASH]:
@@ -56,14 +56,14 @@ def compile_or_load(
     return compiled
 
 
-def _key(path: Path, options: dict[str, Any]) -> str:
+def _key(core: ov.Core, path: Path, options: dict[str, Any]) -> str:
     """A name for an engine's content, OpenVINO's version, the CPU and the options."""
     found = hashlib.sha256(path.read_bytes())
     for name in external_data(path):  # too large to be read twice
         with contextlib.suppress(OSError):
             status = (path.parent / name).stat()
             found.update(repr((str(path.resolve()), name, status.st_size, status.st_mtime_ns)).encode())
-    cpu = ov.Core().get_property("CPU", "FULL_DEVICE_NAME")
+    cpu = core.get_property("CPU", "FULL_DEVICE_NAME")
     found.update(repr((FORM, ov.__version__, cpu, sorted(options.items()))).encode())
     return found.hexdigest()[:HASH]
 
