@@ -12,6 +12,10 @@ class UsageError(DiffSegError):
     """An option that is missing or does not fit the inputs: a command line ends with status 2, "bad usage"."""
 
 
+class NoMoreSpace(DiffSegError):
+    """Nothing more can be written: a full disk, or one that has become read-only. It ends a run of several inputs."""
+
+
 def as_one_line(error: Exception, name: str) -> DiffSegError:
     """An error of one input as a DiffSegError that names the input; the others go on.
 

@@ -63,8 +63,9 @@ def one_line_errors(status: int = FAILED) -> Iterator[None]:
             raise
         complain(f"cannot read or write {error.filename or 'standard output'}: {error.strerror or error}")
         raise typer.Exit(FAILED) from None
-    except KeyboardInterrupt:
-        complain("interrupted; what was finished is whole, the rest is left out")
+    except KeyboardInterrupt as error:
+        counts = f"; {error}" if error.args else ""
+        complain(f"interrupted; what was finished is whole, the rest is left out{counts}")
         raise typer.Exit(INTERRUPTED) from None
 
 

@@ -30,6 +30,8 @@ def check_file(path: Path, what: str) -> None:
     """Raise DiffSegError unless `path` is a file that can be read and is not empty. `what`: what was expected."""
     try:
         if not path.is_file():
+            if not os.path.lexists(path):
+                raise DiffSegError(f"{path}: no such file; expected {what}")
             kind = "a folder" if path.is_dir() else "no regular file" if path.exists() else "a broken link"
             raise DiffSegError(f"{path}: is {kind}; expected {what}")
         with path.open("rb") as file:

@@ -13,8 +13,9 @@ import numpy as np
 
 from runtime.files import OWN_ARCHIVE, part_path
 from runtime.outputs.draw import label_image
+from runtime.outputs.failures import explain
 from runtime.outputs.labels import picture
-from runtime.outputs.sinks import Sink, explain
+from runtime.outputs.sinks import Sink
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -99,4 +99,9 @@ def _annotations(entry: dict[str, Any], number: int, numbers: Iterator[int]) -> 
         yield {"id": next(numbers), "image_id": number, "category_id": 1, **annotation}
 
 
-LISTING = Listing("instances", {"images": _images, "annotations": _annotations}, {"categories": CATEGORIES})
+def _restored(annotations: list[dict[str, Any]]) -> dict[str, Any]:
+    keys = ("label", "segmentation", "area", "bbox", "iscrowd")
+    return {"annotations": [{key: annotation[key] for key in keys} for annotation in annotations]}
+
+
+LISTING = Listing("instances", {"images": _images, "annotations": _annotations}, {"categories": CATEGORIES}, _restored)

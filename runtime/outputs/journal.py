@@ -1,6 +1,7 @@
 """A file of JSON lines that grows while programs run, several at once if need be.
 
-A line is about one target, which is its key "target"; of several lines about one target the last counts.
+A line is about one target, which is its key "target", and may tell the input's "name". Of several lines about one
+target or one name the last counts: a photograph gets another target where one of the same stem is added to its folder.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from runtime.errors import DiffSegError
+from runtime.errors import NoMoreSpace
 from runtime.files import OWN_JSON, part_path
-from runtime.outputs.sinks import explain, refuse_foreign
+from runtime.outputs.failures import explain
+from runtime.outputs.sinks import refuse_foreign
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -58,7 +60,7 @@ class Journal:
                     line = b"\n" + line  # a line that a killed or failed run did not finish stays alone
                 # One call: also without the lock, lines of two programs do not mix.
                 if file.write(line) != len(line):
-                    raise DiffSegError(f"{self.path}: a line could not be written whole; is the disk full?")
+                    raise NoMoreSpace(f"{self.path}: a line could not be written whole; is the disk full?")
         except OSError as error:
             raise explain(self.path, error, self.kept) from None
 
@@ -91,24 +93,29 @@ class Journal:
 
 @dataclass(frozen=True, slots=True)
 class Lines:
-    """Where the lines of a journal are; 24 bytes for each of them.
+    """Where the lines of a journal are; 32 bytes for each of them.
 
     Attributes:
-        targets: uint64 [L], `key_of` the target. `states`: uint64 [L], `key_of` its keys "input" and "made".
+        targets: uint64 [L], `key_of` the target. `names`: uint64 [L], `key_of` the name, or the target.
+        states: uint64 [L], `key_of` its keys "input" and "made".
         offsets: uint64 [L], in bytes from the file's start.
         useless: whether there are lines that nothing can be read from.
     """
 
     targets: NDArray[np.uint64]
+    names: NDArray[np.uint64]
     states: NDArray[np.uint64]
     offsets: NDArray[np.uint64]
     useless: bool
 
     def counting(self) -> list[int]:
-        """Offsets of the last line of each target, in the order of the targets' first lines."""
-        first, last = self._ends()
-        found: list[int] = self.offsets[last[np.argsort(first)]].tolist()
+        """Offsets of the last line of each target and name, in the order of the targets' first lines."""
+        found: list[int] = self.offsets[self._last_of_all()].tolist()
         return found
+
+    def listed(self) -> frozenset[int]:
+        """The targets of these lines."""
+        return frozenset(self.targets[self._last_of_all()].tolist())
 
     def undisputed(self) -> dict[int, int]:
         """Target → offset of its last line, where the one before it, if there is one, has the same state."""
@@ -121,6 +128,15 @@ class Lines:
         kept = last[agree]
         return dict(zip(self.targets[kept].tolist(), self.offsets[kept].tolist(), strict=True))
 
+    def _last_of_all(self) -> NDArray[np.intp]:
+        first, last = self._ends()
+        last = last[np.argsort(first)]
+        by_name = np.lexsort((last, self.names[last]))
+        names = self.names[last][by_name]
+        newest = np.ones(len(names), bool)
+        newest[:-1] = names[1:] != names[:-1]
+        return last[np.sort(by_name[newest])]
+
     def _ends(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """The number of every target's first and last line."""
         _, first = np.unique(self.targets, return_index=True)
@@ -130,20 +146,25 @@ class Lines:
 
 def scan(file: IO[bytes]) -> Lines:
     """Find the lines of a journal that is open to be read."""
-    targets, states, offsets = array("Q"), array("Q"), array("Q")
+    targets, names, states, offsets = array("Q"), array("Q"), array("Q"), array("Q")
     useless = False
     offset = file.seek(0)
     for line in file:
         try:
             entry = json.loads(line)
-            targets.append(key_of(entry["target"]))
+            target, name = entry["target"], entry.get("name", "")
+            # Its target has the suffix only where there are others of its stem.
+            same = target in (name, name.rpartition(".")[0])
+            keys = key_of(target), key_of(name if same else target)
+            targets.append(keys[0])
+            names.append(keys[1])
             states.append(key_of(f"{entry.get('input')} {entry.get('made')}"))
             offsets.append(offset)
         except (ValueError, KeyError, TypeError, AttributeError):  # cut by a kill or a full disk, or the first line
             useless |= bool(offset) and bool(line.strip())
         offset += len(line)
-    one, two, three = (np.frombuffer(numbers, np.uint64) for numbers in (targets, states, offsets))
-    return Lines(one, two, three, useless)
+    one, two, three, four = (np.frombuffer(numbers, np.uint64) for numbers in (targets, names, states, offsets))
+    return Lines(one, two, three, four, useless)
 
 
 def entries(file: IO[bytes], offsets: Iterable[int]) -> Iterator[dict[str, Any]]:

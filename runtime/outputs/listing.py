@@ -14,9 +14,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
+from runtime.errors import DiffSegError
 from runtime.files import OWN_JSON, part_path
+from runtime.outputs.failures import explain
 from runtime.outputs.journal import Journal, Lines, entries, scan
-from runtime.outputs.sinks import Sink, explain, refuse_foreign
+from runtime.outputs.sinks import Sink, refuse_foreign
 
 if TYPE_CHECKING:
     from fractions import Fraction
@@ -39,11 +41,13 @@ class Listing:
         name: of the files, without suffix.
         sections: the lists in the assembled file, by their keys.
         rest: what else is in the file.
+        restored: a picture's annotations → its entry, less "name" and "size".
     """
 
     name: str
     sections: Mapping[str, Section]
     rest: Mapping[str, object]
+    restored: Callable[[list[dict[str, Any]]], dict[str, Any]]
 
     def path(self, folder: Path) -> Path:
         """The assembled file."""
@@ -54,9 +58,11 @@ class Listing:
         return folder / f"{self.name}.jsonl"
 
     def begin(self, folder: Path) -> None:
-        """Raise DiffSegError where a file of that name is not this program's."""
+        """Raise DiffSegError where a file of that name is not this program's. A journal that is gone is made anew."""
         refuse_foreign(self.path(folder))
         self._lines(folder).begin()
+        if self.path(folder).exists() and not self.journal(folder).exists():
+            self._restore(folder)
 
     def add(self, folder: Path, line: bytes) -> None:
         """Add a picture's line, which ends with a newline, to the journal. Programs may do so at the same time.
@@ -66,10 +72,10 @@ class Listing:
         self._lines(folder).add(line)
 
     def listed(self, folder: Path) -> frozenset[int]:
-        """`runtime.outputs.journal.key_of` every target in the journal."""
+        """`runtime.outputs.journal.key_of` every target that is listed."""
         try:
             with self.journal(folder).open("rb") as file:
-                return frozenset(scan(file).targets.tolist())
+                return scan(file).listed()
         except OSError:
             return frozenset()
 
@@ -100,6 +106,30 @@ class Listing:
         self._lines(folder).compact(Lines.counting)
         with contextlib.suppress(OSError):
             os.utime(path)  # what is compact is not newer
+
+    def _restore(self, folder: Path) -> None:
+        """Write the journal from the assembled file, which later runs would otherwise replace by their own pictures."""
+        path = self.path(folder)
+        entries: dict[int, dict[str, Any]] = {}
+        try:
+            listed = json.loads(path.read_bytes())
+            parts: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in listed["images"]}
+            for annotation in listed["annotations"]:
+                parts[annotation["image_id"]].append(annotation)
+            for image in listed["images"]:
+                name, size = image["file_name"], [image["height"], image["width"]]
+                found = self.restored(parts[image["id"]])
+                entries[image["id"]] = {"target": name, "name": name, "size": size, **found}
+        except OSError as error:
+            raise DiffSegError(f"{path}: cannot be read ({error.strerror})") from None
+        except (ValueError, LookupError, TypeError):
+            raise DiffSegError(
+                f"{path}: expected the pictures of earlier runs, found a damaged file without its journal "
+                f"{self.journal(folder).name}; move it away, or choose another --output"
+            ) from None
+        lines = [json.dumps(entry, separators=(",", ":")).encode() + b"\n" for entry in entries.values()]
+        if lines:
+            self.add(folder, b"".join(lines))
 
     def _is_newer(self, path: Path, journal: Path) -> bool:
         """Whether the file was assembled after the journal's last line: then nothing has to be written."""

@@ -16,8 +16,9 @@ from runtime.errors import DiffSegError
 from runtime.files import OWN_BOX, part_path
 from runtime.frames.media import FILE
 from runtime.outputs.draw import Draw, draw_overlay
+from runtime.outputs.failures import explain
 from runtime.outputs.form import ClipForm
-from runtime.outputs.sinks import Sink, explain
+from runtime.outputs.sinks import Sink
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

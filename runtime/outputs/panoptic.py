@@ -9,10 +9,11 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from runtime.files import OWN_JSON, part_path
+from runtime.outputs.failures import explain
 from runtime.outputs.listing import Listing, ListSink
 from runtime.outputs.measure import measure
 from runtime.outputs.png import encode_png, write_encoded
-from runtime.outputs.sinks import FrameFolder, explain, refuse_foreign
+from runtime.outputs.sinks import FrameFolder, refuse_foreign
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -43,7 +44,7 @@ class PanopticSink(ListSink):
 
     def __init__(self, target: Target) -> None:
         super().__init__(LISTING, target, _entry)
-        self.path: Path = target.path("_panoptic.png")
+        self.listing, self.path = self.path, target.path("_panoptic.png")
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -162,4 +163,9 @@ def _annotations(entry: dict[str, Any], number: int, numbers: Iterator[int]) -> 
     yield {"image_id": number, "file_name": entry["png"], "segments_info": entry["segments_info"]}
 
 
-LISTING = Listing("panoptic", {"images": _images, "annotations": _annotations}, {"categories": CATEGORIES})
+def _restored(annotations: list[dict[str, Any]]) -> dict[str, Any]:
+    (annotation,) = annotations
+    return {"png": annotation["file_name"], "segments_info": annotation["segments_info"]}
+
+
+LISTING = Listing("panoptic", {"images": _images, "annotations": _annotations}, {"categories": CATEGORIES}, _restored)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from runtime.errors import DiffSegError
 from runtime.files import OWN_MARK, refuse_foreign_file, write_atomically
+from runtime.outputs.failures import explain
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -56,10 +56,7 @@ def write_encoded(path: Path, data: bytes) -> None:
     try:
         write_atomically(path, data)
     except OSError as error:
-        raise DiffSegError(
-            f"{path}: cannot be written ({error.strerror or error}); choose a folder you may write to, with "
-            "space, by --output"
-        ) from None
+        raise explain(path, error) from None
 
 
 def write_png(path: Path, image: NDArray[Any], *, flat: bool | None = None) -> None:

@@ -45,4 +45,5 @@ def save_picture(stem: Path, kinds: str, labels: NDArray[np.int32], frame: NDArr
         sink.close()
     for listing in files:
         listing.finish(target.folder)
-    return [sink.path for sink in sinks]
+    written = [sink.path for sink in sinks]
+    return [*written, *(sink.listing for sink in sinks if sink.listing is not None)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -10,7 +9,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runtime.errors import DiffSegError
 from runtime.files import is_own_output, refuse_foreign_file
 from runtime.outputs.png import encode_png, write_encoded
 
@@ -29,9 +27,11 @@ class Sink(ABC):
 
     Attributes:
         path: the file, or the folder of one file per frame.
+        listing: a further file, which lists this picture with others.
     """
 
     path: Path
+    listing: Path | None = None
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -147,10 +147,3 @@ def refuse_foreign(path: Path) -> None:
         return
     for found in sorted(p for p in path.iterdir() if re.fullmatch(r"\d{6,}\.\w+", p.name)):
         refuse_foreign_file(found)
-
-
-def explain(path: Path, error: Any, kept: str) -> DiffSegError:
-    """What writing to `path` failed of, with an error of the system or of FFmpeg; `kept`: what there is of it."""
-    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-    what = "the disk is full" if full else f"cannot be written ({getattr(error, 'strerror', None) or error})"
-    return DiffSegError(f"{path}: {what}; {kept}; choose a folder you may write to, with space, by --output")

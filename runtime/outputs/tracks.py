@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from runtime.files import OWN_JSON, part_path
-from runtime.outputs.sinks import Sink, explain
+from runtime.outputs.failures import explain
+from runtime.outputs.sinks import Sink
 
 if TYPE_CHECKING:
     from fractions import Fraction

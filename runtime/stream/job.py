@@ -264,7 +264,7 @@ class Stream:
         for place, prepared in zip(job.places, job.prepared, strict=True):
             path = place.sink.write(job.number, job.time, prepared)
             if path is not None:
-                job.written.append(path)
+                job.written += [path] if place.sink.listing is None else [path, place.sink.listing]
 
     def _leave(self, job: Job) -> None:
         self._room.give(job.room)

@@ -240,7 +240,7 @@ class _Mark(Sink):
 
 def content_of(source: Source) -> str | None:
     """A hash of what a source is read from; None for cameras and streams, and for what cannot be read."""
-    digest = hashlib.blake2b(digest_size=16)
+    digest = hashlib.sha256()
     try:
         if source.data is not None:
             digest.update(source.data)
@@ -259,7 +259,7 @@ def content_of(source: Source) -> str | None:
 
 def content_of_engine(path: Path) -> str:
     """A hash of an engine file, its sidecar, and its weights in other files."""
-    digest = hashlib.blake2b(digest_size=16)
+    digest = hashlib.sha256()
     weights = [path.parent / name for name in external_data(path)] if path.suffix.lower() == ".onnx" else []
     for file in (path, sidecar_path(path), *weights):
         if file.is_file():

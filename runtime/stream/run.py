@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runtime.errors import DiffSegError, as_one_line
+from runtime.errors import DiffSegError, NoMoreSpace, as_one_line
 from runtime.frames.registry import SOURCES
 from runtime.outputs.journal import INDEX
 from runtime.outputs.registry import listings
@@ -63,7 +63,7 @@ class Run:
         self._inputs: set[Path] = set()
         self._tiled, self._photographer = tiled is not None, tiled or stages
         self._ledger = Ledger(output, (self._photographer, stages), kinds, options, levels, resume=resume)
-        self._skipped = 0
+        self._done = self._failed = self._skipped = 0
 
     def __call__(self, sources: Sequence[Source]) -> int:
         """Returns how many sources failed. Each is named on stderr; the others are finished."""
@@ -75,33 +75,43 @@ class Run:
         if self._ledger.is_new and self._output.is_dir() and any(self._output.iterdir()):
             self._say(f"{self._output}: no {INDEX}, which runs of several inputs write: all is segmented")
         self._refuse_levels_that_clash(sources)
-        failed = 0
+        try:
+            self._all(sources, single)
+        except KeyboardInterrupt as interruption:
+            if self._ledger.resume or not single:
+                interruption.args = (self._summary(sources),)
+            raise
+        except DiffSegError as error:  # which ends the run
+            if not (self._done or self._failed or self._skipped):
+                raise
+            self._say(f"error: {error}")
+            self._failed = self._failed or 1
+        if sources and (self._ledger.resume or not (self._as_json or single)):
+            print(self._summary(sources), file=sys.stderr)
+        return self._failed
+
+    def _all(self, sources: Sequence[Source], single: bool) -> None:
         with warnings_said(self._say), closing(self._ledger), self._listings(), self._progress() as progress:
             whole = None if single else progress.add_task("Segmenting", total=len(sources), detail="")
             for photographs, group in itertools.groupby(sources, _is_photograph):
                 if photographs:
-                    failed += self._photographs(list(group), progress, whole)
+                    self._photographs(list(group), progress, whole)
                     continue
                 for source in group:
-                    failed += self._clip(source, progress, single)
+                    self._clip(source, progress, single)
                     if whole is not None:
                         progress.advance(whole)
-        if sources:
-            self._sum_up(sources, failed)
-        return failed
 
-    def _sum_up(self, sources: Sequence[Source], failed: int) -> None:
+    def _summary(self, sources: Sequence[Source]) -> str:
         """The last line; with --resume also for programs."""
         resumed = self._ledger.resume
         for reason, count in sorted(self._ledger.again.items()):
             self._say(f"{count} {'input was' if count == 1 else 'inputs were'} done before, but {reason}: done again")
-        done = len(sources) - failed - self._skipped
         if resumed:
-            self._report({"segmented": done, "skipped": self._skipped, "failed": failed})
-        if resumed or not (self._as_json or len(sources) == 1):
-            what = "images" if all(map(_is_photograph, sources)) else "inputs"
-            skipped = f", {self._skipped} skipped" if resumed else ""
-            print(f"{done} of {len(sources)} {what} segmented into {self._output}{skipped}", file=sys.stderr)
+            self._report({"segmented": self._done, "skipped": self._skipped, "failed": self._failed})
+        what = "images" if all(map(_is_photograph, sources)) else "inputs"
+        skipped = f", {self._skipped} skipped" if resumed else ""
+        return f"{self._done} of {len(sources)} {what} segmented into {self._output}{skipped}"
 
     def _refuse_levels_that_clash(self, sources: Sequence[Source]) -> None:
         """Raise DiffSegError where a level of one photograph would be written over the outputs of another input."""
@@ -132,15 +142,12 @@ class Run:
         for listing in kept:
             listing.finish(self._output)
 
-    def _photographs(self, sources: list[Source], progress: Progress, whole: Any) -> int:
-        failed = 0
-
+    def _photographs(self, sources: list[Source], progress: Progress, whole: Any) -> None:
         def finished(job: Job) -> None:
-            nonlocal failed
             if job.error is not None:
-                failed += 1
-                self._say(f"error: {_named(job)}")
+                self._fail(job.error, _named(job))
             else:
+                self._done += 1
                 self._report(json_line(job))
                 if whole is None and not self._as_json:
                     self._say(_summary(job))
@@ -164,17 +171,22 @@ class Run:
             ledger=self._ledger if self._ledger.active else None,
             skipped=skipped,
         )
-        return failed
 
-    def _clip(self, source: Source, progress: Progress, single: bool) -> bool:
-        """Whether the clip failed, or a part of it is lost."""
+    def _fail(self, error: DiffSegError, line: str) -> None:
+        """Say that an input failed. Where no other could be written either, the run ends."""
+        self._failed += 1
+        if isinstance(error, NoMoreSpace):
+            raise error
+        self._say(f"error: {line}")
+
+    def _clip(self, source: Source, progress: Progress, single: bool) -> None:
         target = Target.of(source, self._output, self._stages.settings())
         try:
             active = self._ledger.active
             entry = self._ledger.entry(target, content_of(source), clip=True) if active else None
             if entry is not None and self._ledger.is_done(entry):
                 self._skipped += 1
-                return False
+                return
             if entry is not None:
                 self._ledger.begin(entry)
             outcome = run_clip(
@@ -193,13 +205,15 @@ class Run:
         except (ModuleNotFoundError, BrokenPipeError):  # not of this clip: a package, or the reader of our lines
             raise
         except Exception as error:
-            self._say(f"error: {as_one_line(error, source.name)}")
-            return True
+            known = as_one_line(error, source.name)
+            self._fail(known, str(known))
+            return
         for problem in outcome.lost:
             self._say(f"warning: {source.name}: {problem}; {outcome.frames} frames were segmented")
         if not self._as_json:
             self._say(str(outcome) if single else f"{source.name}: {outcome}")
-        return bool(outcome.lost)
+        self._failed += bool(outcome.lost)
+        self._done += not outcome.lost
 
     def _refuse_inputs(self, source: Source, sink: Sink) -> None:
         """Raise DiffSegError where an input would be written over."""

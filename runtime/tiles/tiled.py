@@ -27,13 +27,21 @@ LEAST_SEEN = 4  # tokens of the view of the whole picture, from which a segment 
 
 @dataclass(slots=True)
 class _Tile:
-    """One tile: its corner; nodes int32 [h, w] of its pixels; `numbers` int32 [K] and `maps` [K, h, w] of the nodes."""
+    """One tile: its corner; nodes int32 [h, w] of its pixels; `numbers` int32 [K] and `maps` [K, h, w] of the nodes.
+
+    `gone`: how many of its upper rows of nodes are not kept any more.
+    """
 
     top: int
     left: int
     nodes: NDArray[np.int32]
     numbers: NDArray[np.int32]
     maps: NDArray[np.float32]
+    gone: int = 0
+
+    def keep_from(self, row: int) -> None:
+        """Keep the nodes from this row of the picture on, which the tile below will overlap."""
+        self.gone, self.nodes = row - self.top, self.nodes[row - self.top :].copy()
 
 
 class TiledStages(Stages):
@@ -109,7 +117,9 @@ class TiledStages(Stages):
         return place_tiles((frame.shape[0], frame.shape[1]), (spec.height, spec.width), self.tiles)
 
     def _segment(self, frame: NDArray[np.uint8]) -> NDArray[np.int32]:
-        """int32 [H, W]. Beyond it and the frame there are one row of tiles, and a few numbers for every node."""
+        """int32 [H, W]. Beyond it and the frame there are two tiles, the lower edges of a row of tiles, and a few
+        numbers for every node.
+        """
         rows, columns = self._place(frame)
         tokens = self.route.tokens[0]
         if len(rows.starts) == len(columns.starts) == 1:
@@ -123,7 +133,7 @@ class TiledStages(Stages):
         seen: list[NDArray[np.int64]] = []
         count = 0
         above: list[_Tile] = []
-        for top in rows.starts:
+        for top, below in zip(rows.starts, (*rows.starts[1:], len(whole)), strict=True):
             current: list[_Tile] = []
             for left in columns.starts:
                 if self._stopping.is_set():
@@ -140,7 +150,10 @@ class TiledStages(Stages):
                     links.append(self._link(other, tile, threshold))
                     _cut(keep, whole[place], frame[place], other, tile, links[-1], columns.side / tokens[1])
                 np.copyto(whole[place], tile.nodes, where=keep)
+                for done in current[-1:]:
+                    done.keep_from(below)
                 current.append(tile)
+            current[-1].keep_from(below)
             above = current
         groups = group(join_links(links), np.concatenate(seen), least)
         pieces = [whole[top : top + rows.side] for top in range(0, len(whole), rows.side)]
@@ -170,7 +183,7 @@ class TiledStages(Stages):
         return renumber(raw)[0], merged.proposals[present].reshape(-1, *tokens)
 
     def _link(self, one: _Tile, other: _Tile, threshold: float) -> Links:
-        height, width = one.nodes.shape
+        height, width = other.nodes.shape  # the new tile, which is whole; all tiles have one size
         top, left = max(one.top, other.top), max(one.left, other.left)
         bottom, right = min(one.top, other.top) + height, min(one.left, other.left) + width
         tokens = self.route.tokens[0]
@@ -178,7 +191,7 @@ class TiledStages(Stages):
         parts = []
         for tile in (one, other):
             y, x = top - tile.top, left - tile.left
-            nodes = tile.nodes[y : y + bottom - top, x : x + right - left]
+            nodes = tile.nodes[y - tile.gone : y - tile.gone + bottom - top, x : x + right - left]
             scale = tokens[0] / height, tokens[1] / width
             # Of a cell's centre in the overlap to where it is in the tile's tokens.
             step = (bottom - top) / grid[0] * scale[0], (right - left) / grid[1] * scale[1]

@@ -343,8 +343,9 @@ def test_interrupted_in_the_middle(photos, number):
         process.send_signal(number)
         rest, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in errors
-    assert errors.strip() == "error: interrupted; what was finished is whole, the rest is left out"
     done += [json.loads(line) for line in rest.splitlines()]
+    said = "error: interrupted; what was finished is whole, the rest is left out"
+    assert errors.strip() == f"{said}; {len(done)} of 202 images segmented into segmented"
     files = [photos / "segmented" / name for name in written(photos / "segmented")]
     assert 3 <= len(done) < 200 and len(done) <= len(files) <= len(done) + 1
     assert all(cv2.imread(str(file), cv2.IMREAD_UNCHANGED) is not None and file.suffix == ".png" for file in files)

@@ -319,9 +319,13 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(folder, many, number):
         for _ in range(5):
             process.stdout.readline()
         process.send_signal(number)
-        rest, _ = process.communicate(timeout=60)
+        rest, said = process.communicate(timeout=60)
     assert process.returncode == (-9 if number == signal.SIGKILL else 130)
     done = 5 + len(rest.splitlines())
+    if number != signal.SIGKILL:
+        done -= 1  # the last line has the counts
+        assert json.loads(rest.splitlines()[-1]) == {"segmented": done, "skipped": 0, "failed": 0}
+        assert said.splitlines()[-1].endswith(f"; {done} of 40 images segmented into segmented, 0 skipped")
     assert done < 40
     result = run("in", "--save", "labels,coco,panoptic", "--resume", "--json")
     last = json.loads(result.stdout.splitlines()[-1])
@@ -367,3 +371,64 @@ def test_a_folder_that_cannot_be_written_is_refused_once(quick, folder, monkeypa
     monkeypatch.setattr("os.access", lambda path, mode: False)  # as on a read-only disk; root may write everywhere else
     ran = run("in", status=1)
     assert ran.stderr.count("error: ") == 1 and "which is read-only" in ran.stderr
+
+
+def listed(folder, kind="panoptic"):
+    return sorted(image["file_name"] for image in json.loads((folder / f"segmented/{kind}.json").read_text())["images"])
+
+
+def test_a_photograph_whose_outputs_get_another_name_is_listed_once(quick, folder):
+    resume()
+    (folder / "in/0.png").rename(folder / "kept.png")
+    cv2.imwrite("in/0.jpg", draw(3))
+    resume()
+    (folder / "kept.png").rename(folder / "in/0.png")  # now both have their suffix in the outputs' names
+    assert resume()[0] == 2 and listed(folder) == ["0.jpg", "0.png", "1.png", "2.png"]
+    (folder / "in/0.jpg").unlink()
+    assert resume()[0] == 2 and listed(folder) == ["0.jpg", "0.png", "1.png", "2.png"]
+    assert resume()[0] == 3
+
+
+@pytest.mark.parametrize("kind", ["panoptic", "coco"])
+def test_a_journal_that_is_gone_is_made_from_the_assembled_file(quick, folder, kind):
+    if kind == "coco":
+        pytest.importorskip("pycocotools")
+    name = {"coco": "instances"}.get(kind, kind)
+    run("in", "--save", kind)
+    before = json.loads((folder / f"segmented/{name}.json").read_text())
+    (folder / f"segmented/{name}.jsonl").unlink()
+    cv2.imwrite("new.png", draw(40))
+    run("new.png", "in/1.png", "--save", kind)
+    after = json.loads((folder / f"segmented/{name}.json").read_text())
+    assert listed(folder, name) == ["0.png", "1.png", "2.png", "new.png"]
+    for one in (before, after):
+        names = {image["id"]: image["file_name"] for image in one["images"]}
+        for annotation in one["annotations"]:
+            annotation.pop("id", None)
+            annotation["image"] = names[annotation.pop("image_id")]
+    assert [one for one in after["annotations"] if one["image"] == "0.png"] == [
+        one for one in before["annotations"] if one["image"] == "0.png"
+    ]
+    (folder / f"segmented/{name}.jsonl").unlink()
+    path = folder / f"segmented/{name}.json"
+    path.write_bytes(path.read_bytes().replace(b'"width"', b'"weight"'))
+    said = run("new.png", "--save", kind, status=1).stderr
+    assert said.count("\n") == 1 and "found a damaged file without its journal" in said
+
+
+def test_a_full_disk_ends_the_run_with_one_line(quick, folder, monkeypatch):
+    def refuse(path, data):
+        if path.name.startswith("1"):
+            raise OSError(28, os.strerror(28))
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data)
+
+    for number in range(3, 9):
+        cv2.imwrite(f"in/{number}.png", draw(5 * number))
+    monkeypatch.setattr("runtime.outputs.png.write_atomically", refuse)
+    said = run("in", "--save", "labels", status=1).stderr.splitlines()
+    assert said == [
+        "error: segmented/1_labels.png: the disk is full; choose a folder you may write to, with space, by --output",
+        "1 of 9 images segmented into segmented",
+    ]
+    monkeypatch.undo()
