@@ -289,6 +289,7 @@ def test_a_damaged_clip_is_never_done(quick, folder):
 @pytest.fixture
 def many(folder):
     """Forty photographs, and what an uninterrupted run makes of them."""
+    pytest.importorskip("pycocotools")
     for number in range(40):
         cv2.imwrite(f"in/{number:02d}.png", cv2.resize(draw(number), (256, 192)))
     for name in ("0", "1", "2"):
