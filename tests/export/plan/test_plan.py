@@ -92,10 +92,14 @@ COMBINATIONS = {
     ("labels", "fp16"): ((64, 64), (1, 3, 3)),
     ("labels", "bf16"): ((64, 128), (1, 1, 2)),
 }
+SELDOM = (("attention", "bf16"), ("labels", "fp32"), ("labels", "bf16"))  # 40 s each
 
 
 @needs_rtx
-@pytest.mark.parametrize(("head", "precision"), COMBINATIONS)
+@pytest.mark.parametrize(
+    ("head", "precision"),
+    [pytest.param(*one, marks=pytest.mark.proof if one in SELDOM else ()) for one in COMBINATIONS],
+)
 def test_every_head_in_every_precision(small_pipeline, small_engine, tmp_path, head, precision):
     """All of them build, with the types and in the precision that they say.
 
