@@ -93,10 +93,10 @@ class Attended:
         `threshold`: one for all iterations, or one for each; None: the Segmenter's own. Raises DiffSegError where it is
         invalid.
         """
-        return self.result(threshold).labels
+        return self.result(threshold).labels.copy()
 
     def result(self, threshold: float | Iterable[float] | None = None) -> Result:
-        """The whole result, with its frame; see `labels`. The last one is kept."""
+        """The whole result, with its frame; see `labels`. The last one is kept: its labels are not to be changed."""
         chosen = None if threshold is None else every_iteration(threshold, None, self._route.config.thresholds)
         if self._last is None or self._last[0] != chosen:
             config = None if chosen is None else self._config(chosen)
@@ -120,7 +120,7 @@ class Attended:
                 f"{x!r}, {y!r}; choose one inside"
             )
         column, row = int(x), int(y)
-        labels = self.labels(threshold)
+        labels = self.result(threshold).labels
         index = int(labels[row, column])
         return Clicked(index, labels == index, self._attention(row, column))
 

@@ -135,19 +135,21 @@ class Result:
             return paint(self.labels, colours)
         return draw_overlay(self.frame, self.labels, colours=colours)
 
-    def save(self, stem: str | Path, kinds: str = "overlay,labels") -> list[Path]:
+    def save(self, stem: str | Path, kinds: str = "overlay,labels", *, name: str | None = None) -> list[Path]:
         """Write what `--save KINDS` writes of a photograph: `<stem>_overlay.png` and so on. Returns the paths.
 
             segmenter(frame, keep_frame=True).save("out/cat", "overlay,labels,coco")
 
-        The kinds coco and panoptic list the picture in the stem's folder, and replace what is listed of the same stem.
+        The kinds coco and panoptic list the picture in the stem's folder as `name`, such as "cat.jpg", by default the
+        stem's; they replace what is listed of the same stem. Each call writes the whole list anew: for many pictures
+        use the command line.
         Raises DiffSegError where a kind is unknown or needs a frame that was not kept, or a file cannot be written.
         """
         from runtime.outputs.save import save_picture
 
-        if not isinstance(stem, (str, Path)) or not Path(stem).name or str(stem).endswith(("/", os.sep)):
+        if not isinstance(stem, (str, Path)) or Path(stem).name in ("", "..") or str(stem).endswith(("/", os.sep)):
             raise DiffSegError(f"stem: expected a path such as 'out/cat', found {stem!r}")
-        return save_picture(Path(stem), kinds, self.labels, self.frame)
+        return save_picture(Path(stem), kinds, self.labels, self.frame, name)
 
     def plot(self, axes: Any = None) -> Any:
         """Draw the overlay with matplotlib, into `axes` or new ones, and return the axes.

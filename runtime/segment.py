@@ -219,7 +219,7 @@ def main(
             complain(failure)
         if not sources and not failures:
             raise DiffSegError("nothing to do: every input is a picture that this program wrote")
-        failed = len(failures) + run_all(settle_sources(sources, size=options.size, rate=options.rate))
+        failed = run_all(settle_sources(sources, size=options.size, rate=options.rate), missing=len(failures))
     raise typer.Exit(FAILED if failed else 0)
 
 

@@ -99,9 +99,10 @@ def _annotations(entry: dict[str, Any], number: int, numbers: Iterator[int]) -> 
         yield {"id": next(numbers), "image_id": number, "category_id": 1, **annotation}
 
 
-def _restored(annotations: list[dict[str, Any]]) -> dict[str, Any]:
+def _restored(name: str, size: list[int], annotations: list[dict[str, Any]]) -> dict[str, Any]:
     keys = ("label", "segmentation", "area", "bbox", "iscrowd")
-    return {"annotations": [{key: annotation[key] for key in keys} for annotation in annotations]}
+    found = [{key: annotation[key] for key in keys} for annotation in annotations]
+    return {"name": name, "size": size, "annotations": found}
 
 
 LISTING = Listing("instances", {"images": _images, "annotations": _annotations}, {"categories": CATEGORIES}, _restored)

@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
     from runtime.outputs.target import Target
 
+_END = b"\n}\n"  # of an assembled file
+
 # A picture's entry, its number from 1, and numbers from 1 for whatever the entry holds → what a section lists of it.
 Section = Callable[[dict[str, Any], int, Iterator[int]], Iterable[dict[str, Any]]]
 
@@ -41,13 +44,13 @@ class Listing:
         name: of the files, without suffix.
         sections: the lists in the assembled file, by their keys.
         rest: what else is in the file.
-        restored: a picture's annotations → its entry, less "name" and "size".
+        restored: a picture's name, size and annotations → its entry.
     """
 
     name: str
     sections: Mapping[str, Section]
     rest: Mapping[str, object]
-    restored: Callable[[list[dict[str, Any]]], dict[str, Any]]
+    restored: Callable[[str, list[int], list[dict[str, Any]]], dict[str, Any]]
 
     def path(self, folder: Path) -> Path:
         """The assembled file."""
@@ -116,10 +119,13 @@ class Listing:
             parts: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in listed["images"]}
             for annotation in listed["annotations"]:
                 parts[annotation["image_id"]].append(annotation)
+            stems = Counter(image["file_name"].rpartition(".")[0] for image in listed["images"])
             for image in listed["images"]:
                 name, size = image["file_name"], [image["height"], image["width"]]
-                found = self.restored(parts[image["id"]])
-                entries[image["id"]] = {"target": name, "name": name, "size": size, **found}
+                stem = name.rpartition(".")[0]
+                found = self.restored(name, size, parts[image["id"]])
+                # The target has the suffix where there are others of its stem.
+                entries[image["id"]] = {"target": stem if stem and stems[stem] == 1 else name, **found}
         except OSError as error:
             raise DiffSegError(f"{path}: cannot be read ({error.strerror})") from None
         except (ValueError, LookupError, TypeError):
@@ -132,10 +138,13 @@ class Listing:
             self.add(folder, b"".join(lines))
 
     def _is_newer(self, path: Path, journal: Path) -> bool:
-        """Whether the file was assembled after the journal's last line: then nothing has to be written."""
+        """Whether the file is whole, and was assembled after the journal's last line: nothing has to be written."""
         try:
-            return path.stat().st_mtime_ns > journal.stat().st_mtime_ns
-        except OSError:
+            with path.open("rb") as file:
+                file.seek(-len(_END), os.SEEK_END)
+                whole = file.read() == _END
+            return whole and path.stat().st_mtime_ns > journal.stat().st_mtime_ns
+        except OSError:  # also where it is shorter
             return False
 
     def _lines(self, folder: Path) -> Journal:
@@ -156,7 +165,7 @@ class Listing:
                 out.write(b"\n]")
             for key, value in self.rest.items():
                 out.write(b',\n"%s": %s' % (key.encode(), json.dumps(value).encode()))
-            out.write(b"\n}\n")
+            out.write(_END)
 
 
 class ListSink(Sink):

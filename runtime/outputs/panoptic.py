@@ -163,9 +163,14 @@ def _annotations(entry: dict[str, Any], number: int, numbers: Iterator[int]) -> 
     yield {"image_id": number, "file_name": entry["png"], "segments_info": entry["segments_info"]}
 
 
-def _restored(annotations: list[dict[str, Any]]) -> dict[str, Any]:
+def _restored(name: str, size: list[int], annotations: list[dict[str, Any]]) -> dict[str, Any]:
     (annotation,) = annotations
-    return {"png": annotation["file_name"], "segments_info": annotation["segments_info"]}
+    return {
+        "name": name,
+        "png": annotation["file_name"],
+        "size": size,
+        "segments_info": annotation["segments_info"],
+    }
 
 
 LISTING = Listing("panoptic", {"images": _images, "annotations": _annotations}, {"categories": CATEGORIES}, _restored)

@@ -21,14 +21,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def save_picture(stem: Path, kinds: str, labels: NDArray[np.int32], frame: NDArray[np.uint8] | None) -> list[Path]:
+def save_picture(
+    stem: Path, kinds: str, labels: NDArray[np.int32], frame: NDArray[np.uint8] | None, name: str | None = None
+) -> list[Path]:
     """See `runtime.result.Result.save`. `frame` None: it was not kept."""
     names = parse_kinds(kinds, "kinds")
     if frame is None:
         if needed := needing_frame(names):
             raise DiffSegError(f"kinds: {', '.join(needed)} needs the frame; call the segmenter with keep_frame=True")
         frame = np.empty((0, 0, 3), np.uint8)
-    target = Target(stem, stem.parent, stem.name)
+    target = Target(stem, stem.parent, name or stem.name)
     sinks = picture_sinks(names, target).values()
     files = listings(names)
     for listing in files:

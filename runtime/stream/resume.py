@@ -133,8 +133,10 @@ class Ledger:
             reason = "by another engine or other settings"
         elif not set(self._kinds) <= set(kinds):
             reason = "not in all these kinds"
-        elif not all(self._is_there(kinds[kind]) for kind in self._kinds) or not self._is_listed(entry):
+        elif not all(self._is_there(kinds[kind]) for kind in self._kinds):
             reason = "outputs are missing or have been changed"
+        elif not self._is_listed(entry):
+            reason = "not listed any more under its name"
         else:
             return True
         self.again[reason] += 1

@@ -62,11 +62,17 @@ class Run:
         self._quiet = not self._console.is_terminal
         self._inputs: set[Path] = set()
         self._tiled, self._photographer = tiled is not None, tiled or stages
+        for listing in listings(kinds):
+            listing.begin(output)
         self._ledger = Ledger(output, (self._photographer, stages), kinds, options, levels, resume=resume)
-        self._done = self._failed = self._skipped = 0
+        self._done = self._failed = self._skipped = self._missing = 0
 
-    def __call__(self, sources: Sequence[Source]) -> int:
-        """Returns how many sources failed. Each is named on stderr; the others are finished."""
+    def __call__(self, sources: Sequence[Source], missing: int = 0) -> int:
+        """Returns how many sources failed. Each is named on stderr; the others are finished.
+
+        `missing`: inputs that were not found, which have failed already.
+        """
+        self._failed, self._missing = missing, missing
         self._inputs = {Path(os.path.realpath(source.path)) for source in sources if not source.address}
         single = len(sources) == 1
         self._quiet |= single and _is_photograph(sources[0])
@@ -111,7 +117,7 @@ class Run:
             self._report({"segmented": self._done, "skipped": self._skipped, "failed": self._failed})
         what = "images" if all(map(_is_photograph, sources)) else "inputs"
         skipped = f", {self._skipped} skipped" if resumed else ""
-        return f"{self._done} of {len(sources)} {what} segmented into {self._output}{skipped}"
+        return f"{self._done} of {len(sources) + self._missing} {what} segmented into {self._output}{skipped}"
 
     def _refuse_levels_that_clash(self, sources: Sequence[Source]) -> None:
         """Raise DiffSegError where a level of one photograph would be written over the outputs of another input."""
@@ -127,8 +133,6 @@ class Run:
     def _listings(self) -> Iterator[None]:
         """Files that list the photographs of the whole run are assembled at its end, whatever ends it."""
         kept = listings(self._kinds)
-        for listing in kept:
-            listing.begin(self._output)
         try:
             yield
         except BaseException:

@@ -88,3 +88,9 @@ def test_the_maps_of_another_frame_do_not_disturb(segmenter):
     before = [level.copy() for level in attended.pyramid]
     segmenter.attend(CAT[::-1].copy())
     assert all(np.array_equal(one, other) for one, other in zip(attended.pyramid, before, strict=True))
+
+
+def test_labels_are_the_callers_own(attended):
+    before = attended.labels().copy()
+    attended.labels()[:] = 99
+    assert np.array_equal(attended.labels(), before) and attended.at(5, 5).index == before[5, 5]

@@ -268,7 +268,7 @@ def test_a_listing_needs_no_memory_for_its_entries(folder):
     import tracemalloc
 
     sections = {"images": lambda entry, number, inner: [{"id": number, "name": entry["target"]}]}
-    listing = Listing("many", sections, {}, dict)
+    listing = Listing("many", sections, {}, lambda *parts: {})
     peaks = []
     for count in (500, 4000):
         out = folder / str(count)
