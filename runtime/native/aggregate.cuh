@@ -211,18 +211,4 @@ __global__ void __launch_bounds__(THREADS, 2)
     }
 }
 
-// Copies rows that sum to n into rows that sum to 1: the first ones, or those of the anchors. Rows past the count, and all rows of an invalid frame, become 0.
-__global__ void __launch_bounds__(THREADS) copy_rows(const float *from, int from_rows, int rows, Anchors anchors, int n,
-                                                     int pitch, const int32_t *counts, const unsigned *flags, float *to) {
-    const int pixel = static_cast<int>(blockIdx.x) * THREADS + static_cast<int>(threadIdx.x);
-    if (pixel >= n) return;
-    const int frame = static_cast<int>(blockIdx.z);
-    const int present = flags[frame] ? 0 : counts ? counts[frame] : rows;
-    for (int row = static_cast<int>(blockIdx.y); row < rows; row += static_cast<int>(gridDim.y)) {
-        const size_t target = static_cast<size_t>(frame) * rows + row;
-        const size_t source = static_cast<size_t>(frame) * from_rows + (anchors.per_axis ? anchors.query(row) : row);
-        to[target * n + pixel] = row < present ? from[source * pitch + pixel] / static_cast<float>(n) : 0.0f;
-    }
-}
-
 }  // namespace diffseg

@@ -28,6 +28,7 @@ class Part:
 
 
 _HERE = "tools.gpu_check"
+_KERNELS = ("tests/runtime/native/test_native.py", "tests/runtime/native/test_native_parts.py")
 PARTS = (
     Part("machine", f"{_HERE}.kernels:machine", 0.1),
     Part("vectors", f"{_HERE}.kernels:vectors", 0.5),
@@ -37,7 +38,7 @@ PARTS = (
     Part("arrays", f"{_HERE}.network:arrays", 0.3),
     Part("capture", f"{_HERE}.kernels:capture", 0.1),
     Part("network", f"{_HERE}.network:network", 0.5),
-    Part("tests of the kernels", f"{_HERE}.suites:tests", 3, ("tests/runtime/native/test_native.py",)),
+    Part("tests of the kernels", f"{_HERE}.suites:tests", 3, _KERNELS),
     Part("tests of captures", f"{_HERE}.suites:tests", 1, ("tests/runtime/native/test_native_gpu.py",)),
     Part("onnxruntime", f"{_HERE}.plans:tiny_onnxruntime", 0.5),
     Part("tensorrt", f"{_HERE}.plans:tiny_plan", 1, ("tensorrt",)),

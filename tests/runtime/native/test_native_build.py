@@ -118,7 +118,7 @@ def test_every_kernel_is_loaded_ahead():
     """By `diffseg_create`: CUDA would load a kernel at its first launch, which may be in a capture."""
     kernels = "".join(path.read_text() for path in SOURCES.glob("*.cuh"))
     declared = set(re.findall(r"__global__ void __launch_bounds__\([^)]*\)\s+(\w+)\(", kernels))
-    assert len(declared) == kernels.count("__global__") == 10
+    assert len(declared) == kernels.count("__global__") == 12
     assert declared == set(re.findall(r"loadable\((\w+)", (SOURCES / "sequence.h").read_text()))
 
 
@@ -145,7 +145,7 @@ def test_cmake_package(tmp_path):
     consumer.mkdir()
     (consumer / "CMakeLists.txt").write_text(
         "cmake_minimum_required(VERSION 3.20)\nproject(consumer LANGUAGES C CXX)\n"
-        "find_package(diffseg 2 REQUIRED)\nadd_executable(tiny tiny.c)\n"
+        "find_package(diffseg 3 REQUIRED)\nadd_executable(tiny tiny.c)\n"
         "target_link_libraries(tiny PRIVATE diffseg::diffseg)\n"
         "set_target_properties(tiny PROPERTIES LINKER_LANGUAGE CXX)\n"
     )
