@@ -46,6 +46,7 @@ PARTS = (
     Part("tensorrt, full size", f"{_HERE}.plans:full_size", 8, ("tensorrt",)),
     Part("tensorrt_rtx, full size", f"{_HERE}.plans:full_size", 3, ("tensorrt_rtx",)),
     Part("tests of plans", f"{_HERE}.suites:tests", 4, ("tests/runtime/engine/plans/test_plans_gpu.py",)),
+    Part("labels head", f"{_HERE}.segmenters:labels_head", 1),
     Part("thresholds auto", f"{_HERE}.segmenters:auto", 0.5),
     Part("second GPU", f"{_HERE}.segmenters:second_gpu", 0.5),
     Part("video", f"{_HERE}.segmenters:video", 0.5),
