@@ -152,11 +152,11 @@ __global__ void __launch_bounds__(THREADS, 2)
     if (!good) atomicOr(flags + frame, 1u);
 
     const auto finish = [&](int pixel, const Values (&values)[QUERIES]) {
-        float value[QUERIES][GROUP];
+        Pack<float, GROUP> value[QUERIES];
         DIFFSEG_UNROLL
         for (int q = 0; q < QUERIES; ++q)
             DIFFSEG_UNROLL
-            for (int e = 0; e < GROUP; ++e) value[q][e] = Type::load(values[q].values + e) * scale[q];
+            for (int e = 0; e < GROUP; ++e) value[q].values[e] = Type::load(values[q].values + e) * scale[q];
         const int line = pixel / pyramid.w, column = pixel % pyramid.w;
         for (int index = 1; index < pyramid.levels; ++index) {
             const Level &level = pyramid.level[index];
@@ -182,15 +182,14 @@ __global__ void __launch_bounds__(THREADS, 2)
                     if (source[index][other] != row) continue;
                     ++q;
                     DIFFSEG_UNROLL
-                    for (int e = 0; e < GROUP; ++e) value[other][e] += coarse[e];
+                    for (int e = 0; e < GROUP; ++e) value[other].values[e] += coarse[e];
                 }
             }
         }
         DIFFSEG_UNROLL
         for (int q = 0; q < QUERIES; ++q) {
             if (q < queries)
-                *reinterpret_cast<Pack<float, GROUP> *>(attention + (first + q) * pyramid.pitch + pixel) =
-                    *reinterpret_cast<const Pack<float, GROUP> *>(value[q]);
+                *reinterpret_cast<Pack<float, GROUP> *>(attention + (first + q) * pyramid.pitch + pixel) = value[q];
         }
     };
     DIFFSEG_UNROLL
