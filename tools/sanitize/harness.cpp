@@ -146,7 +146,9 @@ void segment(Bytes &bytes, const diffseg_config &config, const Shape &shape, dif
     frames.label_type = bytes.number(config.anchors > 16 ? 1 : 0, 1);
     frames.height = bytes.number(1, 20);
     frames.width = bytes.number(1, 20);
-    if (static_cast<int64_t>(frames.height) * frames.width > 100000) frames.height = 1;
+    const auto is_side = [](int32_t side) { return side >= 1 && side <= DIFFSEG_MAX_SIDE; };
+    const bool has_labels = is_side(frames.height) && is_side(frames.width);
+    if (has_labels && static_cast<int64_t>(frames.height) * frames.width > 100000) frames.height = 1;
     frames.again = bytes.one_in(4) ? bytes.number(0, 1) : 0;
     for (float &threshold : frames.thresholds)
         threshold = bytes.one_in(32) ? bytes.real() : static_cast<float>(bytes.byte() + 1) / 64.0f;
@@ -157,8 +159,8 @@ void segment(Bytes &bytes, const diffseg_config &config, const Shape &shape, dif
             while (frames.blocks[axis] > 0 && side % frames.blocks[axis]) --frames.blocks[axis];
     }
     const size_t batch = frames.batch > 0 && frames.batch <= config.max_batch ? static_cast<size_t>(frames.batch) : 1;
-    const size_t n = shape.n[0], pixels = static_cast<size_t>(frames.height > 0 ? frames.height : 1) *
-                                          static_cast<size_t>(frames.width > 0 ? frames.width : 1);
+    const size_t n = shape.n[0];  // what is refused needs no memory
+    const size_t pixels = has_labels ? static_cast<size_t>(frames.height) * static_cast<size_t>(frames.width) : 1;
     size_t blocks = 1;
     for (int axis = 0; axis < 2; ++axis)
         if (frames.blocks[axis] > 0 && frames.blocks[axis] <= config.grids[0][axis])
