@@ -79,6 +79,17 @@ def test_extras_are_those_of_the_project():
             assert distribution(package) in installs, f'{package} is not in the extra "{name}"'
 
 
+def test_extras_pull_no_wheel_that_cannot_work_on_arm():
+    """There JetPack brings TensorRT, and PyPI's wheels are for servers; of onnxruntime-gpu there is none."""
+    from packaging.requirements import Requirement
+
+    for name, package in (("tensorrt", "tensorrt"), ("gpu", "onnxruntime-gpu")):
+        (line,) = map(Requirement, PROJECT["optional-dependencies"][name])
+        assert line.name == package
+        installs = {machine: line.marker.evaluate({"platform_machine": machine}) for machine in ("aarch64", "x86_64")}
+        assert installs == {"aarch64": False, "x86_64": True}
+
+
 def test_every_imported_package_is_one_that_the_project_installs():
     known = {*sys.stdlib_module_names, *MAY_IMPORT}
     installed = required(PROJECT["dependencies"])

@@ -45,7 +45,7 @@ EXPORT = (
     ("progress",),
 )
 TOOLS = (
-    ("attend", "gpu_check", "pictures"),
+    ("attend", "gpu_check", "pictures", "sanitize"),
     ("benchmark",),
     ("evaluate", "tiny"),
     ("scenes",),

@@ -20,10 +20,25 @@ CELLS = 16  # per axis, at most: finer maps are summed in that many blocks, whic
 
 def profiles(maps: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.float32]:
     """The square roots of maps [M, n], summed in at most 16×16 equal blocks of pixels, as rows of unit length."""
-    cells = blocks_per_axis(shape[0], CELLS), blocks_per_axis(shape[1], CELLS)
+    return as_profiles(block_sums(maps, shape))
+
+
+def profile_cells(shape: tuple[int, int]) -> tuple[int, int]:
+    """Into how many blocks of pixels the profiles of maps of (h, w) sum, down and across."""
+    return blocks_per_axis(shape[0], CELLS), blocks_per_axis(shape[1], CELLS)
+
+
+def block_sums(maps: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.float32]:
+    """Maps [M, n] summed in the blocks of their profiles: float32 [M, blocks]."""
+    cells = profile_cells(shape)
     summed = np.empty((len(maps), cells[0] * cells[1]), np.float32)
     sum_blocks(np.ascontiguousarray(maps), shape, cells, summed)
-    return unit_rows(np.sqrt(summed))
+    return summed
+
+
+def as_profiles(blocks: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The profiles of maps of which these are the sums in blocks."""
+    return unit_rows(np.sqrt(blocks))
 
 
 def unit_rows(rows: NDArray[Any]) -> NDArray[np.float32]:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from runtime.merge.aggregate import Aggregation
 from runtime.merge.divergence import logarithm, negative_entropy
 from runtime.merge.grouping import unions
-from runtime.merge.likeness import profiles, segment_means
+from runtime.merge.likeness import as_profiles, block_sums, profiles, segment_means
 from runtime.merge.proposals import Found, solve
 from runtime.merge.registry import DEFAULT
 from runtime.merge.threads import one_thread
@@ -33,6 +33,38 @@ LEAST = 0.2  # by which a cut must be better than one segment; networks with com
 TIE = 1e-6  # a union that changes the criterion by less is made
 
 
+class Maps(Protocol):
+    """The aggregated attention of one frame, wherever it is, and what is asked of it here. Maps sum to n = h·w."""
+
+    def merged(self, thresholds: Sequence[float]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Sums of all maps and of the merge's proposals in the blocks of their profiles: [n, blocks] and [P, blocks].
+
+        Called before `means`. What the sums of a map add up to is left open.
+        """
+
+    def means(self, part: NDArray[np.intp], count: int) -> NDArray[np.float32]:
+        """The mean map [count, n] of each part, of int [n], 0 … count−1."""
+
+
+class HostMaps:
+    """The aggregated attention on the host: `Maps`."""
+
+    def __init__(self, source: Aggregation, config: MergeConfig) -> None:
+        """`source`: its maps sum to n."""
+        self._source, self._config = source, config
+        self._maps = source.full()
+        self._sums = block_sums(self._maps, source.shape)
+
+    def merged(self, thresholds: Sequence[float]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """See `Maps.merged`."""
+        config = replace(self._config, thresholds=tuple(thresholds), solver=DEFAULT)
+        return self._sums, block_sums(solve(self._source, config).proposals, self._source.shape)
+
+    def means(self, part: NDArray[np.intp], count: int) -> NDArray[np.float32]:
+        """See `Maps.means`."""
+        return segment_means(self._maps, part)
+
+
 @one_thread()
 def find_parts(
     pyramid: Sequence[Any],
@@ -41,9 +73,21 @@ def find_parts(
     grids: Sequence[Sequence[int]] | None = None,
     layers: Sequence[int] | None = None,
 ) -> Found:
+    """The parts of one frame on the host: those of `choose_parts`.
+
+    Arguments and errors are those of `runtime.merge.proposals.find`. The solver of the config is not used.
+    """
+    maps, shapes = check_pyramid(pyramid, grids)
+    n = maps[0].shape[-1]
+    source = Aggregation(maps, shapes, resolution_ratios(config.weights, shapes, layers), total=n)
+    return choose_parts(HostMaps(source, config), shapes[0], config.thresholds)
+
+
+@one_thread()
+def choose_parts(maps: Maps, shape: tuple[int, int], usual: Sequence[float]) -> Found:
     """The segments of one frame whose number and size follow from its own maps.
 
-    The merge with lower thresholds than those of the config finds small segments. They are united in pairs, the nearest
+    The merge with lower thresholds than usual finds small segments. They are united in pairs, the nearest
     first, until one is left. Of all segments of this hierarchy those are taken, each pixel in one, whose criterion
 
         Σ_k [w_kk − d_k² − ¼ · (n_k / n) · KL_k]
@@ -51,40 +95,41 @@ def find_parts(
     is largest: w_kk is the share of all attention that stays within segment k, d_k the share that leaves or enters it
     (their mean), n_k its number of tokens, KL_k the mean divergence of its maps from their mean. Where it keeps
     every small segment, thresholds were too high, and half of them are tried. Where the criterion hardly grows by any
-    cut, as for a flat frame, there is one segment.
+    cut, as for a flat frame, there is one segment. A pixel belongs to the segment whose mean map is most like its own.
 
-    Arguments and errors are those of `runtime.merge.proposals.find`; a pixel belongs to the segment whose mean map is
-    most like its own. The solver of the config is not used.
+    Args:
+        maps: of the frame.
+        shape: (h, w) of the maps.
+        usual: the thresholds of the merge where they are not chosen.
     """
-    maps, shapes = check_pyramid(pyramid, grids)
-    n = maps[0].shape[-1]
-    source = Aggregation(maps, shapes, resolution_ratios(config.weights, shapes, layers), total=n)
-    whole = source.full()
-    own = profiles(whole, shapes[0])
+    n = shape[0] * shape[1]
     for step in range(ROUNDS):
-        thresholds = tuple(FINEST / 2**step * threshold for threshold in config.thresholds)
-        small = solve(source, replace(config, thresholds=thresholds, solver=DEFAULT)).proposals
-        part = np.unique(np.matmul(own, profiles(small, shapes[0]).T).argmax(axis=1), return_inverse=True)[1]
-        chosen = cut_hierarchy(whole, part)
+        sums = maps.merged([FINEST / 2**step * threshold for threshold in usual])
+        own, small = (as_profiles(blocks) for blocks in sums)
+        part = np.unique(np.matmul(own, small.T).argmax(axis=1), return_inverse=True)[1]
+        sizes = np.bincount(part)
+        means = maps.means(part, len(sizes))
+        chosen = cut_hierarchy(means, part)
         if len(chosen) > 2 or chosen.max() < len(chosen) - 1:
             break
     firsts = np.unique(chosen[part], return_index=True)[1]
-    segments = firsts.argsort().argsort()[chosen[part]]  # numbered by their first tokens
-    means = segment_means(whole, segments)
-    return Found(means / np.float32(n), np.matmul(profiles(means, shapes[0]), own.T))
+    segment = firsts.argsort().argsort()[chosen]  # of every part; numbered by their first tokens
+    share = np.where(segment == np.arange(len(firsts))[:, None], sizes, 0)
+    united = np.matmul((share / share.sum(axis=1, keepdims=True)).astype(np.float32), means)
+    return Found(united / np.float32(n), np.matmul(profiles(united, shape), own.T))
 
 
-def cut_hierarchy(maps: NDArray[np.float32], part: NDArray[np.intp]) -> NDArray[np.intp]:
+def cut_hierarchy(means: NDArray[np.float32], part: NDArray[np.intp]) -> NDArray[np.intp]:
     """Which of the hierarchy's segments each part goes to, int [P].
 
     Args:
-        maps: aggregated attention float32 [n, n], rows sum to n.
+        means: the mean map of each part, float32 [P, n]; each sums to n.
         part: int [n], 0 … P−1: the part that each token is in, the finest segments of the hierarchy.
     """
-    n, count = len(maps), int(part.max()) + 1
+    count, n = means.shape
     members = (part == np.arange(count)[:, None]).astype(np.float32)
-    sums = np.matmul(members, maps)
     sizes = members.sum(axis=1)
+    sums = means * sizes[:, None]
     attention = np.matmul(sums, members.T).astype(np.float64) / n**2  # between parts; shares of the whole
     attention = (attention + attention.T) / 2
 
@@ -92,7 +137,7 @@ def cut_hierarchy(maps: NDArray[np.float32], part: NDArray[np.intp]) -> NDArray[
     within, degree = [*np.diagonal(attention)], [*attention.sum(axis=1)]
     children: list[tuple[int, int]] = []
     node = np.arange(count)  # of each group: its place in the lists
-    for kept, gone, _ in unions(np.stack(sums) / np.float32(n) / np.array(sizes)[:, None], sizes):
+    for kept, gone, _ in unions(means / np.float32(n), sizes):
         first, second = int(node[kept]), int(node[gone])
         children.append((first, second))
         node[kept] = count + len(children) - 1
@@ -103,9 +148,9 @@ def cut_hierarchy(maps: NDArray[np.float32], part: NDArray[np.intp]) -> NDArray[
         attention[kept] += attention[gone]
         attention[:, kept] += attention[:, gone]
 
-    means = np.stack(sums) / np.array(sizes, np.float32)[:, None]
+    every = np.stack(sums) / np.array(sizes, np.float32)[:, None]  # the means of all groups
     # The mean KL of maps from their segments' mean is a constant less this, the mean KL of those means from uniform.
-    told = negative_entropy(means, logarithm(means)) / n
+    told = negative_entropy(every, logarithm(every)) / n
     value = np.array(within) - np.square(degree) + KL_SHARE * told * np.array(sizes) / n
     whole = np.ones(len(value), bool)  # whether the segment is better than the best of what it consists of
     for index, (first, second) in enumerate(children, count):

@@ -152,11 +152,11 @@ __global__ void __launch_bounds__(THREADS, 2)
     if (!good) atomicOr(flags + frame, 1u);
 
     const auto finish = [&](int pixel, const Values (&values)[QUERIES]) {
-        float value[QUERIES][GROUP];
+        Pack<float, GROUP> value[QUERIES];
         DIFFSEG_UNROLL
         for (int q = 0; q < QUERIES; ++q)
             DIFFSEG_UNROLL
-            for (int e = 0; e < GROUP; ++e) value[q][e] = Type::load(values[q].values + e) * scale[q];
+            for (int e = 0; e < GROUP; ++e) value[q].values[e] = Type::load(values[q].values + e) * scale[q];
         const int line = pixel / pyramid.w, column = pixel % pyramid.w;
         for (int index = 1; index < pyramid.levels; ++index) {
             const Level &level = pyramid.level[index];
@@ -182,15 +182,14 @@ __global__ void __launch_bounds__(THREADS, 2)
                     if (source[index][other] != row) continue;
                     ++q;
                     DIFFSEG_UNROLL
-                    for (int e = 0; e < GROUP; ++e) value[other][e] += coarse[e];
+                    for (int e = 0; e < GROUP; ++e) value[other].values[e] += coarse[e];
                 }
             }
         }
         DIFFSEG_UNROLL
         for (int q = 0; q < QUERIES; ++q) {
             if (q < queries)
-                *reinterpret_cast<Pack<float, GROUP> *>(attention + (first + q) * pyramid.pitch + pixel) =
-                    *reinterpret_cast<const Pack<float, GROUP> *>(value[q]);
+                *reinterpret_cast<Pack<float, GROUP> *>(attention + (first + q) * pyramid.pitch + pixel) = value[q];
         }
     };
     DIFFSEG_UNROLL
@@ -208,20 +207,6 @@ __global__ void __launch_bounds__(THREADS, 2)
     }
     for (int pixel = n + thread; pixel < pyramid.pitch; pixel += THREADS) {
         for (int q = 0; q < queries; ++q) attention[(first + q) * pyramid.pitch + pixel] = 0.0f;
-    }
-}
-
-// Copies rows that sum to n into rows that sum to 1: the first ones, or those of the anchors. Rows past the count, and all rows of an invalid frame, become 0.
-__global__ void __launch_bounds__(THREADS) copy_rows(const float *from, int from_rows, int rows, Anchors anchors, int n,
-                                                     int pitch, const int32_t *counts, const unsigned *flags, float *to) {
-    const int pixel = static_cast<int>(blockIdx.x) * THREADS + static_cast<int>(threadIdx.x);
-    if (pixel >= n) return;
-    const int frame = static_cast<int>(blockIdx.z);
-    const int present = flags[frame] ? 0 : counts ? counts[frame] : rows;
-    for (int row = static_cast<int>(blockIdx.y); row < rows; row += static_cast<int>(gridDim.y)) {
-        const size_t target = static_cast<size_t>(frame) * rows + row;
-        const size_t source = static_cast<size_t>(frame) * from_rows + (anchors.per_axis ? anchors.query(row) : row);
-        to[target * n + pixel] = row < present ? from[source * pitch + pixel] / static_cast<float>(n) : 0.0f;
     }
 }
 

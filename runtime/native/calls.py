@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -89,18 +89,49 @@ def run(
     *,
     proposals: bool = False,
     details: bool = False,
-    anchor_maps: bool = False,
 ) -> Output:
-    """Run as `segment` does and give all results. `proposals`: with the proposals; `details`: also with the attention;
-    `anchor_maps`: with its rows at the anchors.
+    """Run as `segment` does and give all results. `proposals`: with the proposals; `details`: also with the attention.
 
     Maps without a batch dimension give an output without one. Raises as `segment` does.
     """
+    from runtime.pyramid.checks import as_size
+
+    height, width = as_size(size)
+    call = prepare(pyramid, config, grids, layers, device, library, engine)
+    found = call.core(
+        *(call.maps, call.batch or 1, (height, width)),
+        proposals=proposals,
+        details=details,
+        thresholds=config.thresholds,
+        stream=call.stream,
+    )
+    return found if call.batch else found.first()
+
+
+class Prepared(NamedTuple):
+    """What a call of the core needs. `batch`: number of frames; None for maps without a batch dimension."""
+
+    core: Core
+    maps: list[Any]
+    batch: int | None
+    stream: int
+
+
+def prepare(
+    pyramid: Sequence[Any],
+    config: MergeConfig,
+    grids: Sequence[Sequence[int]] | None = None,
+    layers: Sequence[int] | None = None,
+    device: str = "cuda",
+    library: Library | None = None,
+    engine: Path | None = None,
+) -> Prepared:
+    """Check the arguments of `segment`, and wait for what writes the maps. Raises as `segment` does."""
     import numpy as np
 
     from runtime.gpu.arrays import device_array
     from runtime.pyramid.anchors import anchor_queries
-    from runtime.pyramid.checks import as_size, check_pyramid
+    from runtime.pyramid.checks import check_pyramid
     from runtime.pyramid.weights import resolution_ratios
 
     number = device_number(device)
@@ -128,24 +159,14 @@ def run(
         maps = [level.astype(dtype, copy=False) for level in checked]
     ratios = resolution_ratios(config.weights, shapes, layers)
     anchor_queries(shapes[0], config.grid)
-    height, width = as_size(size)
     library = library or load(number, engine)
-    single = checked[0].ndim == 2
-    batch = 1 if single else len(checked[0])
-    core = _core(library, config, tuple(ratios), tuple(shapes), dtype, batch, number)
+    batch = None if checked[0].ndim == 2 else len(checked[0])
+    core = _core(library, config, tuple(ratios), tuple(shapes), dtype, batch or 1, number)
     # On the stream that writes the maps; if there are several, after the others have finished.
     stream, *others = dict.fromkeys(level.stream for level in there if level) or (0,)
     for other in others:
         core.wait(other)
-    found = core(
-        *(maps, batch, (height, width)),
-        proposals=proposals,
-        details=details,
-        anchor_maps=anchor_maps,
-        thresholds=config.thresholds,
-        stream=stream,
-    )
-    return found.first() if single else found
+    return Prepared(core, maps, batch, stream)
 
 
 class _Kept(threading.local):

@@ -85,7 +85,8 @@ inline void level_ratios(const diffseg_config &config, double ratios[DIFFSEG_MAX
     }
 }
 
-inline diffseg_status check_frames(const diffseg_config &config, const diffseg_frames *frames) {
+// last: frames of the handle's last call, 0 before it.
+inline diffseg_status check_frames(const diffseg_config &config, const diffseg_frames *frames, int32_t last) {
     if (!frames) return fail(DIFFSEG_NULL_POINTER, "frames is NULL");
     if (frames->struct_size != sizeof(diffseg_frames) || frames->abi_version != DIFFSEG_ABI_VERSION)
         return fail(DIFFSEG_ABI_MISMATCH, "frames: expected %u bytes of version %u, found %u bytes of version %u",
@@ -98,9 +99,21 @@ inline diffseg_status check_frames(const diffseg_config &config, const diffseg_f
             return fail(DIFFSEG_BAD_THRESHOLD, "thresholds[%d]: expected a finite number above 0, found %g", t,
                         static_cast<double>(frames->thresholds[t]));
     }
+    if (frames->again != 0 && frames->again != 1)
+        return fail(DIFFSEG_BAD_BATCH, "again: expected 0 or 1, found %d", frames->again);
+    if (frames->again && frames->batch > last)
+        return fail(DIFFSEG_BAD_BATCH, "again: expected at most the %d frames of the last call, found a batch of %d", last,
+                    frames->batch);
+    if (frames->attention_blocks || frames->proposal_blocks) {
+        for (int axis = 0; axis < 2; ++axis) {
+            const int side = config.grids[0][axis], count = frames->blocks[axis];
+            if (count < 1 || count > side || side % count)
+                return fail(DIFFSEG_BAD_SIZE, "blocks[%d]: expected a divisor of %d, found %d", axis, side, count);
+        }
+    }
     double ratios[DIFFSEG_MAX_LEVELS];
     level_ratios(config, ratios);
-    for (int r = 0; r < config.levels; ++r) {
+    for (int r = 0; r < config.levels && !frames->again; ++r) {
         if (!frames->maps[r] && ratios[r] > 0.0) return fail(DIFFSEG_NULL_POINTER, "maps[%d] is NULL", r);
     }
     if (!frames->labels) return fail(DIFFSEG_NULL_POINTER, "labels is NULL");
@@ -112,6 +125,17 @@ inline diffseg_status check_frames(const diffseg_config &config, const diffseg_f
     if (frames->label_type == DIFFSEG_UINT8 && config.anchors > 16)
         return fail(DIFFSEG_BAD_TYPE, "label_type: %d anchors per axis may give more than 256 labels; use uint16",
                     config.anchors);
+    return DIFFSEG_OK;
+}
+
+inline diffseg_status check_parts(const diffseg_config &config, int32_t batch, const int32_t *part, int32_t parts,
+                                  const float *means, int32_t last) {
+    if (!part || !means) return fail(DIFFSEG_NULL_POINTER, "part or means is NULL");
+    if (last < 1) return fail(DIFFSEG_BAD_BATCH, "part means: expected diffseg_run to be called before, found no frames");
+    if (batch < 1 || batch > last)
+        return fail(DIFFSEG_BAD_BATCH, "batch: expected 1 to %d, the frames of the last call, found %d", last, batch);
+    const int most = config.anchors * config.anchors;
+    if (parts < 1 || parts > most) return fail(DIFFSEG_BAD_PARTS, "parts: expected 1 to %d, found %d", most, parts);
     return DIFFSEG_OK;
 }
 

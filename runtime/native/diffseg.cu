@@ -86,13 +86,14 @@ const char *diffseg_status_text(diffseg_status status) {
         case DIFFSEG_BAD_THRESHOLD: return "thresholds must be 1 to 16 finite numbers above 0";
         case DIFFSEG_BAD_WEIGHT: return "weights must be finite and not negative";
         case DIFFSEG_BAD_TYPE: return "no such type of maps or labels, or one too small for the labels";
-        case DIFFSEG_BAD_BATCH: return "the batch must be 1 to max_batch, and max_batch at most 1024";
-        case DIFFSEG_BAD_SIZE: return "the labels' sides must be 1 to 32768";
+        case DIFFSEG_BAD_BATCH: return "the batch must be 1 to max_batch, at most 1024, or to the frames of the last call";
+        case DIFFSEG_BAD_SIZE: return "the labels' sides must be 1 to 32768, and blocks must divide the finest level";
         case DIFFSEG_BAD_WORKSPACE: return "the workspace is smaller than diffseg_workspace_size or not aligned to 256";
         case DIFFSEG_NO_DEVICE: return "no such device, no driver for it, or no code for it in this library";
         case DIFFSEG_OUT_OF_MEMORY: return "out of memory";
         case DIFFSEG_DEVICE_ERROR: return "the device failed; see diffseg_last_error";
         case DIFFSEG_BAD_MAPS: return "maps have a NaN, an infinity, a negative value or a row of zeros";
+        case DIFFSEG_BAD_PARTS: return "parts must be 1 to anchors^2, and each query's number below them";
         default: return "unknown status";
     }
 }
@@ -144,7 +145,7 @@ diffseg_status diffseg_create(const diffseg_config *config, void *workspace, siz
     }
     char *memory = static_cast<char *>(workspace ? workspace : own);
     diffseg_handle *made = new (std::nothrow)
-        diffseg_handle{*config, plan, Pyramid(), {}, make_anchors(*config), memory, workspace == nullptr};
+        diffseg_handle{*config, plan, Pyramid(), {}, make_anchors(*config), memory, workspace == nullptr, 0};
     status = made ? prepare_pyramid(*made) : fail(DIFFSEG_OUT_OF_MEMORY, "no memory on the host");
     if (status == DIFFSEG_OK) status = clear(memory + plan.bad, static_cast<size_t>(config->max_batch) * 4, nullptr);
     if (status == DIFFSEG_OK) status = wait(nullptr);
@@ -159,18 +160,28 @@ diffseg_status diffseg_create(const diffseg_config *config, void *workspace, siz
 
 diffseg_status diffseg_run(diffseg_handle *handle, const diffseg_frames *frames, void *stream) {
     if (!handle) return fail(DIFFSEG_NULL_POINTER, "handle is NULL");
-    const diffseg_status status = check_frames(handle->config, frames);
+    const diffseg_status status = check_frames(handle->config, frames, handle->last_frames);
     if (status != DIFFSEG_OK) return status;
     const OnDevice device(handle->config.device);
     if (device.status() != DIFFSEG_OK) return device.status();
     return run(*handle, *frames, static_cast<Stream>(stream), nullptr);
 }
 
+diffseg_status diffseg_part_means(diffseg_handle *handle, int32_t batch, const int32_t *part, int32_t parts, float *means,
+                                  void *stream) {
+    if (!handle) return fail(DIFFSEG_NULL_POINTER, "handle is NULL");
+    const diffseg_status status = check_parts(handle->config, batch, part, parts, means, handle->last_frames);
+    if (status != DIFFSEG_OK) return status;
+    const OnDevice device(handle->config.device);
+    if (device.status() != DIFFSEG_OK) return device.status();
+    return part_means(*handle, batch, part, parts, means, static_cast<Stream>(stream));
+}
+
 diffseg_status diffseg_profile(diffseg_handle *handle, const diffseg_frames *frames, void *stream,
                                float milliseconds[DIFFSEG_STAGES]) {
     if (!handle) return fail(DIFFSEG_NULL_POINTER, "handle is NULL");
     if (!milliseconds) return fail(DIFFSEG_NULL_POINTER, "milliseconds is NULL");
-    diffseg_status status = check_frames(handle->config, frames);
+    diffseg_status status = check_frames(handle->config, frames, handle->last_frames);
     if (status != DIFFSEG_OK) return status;
     const OnDevice device(handle->config.device);
     if (device.status() != DIFFSEG_OK) return device.status();
@@ -193,6 +204,9 @@ diffseg_status diffseg_check(diffseg_handle *handle, void *stream, int32_t *fram
     for (int index = 0; index < handle->config.max_batch; ++index) {
         if (!bad[index]) continue;
         if (frame) *frame = index;
+        if (!(bad[index] & BAD_MAPS))
+            return fail(DIFFSEG_BAD_PARTS, "frame %d of the batch: part: expected numbers from 0 and below `parts`, found "
+                        "others", index);
         return fail(DIFFSEG_BAD_MAPS, "frame %d of the batch: maps have a NaN, an infinity, a negative value or a row "
                     "of zeros; its labels are 0", index);
     }

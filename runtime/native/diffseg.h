@@ -28,7 +28,7 @@ extern "C" {
 #endif
 
 /* Changes whenever a struct or a signature below changes; a caller built for another one is refused. */
-#define DIFFSEG_ABI_VERSION 2
+#define DIFFSEG_ABI_VERSION 3
 
 #define DIFFSEG_MAX_LEVELS 8
 #define DIFFSEG_MAX_ITERATIONS 16
@@ -54,7 +54,8 @@ enum {
     DIFFSEG_NO_DEVICE = 11,
     DIFFSEG_OUT_OF_MEMORY = 12,
     DIFFSEG_DEVICE_ERROR = 13,
-    DIFFSEG_BAD_MAPS = 14
+    DIFFSEG_BAD_MAPS = 14,
+    DIFFSEG_BAD_PARTS = 15
 };
 
 enum { DIFFSEG_FLOAT32 = 0, DIFFSEG_FLOAT16 = 1, DIFFSEG_BFLOAT16 = 2 };
@@ -81,13 +82,16 @@ typedef struct diffseg_frames {
     int32_t batch;                              /* 1 to max_batch */
     int32_t label_type;                         /* DIFFSEG_UINT8 (up to 16 anchors per axis) or DIFFSEG_UINT16 */
     int32_t height, width;                      /* of the labels; any size */
+    int32_t again;                              /* 1: of the last call's aggregated attention; maps are not read */
+    int32_t blocks[2];                          /* blocks of pixels down and across, for the sums below; or 0 */
     float thresholds[DIFFSEG_MAX_ITERATIONS];   /* KL threshold of every iteration, above 0 */
     const void *maps[DIFFSEG_MAX_LEVELS];       /* [batch, h*w, h*w] each, contiguous; NULL where the weight is 0 */
     void *labels;                               /* [batch, height, width]: index of the proposal of every pixel */
     int32_t *segments;                          /* [batch]: number of proposals; or NULL */
     float *proposals;                           /* [batch, anchors^2, h*w], rows past the count are 0; or NULL */
     float *attention;                           /* aggregated attention [batch, h*w, h*w]; or NULL */
-    float *anchor_maps;                         /* its rows at the anchors [batch, anchors^2, h*w]; or NULL */
+    float *attention_blocks;                    /* its rows' sums in blocks [batch, h*w, blocks]; or NULL */
+    float *proposal_blocks;                     /* the proposals' sums in blocks [batch, anchors^2, blocks]; or NULL */
 } diffseg_frames;
 
 typedef struct diffseg_handle diffseg_handle;
@@ -124,8 +128,17 @@ DIFFSEG_API diffseg_status diffseg_create(const diffseg_config *config, void *wo
 DIFFSEG_API diffseg_status diffseg_run(diffseg_handle *handle, const diffseg_frames *frames, void *stream);
 
 /*
- * Wait for the stream. DIFFSEG_BAD_MAPS if a frame since the last check had maps that are not probabilities; then
- * *frame (unless NULL) is its index in the batch.
+ * Queue the mean attention of parts of the pixels, for the frames of the last diffseg_run of this handle, on the same
+ * stream. part [batch, h*w] is the number of the part of every query, 0 to parts - 1; means [batch, parts, h*w] are the
+ * plain means of the parts' rows of the aggregated attention, 0 for a part without queries. parts: 1 to anchors^2.
+ * Neither allocates nor synchronises. A query with another number is in no part; diffseg_check reports it.
+ */
+DIFFSEG_API diffseg_status diffseg_part_means(diffseg_handle *handle, int32_t batch, const int32_t *part, int32_t parts,
+                                              float *means, void *stream);
+
+/*
+ * Wait for the stream. DIFFSEG_BAD_MAPS if a frame since the last check had maps that are not probabilities,
+ * DIFFSEG_BAD_PARTS if it had queries in no part; then *frame (unless NULL) is its index in the batch.
  */
 DIFFSEG_API diffseg_status diffseg_check(diffseg_handle *handle, void *stream, int32_t *frame);
 

@@ -9,13 +9,13 @@ from typing import Any
 
 from runtime.errors import DiffSegError
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 MAX_LEVELS, MAX_ITERATIONS = 8, 16
 STAGES = ("aggregate", "divergence", "means", "later iterations", "labels")
 INPUT_TYPES = {"float32": 0, "float16": 1, "bfloat16": 2}
 LABEL_TYPES = {"uint8": 0, "uint16": 1}
 # Statuses for invalid arguments: these become ValueError, as from the merge on the CPU.
-ARGUMENT_STATUSES = frozenset((1, 3, 4, 5, 6, 7, 8, 9, 14))
+ARGUMENT_STATUSES = frozenset((1, 3, 4, 5, 6, 7, 8, 9, 14, 15))
 
 
 class Config(ctypes.Structure):
@@ -48,13 +48,16 @@ class Frames(ctypes.Structure):
         ("label_type", c_int32),
         ("height", c_int32),
         ("width", c_int32),
+        ("again", c_int32),
+        ("blocks", c_int32 * 2),
         ("thresholds", c_float * MAX_ITERATIONS),
         ("maps", c_void_p * MAX_LEVELS),
         ("labels", c_void_p),
         ("segments", c_void_p),
         ("proposals", c_void_p),
         ("attention", c_void_p),
-        ("anchor_maps", c_void_p),
+        ("attention_blocks", c_void_p),
+        ("proposal_blocks", c_void_p),
     )
 
     def __init__(self, **fields: Any) -> None:
@@ -66,6 +69,7 @@ _FUNCTIONS = {
     "diffseg_workspace_size": (POINTER(Config), POINTER(c_size_t)),
     "diffseg_create": (POINTER(Config), c_void_p, c_size_t, POINTER(c_void_p)),
     "diffseg_run": (c_void_p, POINTER(Frames), c_void_p),
+    "diffseg_part_means": (c_void_p, c_int32, c_void_p, c_int32, c_void_p, c_void_p),
     "diffseg_check": (c_void_p, c_void_p, POINTER(c_int32)),
     "diffseg_profile": (c_void_p, POINTER(Frames), c_void_p, POINTER(c_float)),
     "diffseg_device_count": (POINTER(c_int32),),

@@ -153,7 +153,28 @@ __global__ void __launch_bounds__(THREADS, 2) member_sums(Means p) {
     }
 }
 
-// The plain mean of the members: the parts of the sum, in their order, over the parts' numbers. Four pixels per thread.
+// A word of 32 bits for every part and every 32 queries: which of them are in the part. One thread per word. A query whose
+// number is not that of a part is in none, and bad_frames says so.
+__global__ void __launch_bounds__(THREADS)
+    part_members(const int32_t *part, int n, int parts, unsigned *bits, int bit_rows, int words, unsigned *bad_frames) {
+    const int word = static_cast<int>(blockIdx.x) * THREADS + static_cast<int>(threadIdx.x);
+    if (word >= words) return;
+    const int frame = static_cast<int>(blockIdx.z), queries = n - 32 * word < 32 ? n - 32 * word : 32;
+    const int32_t *own = part + static_cast<size_t>(frame) * n + 32 * word;
+    for (int row = static_cast<int>(blockIdx.y); row < parts; row += static_cast<int>(gridDim.y)) {
+        unsigned members = 0;
+        bool good = true;
+        for (int bit = 0; bit < queries; ++bit) {
+            members |= static_cast<unsigned>(own[bit] == row) << bit;
+            good = good && own[bit] >= 0 && own[bit] < parts;
+        }
+        bits[(static_cast<size_t>(frame) * bit_rows + row) * words + word] = members;
+        if (row == 0 && !good) atomicOr(bad_frames + frame, BAD_PARTS);
+    }
+}
+
+// The plain mean of the members: the parts of the sum, in their order, over the parts' numbers; 0 where there are no
+// members. Four pixels per thread.
 __global__ void __launch_bounds__(THREADS) member_means(Means p) {
     const int frame = static_cast<int>(blockIdx.z), row = static_cast<int>(blockIdx.y);
     const int pixel = 4 * (static_cast<int>(blockIdx.x) * THREADS + static_cast<int>(threadIdx.x));
@@ -170,7 +191,7 @@ __global__ void __launch_bounds__(THREADS) member_means(Means p) {
         number += p.members[part * p.bit_rows + row];
     }
     DIFFSEG_UNROLL
-    for (int e = 0; e < 4; ++e) total[e] /= static_cast<float>(number);
+    for (int e = 0; e < 4; ++e) total[e] /= static_cast<float>(number > 0 ? number : 1);
     store4(p.means + (static_cast<size_t>(frame) * p.bit_rows + row) * p.pitch + pixel, total);
 }
 

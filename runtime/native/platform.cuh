@@ -21,6 +21,7 @@
 namespace diffseg {
 
 constexpr int THREADS = 256;  // of every block of every kernel
+constexpr unsigned BAD_MAPS = 1, BAD_PARTS = 2;  // what was wrong with a frame, until it is told
 
 // The barriers, by kernel. At each, all threads of the block wait for each other.
 enum Barrier {

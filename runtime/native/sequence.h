@@ -5,6 +5,7 @@
 #pragma once
 
 #include "device.h"
+#include "outputs.cuh"
 #include "suppress.cuh"
 
 struct diffseg_handle {
@@ -15,6 +16,7 @@ struct diffseg_handle {
     diffseg::Anchors anchors;
     char *workspace;
     bool owns_workspace;
+    int32_t last_frames;               // of the last call, whose aggregated attention the workspace has; 0 before it
 
     template <class T>
     T *at(size_t offset) const {
@@ -44,15 +46,19 @@ inline void launch_aggregate(const diffseg_handle &handle, const diffseg_frames 
     DIFFSEG_LAUNCH(kernel, blocks, THREADS, stream, pyramid, scales, attention, flags);
 }
 
-// Copies `rows` rows of each frame for the caller: the first ones of `from_rows`, or those of the anchors.
-inline void launch_copy(const diffseg_handle &handle, int batch, const float *from, int from_rows, int rows,
-                        const Anchors &anchors, const int32_t *counts, float *to, Stream stream) {
+// Gives the caller rows of each frame: whole, and as sums of blocks of pixels. Both may be NULL.
+inline void launch_rows(const diffseg_handle &handle, int batch, const float *from, int room, int rows,
+                        const int32_t *counts, float *whole, float *sums, const int32_t *blocks, Stream stream) {
     const Plan &plan = handle.plan;
-    const dim3 blocks(static_cast<unsigned>(divide_up(plan.n, THREADS)),
-                      static_cast<unsigned>(rows < 32768 ? rows : 32768), static_cast<unsigned>(batch));
-    const unsigned *flags = handle.at<unsigned>(plan.flags);
-    DIFFSEG_LAUNCH(copy_rows, blocks, THREADS, stream, from, from_rows, rows, anchors, plan.n, plan.pitch, counts, flags,
-                    to);
+    const Rows source{from, room, rows, plan.n, plan.pitch, counts, handle.at<unsigned>(plan.flags)};
+    const auto grid = [&](int columns) {
+        return dim3(static_cast<unsigned>(divide_up(columns, THREADS)), static_cast<unsigned>(rows < 32768 ? rows : 32768),
+                    static_cast<unsigned>(batch));
+    };
+    if (whole) DIFFSEG_LAUNCH(copy_rows, grid(plan.n), THREADS, stream, source, whole);
+    if (!sums) return;
+    const int tall = handle.pyramid.h / blocks[0], wide = handle.pyramid.w / blocks[1];
+    DIFFSEG_LAUNCH(sum_blocks, grid(blocks[0] * blocks[1]), THREADS, stream, source, handle.pyramid.w, tall, wide, sums);
 }
 
 inline void launch_divergence(const diffseg_handle &handle, int batch, const Products &products, float threshold,
@@ -107,10 +113,12 @@ inline diffseg_status load_kernels(const diffseg_config &config) {
          : config.input_type == DIFFSEG_FLOAT16 ? load_aggregate<Float16>
                                                 : load_aggregate<BFloat16>);
     then([] { return loadable(copy_rows); });
+    then([] { return loadable(sum_blocks); });
     then([] { return loadable(divergence); });
     then([] { return loadable(decide); });
     then([] { return loadable(all_present); });
     then([] { return loadable(claim); });
+    then([] { return loadable(part_members); });
     then([] { return loadable(member_sums); });
     then([] { return loadable(member_means); });
     then([] { return loadable(suppress<uint8_t>); });
@@ -118,8 +126,43 @@ inline diffseg_status load_kernels(const diffseg_config &config) {
     return status;
 }
 
+// The means of some rows of the aggregated attention, by the bits in the workspace.
+inline Means attention_means(const diffseg_handle &handle) {
+    const Plan &plan = handle.plan;
+    Means means{};
+    means.maps = handle.at<float>(plan.attention);
+    means.stride = static_cast<size_t>(plan.n) * plan.pitch;
+    means.bits = handle.at<unsigned>(plan.bits);
+    means.bit_rows = plan.proposals;
+    means.words = plan.words;
+    means.kept_rows = plan.proposals;
+    means.map_rows = plan.n;
+    means.pitch = plan.pitch;
+    means.splits = plan.first_splits;
+    means.sums = handle.at<float>(plan.cross);
+    means.sum_rows = plan.cross_rows();
+    means.members = handle.at<int32_t>(plan.members);
+    means.means = handle.at<float>(plan.means[0]);
+    return means;
+}
+
+// The means of parts of the queries that the caller chose: the kernels of the first iteration, with other bits.
+inline diffseg_status part_means(const diffseg_handle &handle, int batch, const int32_t *part, int parts, float *to,
+                                 Stream stream) {
+    const Plan &plan = handle.plan;
+    const dim3 blocks(static_cast<unsigned>(divide_up(plan.words, THREADS)), static_cast<unsigned>(parts),
+                      static_cast<unsigned>(batch));
+    Means means = attention_means(handle);
+    DIFFSEG_LAUNCH(part_members, blocks, THREADS, stream, part, plan.n, parts, handle.at<unsigned>(plan.bits),
+                   means.bit_rows, means.words, handle.at<unsigned>(plan.bad));
+    means.kept_rows = parts;
+    launch_means(handle, batch, means, stream);
+    launch_rows(handle, batch, means.means, means.bit_rows, parts, nullptr, to, nullptr, nullptr, stream);
+    return launched();
+}
+
 // All launches from maps to labels. timer: marks the stages; may be NULL.
-inline diffseg_status run(const diffseg_handle &handle, const diffseg_frames &frames, Stream stream, Timer *timer) {
+inline diffseg_status run(diffseg_handle &handle, const diffseg_frames &frames, Stream stream, Timer *timer) {
     const Plan &plan = handle.plan;
     const diffseg_config &config = handle.config;
     const int batch = frames.batch, anchors = plan.proposals;
@@ -132,15 +175,17 @@ inline diffseg_status run(const diffseg_handle &handle, const diffseg_frames &fr
     const size_t mean_stride = static_cast<size_t>(anchors) * plan.pitch;
 
     mark();
-    const diffseg_status cleared = clear(handle.at<char>(plan.flags), static_cast<size_t>(batch) * 4, stream);
-    if (cleared != DIFFSEG_OK) return cleared;
-    if (config.input_type == DIFFSEG_FLOAT32) launch_aggregate<Float32>(handle, frames, stream);
-    if (config.input_type == DIFFSEG_FLOAT16) launch_aggregate<Float16>(handle, frames, stream);
-    if (config.input_type == DIFFSEG_BFLOAT16) launch_aggregate<BFloat16>(handle, frames, stream);
-    const Anchors all{};
-    if (frames.attention) launch_copy(handle, batch, attention, plan.n, plan.n, all, nullptr, frames.attention, stream);
-    if (frames.anchor_maps)
-        launch_copy(handle, batch, attention, plan.n, anchors, handle.anchors, nullptr, frames.anchor_maps, stream);
+    if (!frames.again) {
+        handle.last_frames = 0;
+        const diffseg_status cleared = clear(handle.at<char>(plan.flags), static_cast<size_t>(batch) * 4, stream);
+        if (cleared != DIFFSEG_OK) return cleared;
+        if (config.input_type == DIFFSEG_FLOAT32) launch_aggregate<Float32>(handle, frames, stream);
+        if (config.input_type == DIFFSEG_FLOAT16) launch_aggregate<Float16>(handle, frames, stream);
+        if (config.input_type == DIFFSEG_BFLOAT16) launch_aggregate<BFloat16>(handle, frames, stream);
+        handle.last_frames = batch;
+    }
+    launch_rows(handle, batch, attention, plan.n, plan.n, nullptr, frames.attention, frames.attention_blocks,
+                frames.blocks, stream);
     mark();
 
     // Iteration 0: all anchors against all maps; every anchor is kept.
@@ -161,20 +206,7 @@ inline diffseg_status run(const diffseg_handle &handle, const diffseg_frames &fr
     launch_divergence(handle, batch, products, frames.thresholds[0], stream);
     mark();
 
-    Means means{};
-    means.maps = attention;
-    means.stride = map_stride;
-    means.bits = handle.at<unsigned>(plan.bits);
-    means.bit_rows = anchors;
-    means.words = plan.words;
-    means.kept_rows = anchors;
-    means.map_rows = plan.n;
-    means.pitch = plan.pitch;
-    means.splits = plan.first_splits;
-    means.sums = handle.at<float>(plan.cross);
-    means.sum_rows = plan.cross_rows();
-    means.members = handle.at<int32_t>(plan.members);
-    means.means = handle.at<float>(plan.means[0]);
+    Means means = attention_means(handle);
     launch_means(handle, batch, means, stream);
     DIFFSEG_LAUNCH(all_present, dim3(static_cast<unsigned>(divide_up(batch, THREADS))), THREADS, stream, counts, batch,
                    anchors);
@@ -203,8 +235,8 @@ inline diffseg_status run(const diffseg_handle &handle, const diffseg_frames &fr
         launch_means(handle, batch, means, stream);
         counts += batch;
     }
-    if (frames.proposals)
-        launch_copy(handle, batch, means.means, anchors, anchors, all, counts, frames.proposals, stream);
+    launch_rows(handle, batch, means.means, anchors, anchors, counts, frames.proposals, frames.proposal_blocks,
+                frames.blocks, stream);
     mark();
 
     if (frames.label_type == DIFFSEG_UINT8) launch_suppress<uint8_t>(handle, frames, means.means, counts, stream);

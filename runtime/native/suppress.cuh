@@ -16,7 +16,7 @@ __global__ void __launch_bounds__(THREADS)
     const bool good = flags[frame] == 0;
     if (pixel == 0) {
         if (segments) segments[frame] = good ? counts[frame] : 0;
-        if (!good) bad_frames[frame] = 1;
+        if (!good) bad_frames[frame] |= BAD_MAPS;
     }
     const size_t pixels = static_cast<size_t>(height) * width;
     if (pixel >= pixels) return;

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from runtime import native
 from runtime.errors import DiffSegError
-from runtime.merge.parts import find_parts
+from runtime.merge.likeness import profile_cells
+from runtime.merge.parts import choose_parts
 from runtime.merge.suppress import suppress
+from runtime.native.maps import DeviceMaps
 from runtime.result import Merged
 from runtime.routes.base import Route
 
@@ -54,16 +55,13 @@ class DeviceRoute(Route):
         spec = self.engine.spec
         size = (spec.height, spec.width)
         where: tuple[Any, ...] = (self.tokens, self.layers, self.engine.device, self._library)
-        auto = config is None and self.auto
         try:
-            found = native.run(
-                output, config or self.config, size, *where, proposals=proposals, details=details or auto
-            )
-            if auto:  # on the host, from the aggregated attention
-                alone = replace(self.config, weights="proportional")
-                parts = find_parts([found.attention], alone, grids=self.tokens[:1])
+            if config is None and self.auto:
+                maps = DeviceMaps(output, self.config, profile_cells(self.tokens[0]), *where)
+                parts = choose_parts(maps, self.tokens[0], self.config.thresholds)
                 raw = suppress(parts.scores, self.tokens[0], size)
-                return Merged(raw, parts.proposals, found.attention if details else None)
+                return Merged(raw, parts.proposals, maps.whole() if details else None)
+            found = native.run(output, config or self.config, size, *where, proposals=proposals, details=details)
         except ValueError as error:  # as for instance a map with a NaN
             raise DiffSegError(str(error)) from None
         kept = None if found.proposals is None else found.proposals[: int(found.segments[0])]

@@ -12,6 +12,7 @@ from tests.conftest import ROOT
 from tools.benchmark.__main__ import app as benchmark
 from tools.evaluate.__main__ import app as evaluate
 from tools.gpu_check.__main__ import app as gpu_check
+from tools.sanitize.__main__ import app as sanitize
 from tools.tiny.__main__ import app as tiny
 
 # Starts every command line without any package but those that `pip install .` brings.
@@ -56,7 +57,7 @@ print(json.dumps({"found": found, "hidden": sorted(hidden)}))
 
 def test_help_needs_no_extra():
     groups = {"tools.benchmark": benchmark, "tools.evaluate": evaluate, "tools.tiny": tiny}
-    calls = [["tools.gpu_check"], *([name] for name in groups)]
+    calls = [["tools.gpu_check"], ["tools.sanitize"], *([name] for name in groups)]
     calls += [[name, command] for name, app in groups.items() for command in typer.main.get_command(app).commands]
     assert len(calls) > 20
     done = subprocess.run([sys.executable, "-c", HELP, json.dumps(calls)], cwd=ROOT, capture_output=True, text=True)
@@ -101,6 +102,7 @@ def test_help_needs_no_extra():
         ),
         (tiny, ["train", "--photos", ".", "--output", "x", "--size", "huge"], 2, "--size: expected one of tiny, test"),
         (tiny, ["tune", "none", "--photos", ".", "--output", "x"], 2, "none: expected a diffusers folder"),
+        (sanitize, ["--only", "fuzz memory"], 2, "--only: expected words of fuzz, address, plain; "),
         (gpu_check, ["--output", "none/report.json"], 2, "--output: expected a file to write, found none/report.json"),
     ],
 )

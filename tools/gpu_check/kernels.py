@@ -30,10 +30,15 @@ from pathlib import Path
 import numpy as np
 from runtime import native
 from runtime.merge import MergeConfig
+from runtime.native.maps import DeviceMaps
 rng = np.random.default_rng(0)
 maps = [rng.random((2, n, n)).astype(np.float32) for n in (330, 63)]
-library = native.load(path=Path(sys.argv[1]))
-labels = native.segment(maps, MergeConfig((0.05,) * 3, 12), (40, 50), [(15, 22), (7, 9)], library=library)
+library, config, grids = native.load(path=Path(sys.argv[1])), MergeConfig((0.05,) * 3, 12), [(15, 22), (7, 9)]
+labels = native.segment(maps, config, (40, 50), grids, library=library)
+there = DeviceMaps([level[0] for level in maps], config, (5, 11), grids, None, "cuda", library)
+for thresholds in ((0.05,) * 3, (0.02,) * 3):
+    there.merged(thresholds)
+there.means(np.arange(330) % 7, 7)
 print(labels.shape)
 """
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")

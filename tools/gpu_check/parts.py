@@ -28,6 +28,7 @@ class Part:
 
 
 _HERE = "tools.gpu_check"
+_KERNELS = ("tests/runtime/native/test_native.py", "tests/runtime/native/test_native_parts.py")
 PARTS = (
     Part("machine", f"{_HERE}.kernels:machine", 0.1),
     Part("vectors", f"{_HERE}.kernels:vectors", 0.5),
@@ -37,7 +38,7 @@ PARTS = (
     Part("arrays", f"{_HERE}.network:arrays", 0.3),
     Part("capture", f"{_HERE}.kernels:capture", 0.1),
     Part("network", f"{_HERE}.network:network", 0.5),
-    Part("tests of the kernels", f"{_HERE}.suites:tests", 3, ("tests/runtime/native/test_native.py",)),
+    Part("tests of the kernels", f"{_HERE}.suites:tests", 3, _KERNELS),
     Part("tests of captures", f"{_HERE}.suites:tests", 1, ("tests/runtime/native/test_native_gpu.py",)),
     Part("onnxruntime", f"{_HERE}.plans:tiny_onnxruntime", 0.5),
     Part("tensorrt", f"{_HERE}.plans:tiny_plan", 1, ("tensorrt",)),
@@ -45,6 +46,7 @@ PARTS = (
     Part("tensorrt, full size", f"{_HERE}.plans:full_size", 8, ("tensorrt",)),
     Part("tensorrt_rtx, full size", f"{_HERE}.plans:full_size", 3, ("tensorrt_rtx",)),
     Part("tests of plans", f"{_HERE}.suites:tests", 4, ("tests/runtime/engine/plans/test_plans_gpu.py",)),
+    Part("labels head", f"{_HERE}.segmenters:labels_head", 1),
     Part("thresholds auto", f"{_HERE}.segmenters:auto", 0.5),
     Part("second GPU", f"{_HERE}.segmenters:second_gpu", 0.5),
     Part("video", f"{_HERE}.segmenters:video", 0.5),

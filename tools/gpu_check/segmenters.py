@@ -1,4 +1,4 @@
-"""Segmenters on a GPU: automatic thresholds, a second card, a clip, and memory over many frames."""
+"""Segmenters on a GPU: labels in the graph, automatic thresholds, a second card, a clip, memory over many frames."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from runtime.segmenter import Segmenter
 
 FRAMES, GROWTH = 2000, 64e6  # of the part `memory`: frames, and bytes that may be added after the first of them
+LABELS_HEAD = 0.02  # share of the pixels that may differ: on a GPU products may be in TF32
 
 
 def open_tiny(bench: Bench, folder: Path, **options: Any) -> Segmenter:
@@ -40,10 +41,51 @@ def _engine(bench: Bench, folder: Path, engine: Path) -> Path:
     from export.progress import Phases
 
     try:
-        build_plan(engine, folder / "tiny.plan", PlanRequest(device=bench.device), Phases())
+        build_plan(engine, folder / f"{engine.stem}.plan", PlanRequest(device=bench.device), Phases())
     except DiffSegError as error:
         raise Skipped(f"neither ONNX Runtime with CUDA nor TensorRT: {error}") from None
-    return folder / "tiny.plan"
+    return folder / f"{engine.stem}.plan"
+
+
+def labels_head(bench: Bench) -> dict[str, Any]:
+    """An engine that has the whole of DiffSeg in its graph: its labels on the GPU are the CPU's.
+
+    It is of Stable Diffusion's shape, small, with random weights. In a dry run the tiny engine takes its place.
+    """
+    import numpy as np
+
+    from export.check.labels import differing_when_matched
+    from export.check.maps import random_frame
+    from runtime import Segmenter
+    from runtime.engine.registry import EMBEDDED
+    from tools.gpu_check.plans import stages
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        path = EMBEDDED if bench.dry else _labels_engine(folder)
+        here = Segmenter.open(path, "cpu", backend="onnxruntime")
+        there = Segmenter.open(_engine(bench, folder, path), bench.name)
+        frame = random_frame(here.engine.spec.height, here.engine.spec.width)
+        found, expected = there(frame), here(frame)
+        times = stages(there, frame, bench.repeat)["milliseconds"]
+    differ = float(differing_when_matched(found.labels[None], expected.labels[None]))
+    return {
+        "segments": [found.count, expected.count],
+        "labels_differ": differ,
+        "pixels_differ": float(np.mean(found.labels != expected.labels)),
+        "milliseconds": times,
+        "missed": [f"{differ:.2%} of the labels differ from the CPU's"] if differ > LABELS_HEAD else [],
+    }
+
+
+def _labels_engine(folder: Path) -> Path:
+    from export.engine import ExportRequest, export_engine
+    from tools.tiny.random_pipelines import save_random_pipeline
+
+    model = save_random_pipeline(folder / "small")
+    request = ExportRequest(model=str(model), size=(128, 192), head="labels", thresholds=(0.8, 0.75), grid=12)
+    export_engine(request, folder / "labels.onnx", check=False)
+    return folder / "labels.onnx"
 
 
 def auto(bench: Bench) -> dict[str, Any]:

@@ -132,6 +132,13 @@ def test_no_package(tmp_path, monkeypatch):
     refuses(run("nowhere", "--output", tmp_path / "x", "--tf32"), "go with --plan")
 
 
+def test_on_jetson_the_systems_tensorrt_is_named(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    with pytest.raises(DiffSegError, match=r"JetPack brings TensorRT: .* with --system-site-packages"):
+        check_request(PlanRequest())
+
+
 def test_tensorrt_needs_the_gpu_that_will_run_it(monkeypatch):
     found = lambda name: object() if name == "tensorrt" else None  # noqa: E731
 

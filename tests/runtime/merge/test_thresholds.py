@@ -78,7 +78,7 @@ def test_the_cut_is_the_best_of_the_hierarchy():
     assert len(cuts[0]) > 20
     values = {cut: _criterion(maps, segments(cut)) for cut in cuts[0]}
     best = segments(max(values, key=values.__getitem__))
-    found = cut_hierarchy((maps * 64).astype(np.float32), part)[part]
+    found = cut_hierarchy((means * 64).astype(np.float32), part)[part]
     assert 1 < found.max() + 1 < 8
     assert np.array_equal(found[:, None] == found, best[:, None] == best)
 

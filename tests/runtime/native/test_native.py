@@ -13,14 +13,13 @@ from runtime.merge.proposals import merge_attention
 from runtime.merge.segment import segment_attention
 from runtime.native.core import Core, native_config
 from runtime.native.library import STAGES, Frames, Library, Memory
-from runtime.pyramid.anchors import anchor_queries
 from runtime.pyramid.config import MergeConfig
 from runtime.pyramid.weights import resolution_ratios
 from tests.runtime.merge.plain import GRIDS, random_pyramid, reference
 
 ALLOWED = 0.001  # of the pixels
 STATUS = {"null": 1, "abi": 2, "grid": 3, "anchors": 4, "threshold": 5, "weight": 6, "type": 7, "batch": 8, "size": 9}
-STATUS |= {"workspace": 10, "device": 11, "maps": 14}
+STATUS |= {"workspace": 10, "device": 11, "maps": 14, "parts": 15}
 
 
 def core_for(library, config, grids, **options):
@@ -113,18 +112,6 @@ def test_maps_larger_than_the_threads_keep(cpu_library, dtype):
     pyramid = [level.astype(dtype) for level in random_pyramid(np.random.default_rng(1), grids)]
     found = core_for(cpu_library, MergeConfig((0.3,), 2), grids, dtype=dtype)(pyramid, 1, (68, 64), details=True)
     np.testing.assert_allclose(found.attention[0], aggregate_attention(pyramid, grids=grids), rtol=1e-4, atol=1e-10)
-
-
-def test_maps_of_the_anchors(library):
-    """They are the attention's rows there, and not the whole of it crosses to the host."""
-    grids = [(16, 24), (8, 12)]
-    pyramid = random_pyramid(np.random.default_rng(1), grids)
-    batch = [np.stack([level, level[::-1]]) for level in pyramid]
-    found = core_for(library, MergeConfig((0.3,) * 2, 5), grids, batch=2)(
-        batch, 2, (16, 24), details=True, anchor_maps=True
-    )
-    queries = anchor_queries(grids[0], 5)
-    np.testing.assert_array_equal(found.anchor_maps, found.attention[:, queries])
 
 
 def test_thresholds_of_a_call(cpu_library, monkeypatch):
@@ -366,6 +353,11 @@ def good_frames(library, **changes):
         ({"thresholds": 0.0}, "threshold"),
         ({"thresholds": -1.0}, "threshold"),
         ({"thresholds": float("nan")}, "threshold"),
+        ({"again": 1}, "batch"),
+        ({"again": 2}, "batch"),
+        ({"attention_blocks": 8}, "size"),
+        ({"proposal_blocks": 8, "blocks": (2, 3)}, "size"),
+        ({"proposal_blocks": 8, "blocks": (9, 2)}, "size"),
     ],
     ids=str,
 )
@@ -451,6 +443,6 @@ def test_python_says_what_is_wrong(library):
 
 
 def test_every_status_has_text(library):
-    texts = [library.c.diffseg_status_text(status) for status in range(16)]
-    assert len(set(texts)) == 16
-    assert texts[15] == library.c.diffseg_status_text(-3) == b"unknown status"
+    texts = [library.c.diffseg_status_text(status) for status in range(17)]
+    assert len(set(texts)) == 17
+    assert texts[16] == library.c.diffseg_status_text(-3) == b"unknown status"

@@ -22,6 +22,8 @@ from runtime.native.library import Config, Frames, Library
 from runtime.pyramid.config import MergeConfig
 from tests.runtime.merge.plain import random_pyramid
 from tools.gpu_check.kernels import SMALL
+from tools.sanitize.plan import HARNESS
+from tools.sanitize.running import SEEDS, plant_seeds
 
 SOURCES = Path(build.__file__).parent
 TINY = Path(__file__).with_name("tiny.c")
@@ -56,6 +58,36 @@ def test_from_c99(cpu_library, tmp_path):
 def test_program_for_the_sanitizer(cpu_library):
     """What compute-sanitizer runs on hardware is a program that works."""
     assert must([sys.executable, "-c", SMALL, cpu_library.path], cwd=SOURCES.parents[1]) == "(2, 40, 50)\n"
+
+
+# Runs the harness on files, as libFuzzer does with a corpus.
+HARNESS_DRIVER = """
+#include <cstdint>
+#include <cstdio>
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+extern unsigned long diffseg_segmented;
+int main(int count, char **paths) {
+    for (int i = 1; i < count; ++i) {
+        uint8_t bytes[4096];
+        FILE *file = fopen(paths[i], "rb");
+        const size_t size = fread(bytes, 1, sizeof bytes, file);
+        fclose(file);
+        LLVMFuzzerTestOneInput(bytes, size);
+    }
+    printf("%lu\\n", diffseg_segmented);
+}
+"""
+
+
+def test_the_harness_reaches_the_kernels(cpu_library, tmp_path):
+    """Compiled without a sanitizer and without libFuzzer, on the seeds: all that it expects of the library is so."""
+    plant_seeds(tmp_path / "corpus")
+    (tmp_path / "driver.cpp").write_text(HARNESS_DRIVER)
+    command = ["g++", "-std=c++17", *build.STRICT, f"-I{SOURCES}", HARNESS, tmp_path / "driver.cpp"]
+    must([*command, cpu_library.path, f"-Wl,-rpath,{cpu_library.path.parent}", "-o", tmp_path / "harness"])
+    seeds = sorted((tmp_path / "corpus").iterdir())
+    assert len(seeds) == SEEDS
+    assert int(must([tmp_path / "harness", *seeds])) > 20
 
 
 def test_structs_are_the_headers(tmp_path):
@@ -118,7 +150,7 @@ def test_every_kernel_is_loaded_ahead():
     """By `diffseg_create`: CUDA would load a kernel at its first launch, which may be in a capture."""
     kernels = "".join(path.read_text() for path in SOURCES.glob("*.cuh"))
     declared = set(re.findall(r"__global__ void __launch_bounds__\([^)]*\)\s+(\w+)\(", kernels))
-    assert len(declared) == kernels.count("__global__") == 10
+    assert len(declared) == kernels.count("__global__") == 12
     assert declared == set(re.findall(r"loadable\((\w+)", (SOURCES / "sequence.h").read_text()))
 
 
@@ -145,7 +177,7 @@ def test_cmake_package(tmp_path):
     consumer.mkdir()
     (consumer / "CMakeLists.txt").write_text(
         "cmake_minimum_required(VERSION 3.20)\nproject(consumer LANGUAGES C CXX)\n"
-        "find_package(diffseg 2 REQUIRED)\nadd_executable(tiny tiny.c)\n"
+        "find_package(diffseg 3 REQUIRED)\nadd_executable(tiny tiny.c)\n"
         "target_link_libraries(tiny PRIVATE diffseg::diffseg)\n"
         "set_target_properties(tiny PROPERTIES LINKER_LANGUAGE CXX)\n"
     )

@@ -13,6 +13,8 @@ int main(int count, char **arguments)
 {
     static float finest[64 * 64], coarse[16 * 16];
     static uint8_t labels[12 * 10];
+    static int32_t part[64];
+    static float means[2 * 64];
     int32_t segments = -1;
     diffseg_config config = {0};
     diffseg_frames frames = {0};
@@ -49,10 +51,14 @@ int main(int count, char **arguments)
 
     status = diffseg_create(&config, NULL, 0, &handle);
     if (status == DIFFSEG_OK) status = diffseg_run(handle, &frames, NULL);
+    /* The mean attention of the left half and of the right half. */
+    for (i = 0; i < 64; ++i) part[i] = i % 8 / 4;
+    if (status == DIFFSEG_OK) status = diffseg_part_means(handle, 1, part, 2, means, NULL);
     if (status == DIFFSEG_OK) status = diffseg_check(handle, NULL, NULL);
     diffseg_destroy(handle);
     for (i = 0; i < 10; ++i)
         for (j = 0; j < 12; ++j) others += labels[12 * i + j] != (j >= 6);
+    for (i = 0; i < 64; ++i) others += (means[i] > means[64 + i]) != (part[i] == 0);
     printf("%s, %d segments, %d wrong\n", diffseg_status_text(status), (int)segments, others);
     return status != DIFFSEG_OK || segments != 2 || others != 0;
 }

@@ -89,6 +89,20 @@ def test_maps_of_an_engine_on_the_cpu_are_on_no_gpu():
         open_engine(EMBEDDED, "cpu", "onnxruntime").infer_on_device(FRAMES)
 
 
+@pytest.mark.parametrize(
+    ("machine", "advice"),
+    [
+        ("x86_64", r"pip uninstall onnxruntime && pip install 'diffseg\[gpu\]'"),
+        ("aarch64", r"on ARM PyPI has none with it: build a plan .*or install NVIDIA's onnxruntime-gpu for JetPack"),
+    ],
+)
+def test_without_cuda_it_says_what_to_install(monkeypatch, machine, advice):
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    with pytest.raises(DiffSegError, match=rf"has no CUDA .*; {advice}, or use --device cpu"):
+        open_engine(EMBEDDED, "cuda", "onnxruntime")
+
+
 def test_provider_that_does_not_start(monkeypatch):
     """As with onnxruntime-gpu on a machine without CUDA's libraries: it falls back with a line in a log."""
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
