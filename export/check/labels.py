@@ -98,7 +98,7 @@ def compare_labels(
     the numbers of all that follow: segments are matched one to one then.
     Raises what `labels_at` raises.
     """
-    threshold, wanted, margin = _choose_threshold(spec, reference.maps)
+    threshold, wanted, margin = _choose_threshold(spec, reference.expected)
     found = labels_at(threshold)
     segments = min(large_segments(labels) for labels in wanted)
     if reference.half is None:

@@ -49,7 +49,8 @@ class Engine(ABC):
         """Run frames uint8 [B, H, W, 3] BGR, of the engine's own size, through the network.
 
         Returns the head's outputs in the order of the spec: for `attention` one float [B, n, n] per level, finest
-        first; for `labels` the labels [B, H, W], uint8 or int32, and the number of proposals int32 [B].
+        first; for `labels` the labels [B, H, W], uint8 or int32, and the number of proposals int32 [B]; for `features`
+        one float [B, n, C].
         `thresholds`, `inputs`: the head's further inputs by name (`runtime.engine.heads`); None takes the engine's own
         values. The head `labels` takes `thresholds`, one per iteration in the graph.
         Raises DiffSegError when the frames have another shape or type, when the head takes no such input or another

@@ -9,9 +9,11 @@ import cv2
 import numpy as np
 
 from runtime.engine.heads import HEADS
+from runtime.errors import DiffSegError
 from runtime.frames.resize import resize_frame
 from runtime.merge.aggregate import aggregate_attention
 from runtime.merge.segment import segment_attention
+from runtime.merge.solvers.ncut import normalized_cut
 from runtime.merge.suppress import suppress
 from runtime.pyramid.config import MergeConfig
 from runtime.refine.refinement import Refinement, split_refine
@@ -72,6 +74,8 @@ class Evaluator:
         target = size if cropped else (spec.height, spec.width)
         if HEADS[spec.head].route == "labels":
             labels = self._infer(variant.engine, frame, cropped, variant.thresholds)[0].astype(np.int32)
+        elif HEADS[spec.head].route == "features":
+            labels = _cut(variant, spec, self._pyramid(variant.engine, frame, cropped)[0], target)
         elif variant.method == "diffseg":
             labels = _merge(variant, spec, self._pyramid(variant.engine, frame, cropped), target)
         else:
@@ -131,6 +135,16 @@ def _merge(variant: Variant, spec: EngineSpec, pyramid: list[NDArray[Any]], size
 
         return suppress(find_parts(pyramid, config, **shapes).scores, shapes["grids"][0], size)
     return segment_attention(pyramid, config, size=size, **shapes)
+
+
+def _cut(variant: Variant, spec: EngineSpec, features: NDArray[Any], size: tuple[int, int]) -> NDArray[np.int32]:
+    """The labels int32 [H, W] of the normalised cut of an engine's features [n, C]."""
+    numbers = {"tau": variant.tau, "alpha": variant.alpha}
+    given = {name: value for name, value in numbers.items() if value is not None}
+    try:
+        return normalized_cut(features, _shapes(spec)["grids"][0], size=size, **given)
+    except ValueError as error:  # as for a NaN
+        raise DiffSegError(str(error)) from None
 
 
 def regions(truths: Sequence[NDArray[np.int32]]) -> int:
