@@ -1,20 +1,18 @@
 """An engine that gives features: they are cut, and what needs maps is refused in one line."""
 
-from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
 from typer.testing import CliRunner
 
 from runtime import DiffSegError, Segmenter
-from runtime.engine.registry import EMBEDDED
-from runtime.engine.spec import METADATA_KEY, EngineSpec, Level, sidecar_path
+from runtime.engine.spec import EngineSpec
 from runtime.merge import normalized_cut
 from runtime.segment import app
 from tests.runtime.clips import write_clip
+from tests.runtime.colours import write_engine
 
 GRID, SIZE = (8, 12), (64, 96)
 
@@ -22,30 +20,7 @@ GRID, SIZE = (8, 12), (64, 96)
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory):
     """Its features are the mean colours of 8×8 pixels."""
-    path = tmp_path_factory.mktemp("features") / "colours.onnx"
-    spec = replace(
-        EngineSpec.from_json(sidecar_path(EMBEDDED).read_text(), "tiny"),
-        **{"head": "features", "height": SIZE[0], "width": SIZE[1], "batch": None, "grid": 8, "solver": "ncut"},
-        **{"levels": (Level(*GRID, 1),), "channels": 3, "timestep": 50, "noise_seed": 0},
-    )
-    nodes = [
-        helper.make_node("Cast", ["frame"], ["floats"], to=TensorProto.FLOAT),
-        helper.make_node("Transpose", ["floats"], ["planes"], perm=[0, 3, 1, 2]),
-        helper.make_node("AveragePool", ["planes"], ["cells"], kernel_shape=[8, 8], strides=[8, 8]),
-        helper.make_node("Reshape", ["cells", "shape"], ["rows"]),
-        helper.make_node("Transpose", ["rows"], ["features"], perm=[0, 2, 1]),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("frame", TensorProto.UINT8, ["batch", *SIZE, 3])],
-        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["batch", GRID[0] * GRID[1], 3])],
-        [helper.make_tensor("shape", TensorProto.INT64, [3], [0, 3, -1])],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-    helper.set_model_props(model, {METADATA_KEY: spec.to_json()})
-    onnx.save(model, path)
-    return path
+    return write_engine(tmp_path_factory.mktemp("features") / "colours.onnx", GRID)
 
 
 def halves(shift=0):
