@@ -46,7 +46,7 @@ class HeadGraph:
 
 HEADS: tuple[HeadGraph, ...] = (
     HeadGraph("attention", "attention maps; the merge runs outside", "export.heads.attention"),
-    HeadGraph("labels", "labels, with all of DiffSeg in the graph", "export.heads.labels", solvers=("merge",)),
+    HeadGraph("labels", "labels, with all of DiffSeg in the graph", "export.heads.labels", solvers=("merge", "kcut")),
     HeadGraph(
         "features",
         "features for the solver ncut",

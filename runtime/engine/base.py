@@ -135,6 +135,7 @@ def rebuild_command(spec: EngineSpec, options: str) -> str:
         f"--noise-seed {spec.noise_seed}": spec.noise_seed is not None,
         f"--vae {spec.vae}": spec.vae is not None,
         f"--target {spec.target}": spec.target != "gpu",
+        f"--solver {spec.solver}": spec.solver != "merge",
     }
     kept = " ".join(option for option, differs in differs_from_default.items() if differs)
     return f"'python -m export {spec.source} --head {spec.head} {kept} {options} --output engines/NAME'"

@@ -189,8 +189,8 @@ def _check_labels_head(method: str, engine: str, spec: EngineSpec, wish: Wish, o
         "similarity": (wish.similarity, "kl"),
     }
     other = [name for name, (wished, own) in baked.items() if wished not in (None, own)]
-    if wish.threshold == "auto" or solver != DEFAULT:
-        other.append(f"--threshold auto or a solver other than {DEFAULT}")
+    if wish.threshold == "auto" or solver != spec.solver or wish.alpha is not None:
+        other.append(f"--threshold auto, --alpha or a solver other than {spec.solver}")
     if method != "diffseg" or other:
         raise DiffSegError(
             f"{engine}: found the head labels, with the merge in the graph; expected the head attention for "
