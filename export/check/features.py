@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from export.check.maps import Reference
     from runtime.engine.spec import EngineSpec
 
-BOUND = 1e-3  # relative error in float32; a wrong timestep, seed, prompt or block gives more than a hundred times that
+# Relative error in float32. Random weights, which amplify rounding, give up to 6e-4 at full size; a wrong timestep,
+# seed, prompt or block gives more than 0.3.
+BOUND = 3e-3
 # As for the maps, the measure for half precision is the error of PyTorch's own bfloat16 on the same frame. An error
 # twice as large is four times the maps' KL divergence.
 HALF_PRECISION = {"fp16": 1 / 4, "bf16": 2.0}

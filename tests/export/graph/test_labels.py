@@ -238,6 +238,7 @@ def test_the_solver_is_part_of_a_labels_graph():
             MergeConfig((1.0,)),
             r"solver: expected kcut, which is in this engine's graph, found merge; .*--head attention",
         ),
+        (MergeConfig((1.0,), solver="ncut"), r"solver: expected kcut, .* found ncut; .*--head attention"),
         (MergeConfig((1.0,), solver="kcut", alpha=3.0), r"alpha: expected none, .* found 3; leave it out"),
     ):
         with pytest.raises(DiffSegError, match=message):
