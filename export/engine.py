@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from export.check.maps import Check, OutputCheck
 from export.graph.count import Cost, graph_cost, network_cost
@@ -19,8 +19,11 @@ from runtime.pyramid.anchors import anchor_queries
 from runtime.pyramid.weights import resolution_ratios
 
 if TYPE_CHECKING:
-    from export.graph.network import FrameToPyramid
+    from export.graph.network import UNetPass
     from export.model.load import LoadedModel
+
+
+NO_NOISE = -1  # a seed that stands for none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,12 +34,13 @@ class ExportRequest:
     `size`: (height, width) of the frame in pixels, the model's own if None. `batch`: frames per call, None for a
     dynamic batch. `precision`: fp32, fp16 or bf16, of the arithmetic. `compact`: float32 arithmetic, float16 weights.
     `blocks`: of down, mid and up, those whose maps are averaged. `timestep`, `prompt`: of the one U-Net pass.
-    `noise_seed`: of the noise added to the latent, None for no noise. `vae`: folder or hub id of another VAE. `config`:
+    `noise_seed`: of the noise added to the latent; NO_NOISE for no noise. Timestep and seed are the head's own if None
+    (`export.heads.registry`). `vae`: folder or hub id of another VAE. `config`:
     of a checkpoint file, the folder or hub id with its configuration. `head`: a name in `export.heads.registry`.
-    `thresholds` (None: the family's), `grid` (None: 16, or less if the finest maps are smaller) and `weights`: the
-    engine's defaults for the merge, as in `runtime.merge.MergeConfig`; with the head labels, `grid`, `weights` and the
-    number of thresholds are part of the graph. `target`: gpu or cpu, for which the attention is written; every host
-    runs both.
+    `thresholds` (None: the family's), `grid` (None: 16, or less if the finest maps are smaller) and `weights` and
+    `solver` (None: the head's): the engine's defaults for the merge, as in `runtime.merge.MergeConfig`; with the head
+    labels, `grid`, `weights`, `solver` and the number of thresholds are part of the graph. `target`: gpu or cpu, for
+    which the attention is written; every host runs both.
     """
 
     model: str
@@ -46,7 +50,7 @@ class ExportRequest:
     precision: str = "fp32"
     compact: bool = False
     blocks: tuple[str, ...] = BLOCKS
-    timestep: int = 300
+    timestep: int | None = None
     prompt: str = ""
     thresholds: tuple[float, ...] | None = None
     noise_seed: int | None = None
@@ -55,6 +59,7 @@ class ExportRequest:
     head: str = "attention"
     grid: int | None = None
     weights: str | tuple[float, ...] = "proportional"
+    solver: str | None = None
     target: str = "gpu"
 
     @property
@@ -137,7 +142,7 @@ def check_request(request: ExportRequest, *, check: bool = True) -> None:
     package that checks the precision is not installed.
     """
     given = [f.name for f in fields(request) if f.name != "model" and getattr(request, f.name) != f.default]
-    refuse_options(find_head(request.head), given)
+    refuse_options(find_head(request.head), given, request.solver)
     if check:
         check_installed_for(request.precision)
 
@@ -145,7 +150,8 @@ def check_request(request: ExportRequest, *, check: bool = True) -> None:
 def _write(request: ExportRequest, path: Path, phases: Phases) -> tuple[EngineSpec, Cost, Cost]:
     """Load, rewrite, trace and write; the model is freed on return."""
     with phases("load"):
-        from export.graph.network import FrameToPyramid, pyramid_levels
+        from export.graph.features import FrameToFeatures, feature_level
+        from export.graph.network import FrameToPyramid, UNetPass, pyramid_levels
         from export.graph.onnx_file import write_engine
         from export.graph.trace import trace
         from export.model.describe import check_levels
@@ -165,19 +171,28 @@ def _write(request: ExportRequest, path: Path, phases: Phases) -> tuple[EngineSp
     parameters = sum(p.numel() for module in (model.unet, model.vae) for p in module.parameters())
     _check_disk(path, parameters * {"fp32": 4, "fp16": 2, "bf16": 2}[request.storage])
     with phases("fold"):
-        network = FrameToPyramid(
-            model,
-            request.timestep,
-            request.blocks,
-            size=(height, width),
-            noise_seed=request.noise_seed,
-            target=request.target,
-        ).eval()
-        levels = pyramid_levels(network, height, width)
+        entry = find_head(request.head)
+        timestep = entry.timestep if request.timestep is None else request.timestep
+        seed = entry.noise_seed if request.noise_seed is None else request.noise_seed
+        options: dict[str, Any] = {
+            "size": (height, width),
+            "noise_seed": None if seed == NO_NOISE else seed,
+            "target": request.target,
+        }
+        network: UNetPass
+        channels = None
+        if entry.reads == "features":
+            network = features = FrameToFeatures(model, timestep, **options).eval()
+            level, channels = feature_level(features, height, width)
+            levels: tuple[Level, ...] = (level,)
+        else:
+            network = pyramid = FrameToPyramid(model, timestep, request.blocks, **options).eval()
+            levels = pyramid_levels(pyramid, height, width)
     check_levels(levels, request.blocks)
-    spec = _describe(request, model, network, levels, height, width)
+    spec = _describe(request, model, network, levels, channels, height, width)
     _check_merge_defaults(spec)
-    before = Cost(parameters, network_cost(network, height, width).flops)
+    whole = network.run if entry.reads == "features" else None
+    before = Cost(parameters, network_cost(network, height, width, whole).flops)
     head = load_head(spec.head)
     with phases("trace"):
         graph = trace(head.assemble(network, spec), spec, extra_inputs(spec))
@@ -189,8 +204,9 @@ def _write(request: ExportRequest, path: Path, phases: Phases) -> tuple[EngineSp
 def _describe(
     request: ExportRequest,
     model: "LoadedModel",
-    network: "FrameToPyramid",
+    network: "UNetPass",
     levels: tuple[Level, ...],
+    channels: int | None,
     height: int,
     width: int,
 ) -> EngineSpec:
@@ -208,7 +224,7 @@ def _describe(
         width=width,
         batch=request.batch,
         levels=levels,
-        timestep=request.timestep,
+        timestep=network.timestep,
         prompt=request.prompt,
         precision=request.precision,
         storage=request.storage,
@@ -217,7 +233,9 @@ def _describe(
         thresholds=request.thresholds or model.family.thresholds,
         grid=request.grid or min(16, levels[0].height, levels[0].width),
         weights=request.weights,
-        noise_seed=request.noise_seed,
+        solver=request.solver or find_head(request.head).solvers[0],
+        noise_seed=network.noise_seed,
+        channels=channels,
         vae=model.vae_source,
         target=request.target,
         producer={

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from export.check.maps import Check, Reference, random_frame
-from export.heads.registry import load_head
+from export.heads.registry import find_head, load_head
 from runtime.engine.registry import open_engine
 from runtime.engine.spec import EngineSpec, sidecar_path
 from runtime.errors import DiffSegError
@@ -25,7 +25,7 @@ def check_engine(path: Path, model: str, *, vae: str | None = None, config: str 
     is freed before the engine is loaded, so that the two do not need memory at the same time.
     Raises DiffSegError when one of them cannot be loaded, or the engine's precision cannot be checked here.
     """
-    from export.check.eager import eager_pyramid
+    from export.check.eager import eager_features, eager_pyramid
     from export.model.load import load_model
 
     sidecar = sidecar_path(path)
@@ -56,6 +56,8 @@ def check_engine(path: Path, model: str, *, vae: str | None = None, config: str 
             raise DiffSegError(
                 f"this engine has the VAE {spec.vae!r}; pass its folder or id by --vae ({error})"
             ) from None
+        if find_head(spec.head).reads == "features":
+            return eager_features(loaded, frames, spec.timestep, noise_seed=spec.noise_seed)
         return eager_pyramid(loaded, frames, spec.timestep, spec.blocks, noise_seed=spec.noise_seed)
 
     reference = Reference(frames, eager("fp32"), None if spec.precision == "fp32" else eager("bf16"))

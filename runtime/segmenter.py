@@ -106,7 +106,8 @@ class Segmenter:
             iterations: how many merge iterations.
             grid: anchors per axis.
             weights: of the resolutions, see `MergeConfig`.
-            solver: how maps become segments: "merge" (the paper's, the default), "kmeans", "ncut", "kcut".
+            solver: how maps become segments: "merge" (the paper's), "kmeans", "ncut", "kcut". With the head features
+                "ncut" alone.
             tau: of solvers that cut, see `MergeConfig`.
             alpha: likewise.
             refine: "kmeans" (the solver), "snap" (borders move to edges of the frame), or both with a comma.
@@ -135,7 +136,7 @@ class Segmenter:
         auto = isinstance(thresholds, str) and thresholds == "auto"
         given = None if auto else thresholds
         try:
-            solver, names = split_refine(refine, solver)
+            solver, names = split_refine(refine, solver, default.solver)
             config = replace(
                 default,
                 thresholds=every_iteration(given, iterations, default.thresholds),
@@ -285,8 +286,7 @@ def default_config(engine: Engine) -> MergeConfig:
     spec = engine.spec
     finest = spec.levels[0]
     try:
-        return MergeConfig(
-            spec.thresholds, min(spec.grid, finest.height, finest.width), weights=as_weights(spec.weights)
-        )
+        grid = min(spec.grid, finest.height, finest.width)
+        return MergeConfig(spec.thresholds, grid, as_weights(spec.weights), spec.solver)
     except ValueError as error:
         raise DiffSegError(f"the engine's own defaults cannot be used: {error}; export it again") from None

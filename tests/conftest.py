@@ -59,6 +59,14 @@ def small_pipeline(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def least_pipeline(tmp_path_factory):
+    """A diffusers folder of two levels, of which one has attention: quick to trace."""
+    from tools.tiny.random_pipelines import save_random_pipeline
+
+    return save_random_pipeline(tmp_path_factory.mktemp("models") / "least", "least")
+
+
+@pytest.fixture(scope="session")
 def small_engine(small_pipeline, tmp_path_factory):
     """The attention engine of `small_pipeline` for frames of 128×192, dynamic batch."""
     from export.engine import ExportRequest, export_engine

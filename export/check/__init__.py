@@ -1,1 +1,1 @@
-"""Comparisons with PyTorch: attention maps, labels, and how far two label maps agree."""
+"""Comparisons with PyTorch: attention maps, features, labels, and how far two label maps agree."""

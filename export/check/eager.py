@@ -1,4 +1,4 @@
-"""The pyramid that PyTorch computes with an unchanged diffusers model: the reference for every engine."""
+"""What PyTorch computes with an unchanged diffusers model, maps or features: the reference for every engine."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from export.graph.attention import MapCollector
 from export.graph.conditioning import added_conditions, fixed_noise, noise_scheduler
+from export.graph.features import find_feature_block
 from export.model.families import BLOCKS
 
 if TYPE_CHECKING:
@@ -80,6 +81,30 @@ def eager_maps(
             for name, processor in processors.items()
         }
     )
+    _run(model, frame, timestep, noise_seed)
+    model.unet.set_attn_processor(processors)
+    maps = collector.take()
+    return [torch.stack(maps[n]).mean(dim=0) for n in sorted(maps, reverse=True)]
+
+
+def eager_features(
+    model: "LoadedModel", frame: "NDArray[np.uint8]", timestep: int, *, noise_seed: int | None = None
+) -> list["NDArray[np.float32]"]:
+    """Features of frames uint8 [B, H, W, 3] BGR, computed by diffusers: one float32 [B, n, C].
+
+    Nothing is replaced: a hook reads what the layer gives (`export.graph.features.find_feature_block`). The model must
+    not have been rewritten. Other arguments are those of `eager_maps`.
+    """
+    kept: list[Tensor] = []
+    layer = find_feature_block(model.unet, model.source).attn1
+    hook = layer.register_forward_hook(lambda _layer, _inputs, output: kept.append(output))
+    _run(model, frame, timestep, noise_seed)
+    hook.remove()
+    return [kept[0].float().cpu().numpy()]
+
+
+def _run(model: "LoadedModel", frame: "NDArray[np.uint8]", timestep: int, noise_seed: int | None) -> None:
+    """One pass of the model's own U-Net on frames uint8 [B, H, W, 3] BGR; see `eager_maps`."""
     # torch needs positive strides, so the reversed view is copied.
     rgb = torch.from_numpy(frame[..., ::-1].copy()).permute(0, 3, 1, 2)
     device = model.vae.device
@@ -99,6 +124,3 @@ def eager_maps(
             encoder_hidden_states=model.prompt_embedding.to(device, dtype).expand(len(frame), -1, -1),
             added_cond_kwargs={name: value.to(device).expand(len(frame), -1) for name, value in conditions.items()},
         )
-    model.unet.set_attn_processor(processors)
-    maps = collector.take()
-    return [torch.stack(maps[n]).mean(dim=0) for n in sorted(maps, reverse=True)]

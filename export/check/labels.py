@@ -10,6 +10,7 @@ from export.check.agreement import ENOUGH, LARGE, large_segments, matched_agreem
 from export.check.maps import Reference
 from runtime.merge.aggregate import aggregate_attention
 from runtime.merge.divergence import divergences
+from runtime.merge.registry import DEFAULT
 from runtime.merge.segment import segment_attention
 from runtime.pyramid.anchors import anchor_queries
 from runtime.pyramid.config import MergeConfig
@@ -98,7 +99,7 @@ def compare_labels(
     the numbers of all that follow: segments are matched one to one then.
     Raises what `labels_at` raises.
     """
-    threshold, wanted, margin = _choose_threshold(spec, reference.maps)
+    threshold, wanted, margin = _choose_threshold(spec, reference.expected)
     found = labels_at(threshold)
     segments = min(large_segments(labels) for labels in wanted)
     if reference.half is None:
@@ -112,9 +113,10 @@ def compare_labels(
 def core_labels(spec: "EngineSpec", pyramid: Sequence["NDArray[Any]"], threshold: float) -> "NDArray[np.int32]":
     """The merge core's labels int32 [B, H, W] of maps [B, n, n], finest first, with the engine's defaults.
 
-    `threshold`: of every iteration.
+    `threshold`: of every iteration. The solver is the graph's, and for an engine of maps always the merge.
     """
-    config = MergeConfig((threshold,) * len(spec.thresholds), spec.grid, spec.weights)  # type: ignore[arg-type]
+    solver = spec.solver if spec.head == "labels" else DEFAULT
+    config = MergeConfig((threshold,) * len(spec.thresholds), spec.grid, spec.weights, solver)  # type: ignore[arg-type]
     grids = [(level.height, level.width) for level in spec.levels]
     layers = [level.layers for level in spec.levels]
     return segment_attention(pyramid, config, size=(spec.height, spec.width), grids=grids, layers=layers)

@@ -42,12 +42,13 @@ class Check(Protocol):
 class Reference:
     """What an engine is compared with.
 
-    `frames`: uint8 [B, H, W, 3] BGR, of the engine's size. `maps`: PyTorch's attention maps of them in float32, finest
-    first, float32 [B, n, n] each. `half`: PyTorch's maps in bfloat16, for an engine in half precision; else None.
+    `frames`: uint8 [B, H, W, 3] BGR, of the engine's size. `expected`: what PyTorch gives for them in float32:
+    attention maps, finest first, float32 [B, n, n] each, or features, one float32 [B, n, C]. `half`: what PyTorch gives
+    in bfloat16, for an engine in half precision; else None.
     """
 
     frames: "NDArray[np.uint8]"
-    maps: Sequence["NDArray[np.float32]"]
+    expected: Sequence["NDArray[np.float32]"]
     half: Sequence["NDArray[np.float32]"] | None = None
 
 
@@ -98,7 +99,7 @@ def random_frame(height: int, width: int, seed: int = 0) -> "NDArray[np.uint8]":
 
 def compare_maps(spec: EngineSpec, found: Sequence["NDArray"], reference: Reference) -> list[OutputCheck]:
     """Compare an engine's pyramid with PyTorch's, level by level. Raises DiffSegError when their shapes differ."""
-    expected, half = reference.maps, reference.half
+    expected, half = reference.expected, reference.half
     shapes = ([m.shape for m in found], [m.shape for m in expected])
     if shapes[0] != shapes[1]:
         raise DiffSegError(f"the engine gives maps of shapes {shapes[0]}, PyTorch {shapes[1]}; export it again")

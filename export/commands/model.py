@@ -21,6 +21,7 @@ from export.commands.options import (
     engine_path,
     read_batch,
     read_blocks,
+    read_seed,
     read_size,
     read_thresholds,
     read_weights,
@@ -36,6 +37,17 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 TARGETS = ("gpu", "cpu")
+
+
+def _by_head(values: list[Any]) -> str:
+    """Defaults as `--help` gives them: the first head's, and those of heads that differ."""
+    words = ["none" if value is None else str(value) for value in values]
+    others = (f"{head.name}: {word}" for head, word in zip(HEADS, words, strict=True) if word != words[0])
+    return "; ".join((words[0], *others))
+
+
+_TIMESTEPS = _by_head([head.timestep for head in HEADS])
+_SEEDS = _by_head([head.noise_seed for head in HEADS])
 
 
 def export_model(
@@ -58,15 +70,22 @@ def export_model(
     weights: Annotated[
         str, typer.Option(help="Default weights of the resolutions: proportional, per-tensor, or numbers: 1,0,0,0.")
     ] = "proportional",
-    timestep: Annotated[int, typer.Option(help="Diffusion timestep of the one U-Net pass.")] = 300,
+    solver: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Default solver, as of python -m runtime.segment; fixed in a labels engine."),
+    ] = None,
+    timestep: Annotated[
+        int | None,
+        typer.Option(metavar="T", help=f"Diffusion timestep of the one U-Net pass.  [default: {_TIMESTEPS}]"),
+    ] = None,
     prompt: Annotated[str, typer.Option(help="Text prompt, a constant of the engine.")] = "",
     threshold: Annotated[
         str | None,
         typer.Option(metavar="T,T,...", help="Default KL thresholds, one per iteration; the model's if left out."),
     ] = None,
     noise_seed: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Add the timestep's noise of this seed to the latent; no noise if left out."),
+        str | None,
+        typer.Option(metavar="N|none", help=f"Seed of the timestep's noise in the latent.  [default: {_SEEDS}]"),
     ] = None,
     vae: Vae = None,
     config: Config = None,
@@ -86,7 +105,7 @@ def export_model(
     tf32: plan_command.Tf32 = False,
     targets: plan_command.Targets = None,
 ) -> None:
-    """Export a Stable Diffusion pipeline's VAE encoder and U-Net to an ONNX engine that gives its attention or labels.
+    """Export a Stable Diffusion pipeline's VAE encoder and U-Net to an ONNX engine: attention, labels or features.
 
     The file is checked against PyTorch before it takes its place. Exit status: 0 done, 1 failed, 2 bad usage.
     """
@@ -104,7 +123,7 @@ def export_model(
         from export.engine import CheckFailed, ExportRequest, check_request, export_engine
 
         check_extra("export")
-        _check_choices(precision, target, timestep, grid, noise_seed, compact)
+        _check_choices(precision, target, timestep, grid, compact)
         request = ExportRequest(
             model=model,
             revision=revision,
@@ -116,12 +135,13 @@ def export_model(
             timestep=timestep,
             prompt=prompt,
             thresholds=read_thresholds(threshold),
-            noise_seed=noise_seed,
+            noise_seed=read_seed(noise_seed),
             vae=vae,
             config=config,
             head=head,
             grid=grid,
             weights=read_weights(weights),
+            solver=solver,
             target=target,
         )
         check_extra("export")
@@ -148,20 +168,16 @@ def export_model(
         plan_command.build_afresh(path, **plan_options)
 
 
-def _check_choices(
-    precision: str, target: str, timestep: int, grid: int | None, noise_seed: int | None, compact: bool
-) -> None:
+def _check_choices(precision: str, target: str, timestep: int | None, grid: int | None, compact: bool) -> None:
     """Raise DiffSegError for the first option that is out of range."""
     if precision not in PRECISIONS:
         raise DiffSegError(f"--precision: expected {', '.join(PRECISIONS)}, found {precision!r}")
     if target not in TARGETS:
         raise DiffSegError(f"--target: expected {', '.join(TARGETS)}, found {target!r}")
-    if not 0 <= timestep < 1000:
+    if timestep is not None and not 0 <= timestep < 1000:
         raise DiffSegError(f"--timestep: expected 0 to 999, found {timestep}")
     if grid is not None and grid < 2:
         raise DiffSegError(f"--grid: expected at least 2 anchors per axis, found {grid}")
-    if noise_seed is not None and not 0 <= noise_seed < 2**63:
-        raise DiffSegError(f"--noise-seed: expected 0 to 2^63 - 1, found {noise_seed}")
     if compact and precision != "fp32":
         raise DiffSegError(f"--compact goes with --precision fp32; the weights of {precision} are already as small")
 

@@ -57,6 +57,17 @@ def read_batch(text: str) -> int | None:
     return int(text)
 
 
+def read_seed(text: str | None) -> int | None:
+    """`7` → 7, `none` → no noise, None → the head's own. Raises DiffSegError for anything else."""
+    from export.engine import NO_NOISE
+
+    if text in (None, "none"):
+        return None if text is None else NO_NOISE
+    if not (text.isdecimal() and int(text) < 2**63):
+        raise DiffSegError(f"--noise-seed: expected 0 to 2^63 - 1, or none, found {text!r}")
+    return int(text)
+
+
 def read_thresholds(text: str | None) -> tuple[float, ...] | None:
     """`1.1,0.9` → numbers. Raises DiffSegError for anything but finite numbers above 0."""
     if text is None:

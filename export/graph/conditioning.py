@@ -85,6 +85,6 @@ def noise_scheduler(model: "LoadedModel") -> Any:
     if config is None or "beta_schedule" not in config:
         raise DiffSegError(
             f"{model.source} has no noise schedule (scheduler/scheduler_config.json with a beta_schedule), which "
-            "--noise-seed needs; leave that option out"
+            "--noise-seed needs; export with --noise-seed none"
         )
     return DDIMScheduler.from_config(config)

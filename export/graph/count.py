@@ -4,7 +4,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import onnx_ir
+    import torch
     from torch import nn
 
 
@@ -23,14 +26,19 @@ class Cost:
         return f"{self.parameters / 1e6:.1f} M parameters, {self.flops / 1e9:.1f} GFLOP a frame"
 
 
-def network_cost(network: "nn.Module", height: int, width: int) -> Cost:
-    """Cost of a torch network for one frame uint8 [1, height, width, 3]; it runs on shapes only."""
+def network_cost(
+    network: "nn.Module", height: int, width: int, run: "Callable[[torch.Tensor], object] | None" = None
+) -> Cost:
+    """Cost of a torch network for one frame uint8 [1, height, width, 3]; it runs on shapes only.
+
+    `run`: in place of the network itself, what is run to count the operations.
+    """
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode
 
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network(torch.zeros(1, height, width, 3, dtype=torch.uint8))
+        (run or network)(torch.zeros(1, height, width, 3, dtype=torch.uint8))
     return Cost(sum(p.numel() for p in network.parameters()), counter.get_total_flops())
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch._higher_order_ops.while_loop import while_loop
 
+from export.graph.labels_kcut import cut_proposals
 from export.graph.labels_merge import merge_proposals
 from export.graph.labels_tensors import (
     Aggregated,
@@ -44,11 +45,18 @@ class LabelsHead(nn.Module):
     tiles: Tensor
     fresh: Tensor
 
-    def __init__(self, levels: Sequence[Level], size: tuple[int, int], grid: int = 16, weights: Any = None) -> None:
+    def __init__(
+        self,
+        levels: Sequence[Level],
+        size: tuple[int, int],
+        grid: int = 16,
+        weights: Any = None,
+        solver: str = "merge",
+    ) -> None:
         """Fix what is part of the graph.
 
         `levels`: of the pyramid, finest first. `size`: (H, W) of the labels. `grid`: anchors per axis. `weights`: as
-        `runtime.pyramid.weights.resolution_ratios` takes them; None means "proportional".
+        `runtime.pyramid.weights.resolution_ratios` takes them; None means "proportional". `solver`: "merge" or "kcut".
         Raises ValueError when the grid does not fit the finest level, or the weights do not fit the levels.
         """
         super().__init__()
@@ -56,7 +64,7 @@ class LabelsHead(nn.Module):
         self.ratios = resolution_ratios(
             "proportional" if weights is None else weights, self.shapes, [level.layers for level in levels]
         )
-        self.size = size
+        self.size, self.solver = size, solver
         h, w = self.shapes[0]
         self.n = h * w
         self.count = grid * grid
@@ -115,10 +123,13 @@ class LabelsHead(nn.Module):
 
     def segment(self, pyramid: Sequence[Tensor], thresholds: Tensor) -> tuple[Tensor, Tensor]:
         """One frame's maps [n, n] → int32 labels [H, W] and the number of proposals, int32 []."""
-        proposals = self.merge_around_anchors(self.aggregate(pyramid), thresholds[0])
+        maps = self.aggregate(pyramid)
+        proposals = self.merge_around_anchors(maps, thresholds[0])
         valid = torch.ones(self.count, dtype=torch.bool)
         for iteration in range(1, thresholds.shape[0]):
             proposals, valid = merge_proposals(proposals, valid, thresholds[iteration])
+        if self.solver == "kcut":
+            proposals, valid = cut_proposals(maps, self.shapes[0], proposals, valid)
         return self.suppress(proposals, valid)
 
     def aggregate(self, pyramid: Sequence[Tensor]) -> "Aggregated":

@@ -17,10 +17,9 @@ if TYPE_CHECKING:
     from export.model.load import LoadedModel
 
 
-class FrameToPyramid(nn.Module):
-    """DiffSeg's network (paper section 3.2): uint8 frames [B, H, W, 3] BGR → attention maps, finest first.
+class UNetPass(nn.Module):
+    """One pass of the U-Net on a frame's latent: what every network of an engine begins with.
 
-    Each map is float32 [B, n, n], mean over heads and over the layers of its resolution; rows sum to 1.
     Takes the model's modules and rewrites them in place: do not use the model afterwards.
     """
 
@@ -30,21 +29,14 @@ class FrameToPyramid(nn.Module):
         self,
         model: "LoadedModel",
         timestep: int,
-        blocks: Sequence[str] = BLOCKS,
         *,
         size: tuple[int, int] | None = None,
         noise_seed: int | None = None,
-        target: str = "gpu",
     ) -> None:
-        """`blocks`: of down, mid and up, those whose maps are averaged.
-
-        `size`: (height, width) of the frames, the model's own if None; it is a constant of the graph where the U-Net
-        takes it (Stable Diffusion XL) or noise is added. `noise_seed`: of that noise, None for no noise. `target`: gpu
-        or cpu, for which the attention is written. Raises DiffSegError for layers that cannot be rewritten.
-        """
+        """Take the arguments of `FrameToPyramid`. A subclass rewrites the attention layers."""
         super().__init__()
         height, width = size or (model.native_size, model.native_size)
-        self.collector = MapCollector(blocks)
+        self.timestep, self.noise_seed = timestep, noise_seed
         self.latent_scaling = float(model.vae.config.scaling_factor)
         # The encoder's output is multiplied by this: the scaling, times the latent's share if noise is added.
         self.latent_factor = self.latent_scaling
@@ -63,12 +55,11 @@ class FrameToPyramid(nn.Module):
         self.register_buffer("noise", noise)
         with torch.no_grad():
             fold_timestep(self.unet, timestep, added_conditions(model, height, width))
-        expose_attention(self.unet, model.prompt_embedding, self.collector, target)
         if self.encoder_dtype != torch.float32:
             rewrite_encoder_attention(self.encoder)
 
-    def forward(self, frame: Tensor) -> tuple[Tensor, ...]:
-        """frame: uint8 [B, H, W, 3] BGR → one float32 [B, n, n] per resolution, finest first."""
+    def run(self, frame: Tensor) -> None:
+        """Run frames uint8 [B, H, W, 3] BGR through the U-Net; what is wanted of it is kept by its layers."""
         # Cast first: TensorRT accepts uint8 only at the graph's edge.
         image = frame.float().flip(-1).permute(0, 3, 1, 2) / 127.5 - 1.0
         latent = self.encoder(image.to(self.encoder_dtype))
@@ -79,13 +70,45 @@ class FrameToPyramid(nn.Module):
         if self.noise is not None:
             latent = latent + self.noise.to(latent.dtype)
         self.unet(latent.to(self.dtype), 0, encoder_hidden_states=None)
+
+
+class FrameToPyramid(UNetPass):
+    """DiffSeg's network (paper section 3.2): uint8 frames [B, H, W, 3] BGR → attention maps, finest first.
+
+    Each map is float32 [B, n, n], mean over heads and over the layers of its resolution; rows sum to 1.
+    Takes the model's modules and rewrites them in place: do not use the model afterwards.
+    """
+
+    def __init__(
+        self,
+        model: "LoadedModel",
+        timestep: int,
+        blocks: Sequence[str] = BLOCKS,
+        *,
+        size: tuple[int, int] | None = None,
+        noise_seed: int | None = None,
+        target: str = "gpu",
+    ) -> None:
+        """`blocks`: of down, mid and up, those whose maps are averaged.
+
+        `size`: (height, width) of the frames, the model's own if None; it is a constant of the graph where the U-Net
+        takes it (Stable Diffusion XL) or noise is added. `noise_seed`: of that noise, None for no noise. `target`: gpu
+        or cpu, for which the attention is written. Raises DiffSegError for layers that cannot be rewritten.
+        """
+        super().__init__(model, timestep, size=size, noise_seed=noise_seed)
+        self.collector = MapCollector(blocks)
+        expose_attention(self.unet, model.prompt_embedding, self.collector, target)
+
+    def forward(self, frame: Tensor) -> tuple[Tensor, ...]:
+        """frame: uint8 [B, H, W, 3] BGR → one float32 [B, n, n] per resolution, finest first."""
+        self.run(frame)
         maps = self.collector.take()
         # A sum, not a stack: at 64×64 every copy of a map is 64 MB.
         return tuple(sum(maps[n][1:], maps[n][0]) / len(maps[n]) for n in sorted(maps, reverse=True))
 
 
-def expose_attention(unet: Any, prompt: Tensor, collector: MapCollector, target: str = "gpu") -> None:
-    """Replace the attention layers of every transformer block; the self-attention maps go to `collector`."""
+def expose_attention(unet: Any, prompt: Tensor, collector: MapCollector | None, target: str = "gpu") -> None:
+    """Replace the attention layers of every transformer block; self-attention maps go to `collector`, if any."""
     for name, block in list(unet.named_modules()):
         if not hasattr(block, "attn1"):
             continue
@@ -95,7 +118,8 @@ def expose_attention(unet: Any, prompt: Tensor, collector: MapCollector, target:
                     f"the attention layer in {name} has norms or residuals of its own; supported: the plain "
                     "attention of Stable Diffusion"
                 )
-        block.attn1 = ExposedSelfAttention(block.attn1, collector if collector.wants(name) else None, target)
+        wanted = collector if collector is not None and collector.wants(name) else None
+        block.attn1 = ExposedSelfAttention(block.attn1, wanted, target)
         if block.attn2 is not None:
             block.attn2 = PromptCrossAttention(block.attn2, prompt)
 
@@ -132,14 +156,19 @@ def rewrite_encoder_attention(encoder: nn.Module) -> None:
 def pyramid_levels(network: FrameToPyramid, height: int, width: int) -> tuple[Level, ...]:
     """Grids and numbers of layers, finest first, of the pyramid that `network` gives for a [height, width] frame.
 
-    The network runs on fake tensors, which takes little time and no memory. A grid has the frame's proportions, so
-    h = √(n · height / width).
+    The network runs on fake tensors, which takes little time and no memory.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         network(torch.zeros(1, height, width, 3, dtype=torch.uint8))
     return tuple(
-        Level(h := round(math.sqrt(n * height / width)), n // h, layers)
+        Level(*grid_of(n, height, width), layers)
         for n, layers in sorted(network.collector.layers.items(), reverse=True)
     )
+
+
+def grid_of(tokens: int, height: int, width: int) -> tuple[int, int]:
+    """(h, w) of the tokens of a [height, width] frame: the grid has the frame's proportions."""
+    h = round(math.sqrt(tokens * height / width))
+    return h, tokens // h

@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 
 
 def assemble(network: nn.Module, spec: EngineSpec) -> nn.Module:
-    """The network followed by the merge; grid, weights and the number of thresholds are those of `spec`."""
+    """The network followed by the merge; grid, weights, solver and the number of thresholds are those of `spec`."""
     from export.graph.labels import FrameToLabels, LabelsHead
 
-    return FrameToLabels(network, LabelsHead(spec.levels, (spec.height, spec.width), spec.grid, spec.weights))
+    size = (spec.height, spec.width)
+    return FrameToLabels(network, LabelsHead(spec.levels, size, spec.grid, spec.weights, spec.solver))
 
 
 def compare(path: Path, start: Callable[[Path], Engine], reference: Reference) -> list[Check]:

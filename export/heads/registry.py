@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from runtime.engine import heads as runtime_heads
 from runtime.errors import DiffSegError
+from runtime.merge.registry import SOLVERS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,19 +29,36 @@ class HeadGraph:
 
     `name`: of the option `--head` and of the field in the sidecar. `gives`: what the engine's output is, for `--help`.
     `module`: path of the module that defines what `HeadModule` lists. `refused`: options of the export, named like the
-    fields of `ExportRequest`, that this head cannot use, each with the reason.
+    fields of `ExportRequest`, that this head cannot use, each with the reason. `reads`: what it takes of the network,
+    "maps" or "features". `timestep`, `noise_seed`: of the U-Net's pass, where the request names none. `solvers`: those
+    that turn what it gives into labels, its default first; entries of `runtime.merge.registry`.
     """
 
     name: str
     gives: str
     module: str
     refused: Mapping[str, str] = field(default_factory=dict)
+    reads: str = "maps"
+    timestep: int = 300
+    noise_seed: int | None = None
+    solvers: tuple[str, ...] = tuple(solver.name for solver in SOLVERS)
 
 
 HEADS: tuple[HeadGraph, ...] = (
     HeadGraph("attention", "attention maps; the merge runs outside", "export.heads.attention"),
-    HeadGraph("labels", "labels, with all of DiffSeg in the graph", "export.heads.labels"),
+    HeadGraph("labels", "labels, with all of DiffSeg in the graph", "export.heads.labels", solvers=("merge", "kcut")),
+    HeadGraph(
+        "features",
+        "features for the solver ncut",
+        "export.heads.features",
+        dict.fromkeys(("blocks", "thresholds", "grid", "weights"), "features are cut, and no maps are merged"),
+        reads="features",
+        timestep=50,
+        noise_seed=0,
+        solvers=("ncut",),
+    ),
 )
+SPELLED = {"blocks": "attention", "thresholds": "threshold"}  # fields whose options have other names
 
 
 class HeadModule(Protocol):
@@ -49,9 +67,9 @@ class HeadModule(Protocol):
     def assemble(self, network: "nn.Module", spec: "EngineSpec") -> "nn.Module":
         """The module that is traced.
 
-        `network`: frames uint8 [B, H, W, 3] BGR → attention maps float32 [B, n, n], finest first. The result takes the
-        frames and the inputs that the runtime's registry adds to them. It gives the outputs that `spec` names, and may
-        give the maps after them.
+        `network`: frames uint8 [B, H, W, 3] BGR → attention maps float32 [B, n, n], finest first; or features float32
+        [B, n, C], if the head reads these. The result takes the frames and the inputs that the runtime's registry adds
+        to them. It gives the outputs that `spec` names, and may give the maps after them.
         """
         ...
 
@@ -83,11 +101,16 @@ def extra_inputs(spec: "EngineSpec") -> "dict[str, NDArray[np.float32]]":
     return {each.name: np.array(each.default(spec), np.float32) for each in runtime_heads.HEADS[spec.head].inputs}
 
 
-def refuse_options(head: HeadGraph, given: Collection[str]) -> None:
-    """Raise DiffSegError when one of the options `given`, fields of `ExportRequest`, does not fit the head."""
+def refuse_options(head: HeadGraph, given: Collection[str], solver: str | None = None) -> None:
+    """Raise DiffSegError when one of the options `given`, fields of `ExportRequest`, or `solver` does not fit."""
     for option, reason in head.refused.items():
         if option in given:
+            spelled = SPELLED.get(option, option).replace("_", "-")
             raise DiffSegError(
-                f"--{option.replace('_', '-')} does not go with --head {head.name}: {reason}; leave it out, or choose "
-                "another head"
+                f"--{spelled} does not go with --head {head.name}: {reason}; leave it out, or choose another head"
             )
+    if solver is not None and solver not in head.solvers:
+        raise DiffSegError(
+            f"--solver: expected {' or '.join(head.solvers)} with --head {head.name}, found {solver!r}; leave "
+            "it out, or choose another head"
+        )

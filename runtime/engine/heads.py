@@ -34,6 +34,8 @@ class Described(Protocol):
     def levels(self) -> Sequence[Map]: ...
     @property
     def thresholds(self) -> tuple[float, ...]: ...
+    @property
+    def channels(self) -> int | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +58,13 @@ class Head:
 
     Attributes:
         name: in the sidecar, and of `python -m export --head`.
-        route: the family of routes that turns its outputs into labels: "maps" (the merge core runs outside the graph)
-            or "labels" (the graph gives labels).
+        route: the family of routes that turns its outputs into labels: "maps" (the merge core runs outside the graph),
+            "labels" (the graph gives labels) or "features" (they are cut outside the graph).
         outputs: name → shape of the graph's outputs, in order, for a described engine.
         inputs: what the graph takes in addition to the frame.
         on_device: whether the outputs are of use where they are on a GPU (`Engine.infer_on_device`).
         capturable: whether a CUDA graph may record a run. Loops whose length the host must read forbid it.
+        needs: fields of the description that may be None for other heads.
     """
 
     name: str
@@ -70,6 +73,7 @@ class Head:
     inputs: tuple[Input, ...] = ()
     on_device: bool = True
     capturable: bool = True
+    needs: tuple[str, ...] = ()
 
 
 def _map_outputs(spec: Described) -> dict[str, Shape]:
@@ -83,6 +87,11 @@ def _label_outputs(spec: Described) -> dict[str, Shape]:
     return {"labels": (spec.batch, spec.height, spec.width), "segments": (spec.batch,)}
 
 
+def _feature_outputs(spec: Described) -> dict[str, Shape]:
+    """The features [B, h·w, C]."""
+    return {"features": (spec.batch, spec.levels[0].height * spec.levels[0].width, spec.channels)}
+
+
 _THRESHOLDS = Input("thresholds", lambda spec: spec.thresholds, "one per iteration in the graph", "--threshold T,T,...")
 
 HEADS: dict[str, Head] = {
@@ -90,5 +99,6 @@ HEADS: dict[str, Head] = {
     for head in (
         Head("attention", "maps", _map_outputs),
         Head("labels", "labels", _label_outputs, (_THRESHOLDS,), on_device=False, capturable=False),
+        Head("features", "features", _feature_outputs, on_device=False, needs=("channels",)),
     )
 }

@@ -131,15 +131,16 @@ class EngineSpec:
         head: a name in `runtime.engine.heads.HEADS`.
         height, width: size in pixels of the frame that the graph takes.
         batch: frames per call; None for a dynamic batch.
-        levels: the pyramid, finest first.
+        levels: the pyramid, finest first; with the head `features` the grid of the features alone.
         timestep, prompt: of the one pass through the U-Net; constants of the graph.
         precision: of the arithmetic: fp32, fp16 or bf16.
         storage: of the weights in the file: fp32, fp16 or bf16.
         latent_scaling: factor between the VAE's latent and the U-Net's input.
         blocks: the parts of the U-Net whose attention is read: down, mid, up.
-        thresholds, grid, weights: the model's defaults for the merge. With the head `labels`, the grid, the weights
-            and the number of thresholds are part of the graph.
+        thresholds, grid, weights, solver: the engine's defaults for the merge. With the head `labels`, the grid, the
+            weights, the solver and the number of thresholds are part of the graph.
         noise_seed: of the noise in the latent; None for no noise.
+        channels: numbers per token, of the head `features`; None for other heads.
         vae: the autoencoder that replaced the model's own; None for the model's own.
         target: what the attention in the graph is written for: gpu or cpu.
         producer: versions of the programs that wrote the file, by name.
@@ -163,7 +164,9 @@ class EngineSpec:
     thresholds: tuple[float, ...]
     grid: int = 16
     weights: str | tuple[float, ...] = "proportional"
+    solver: str = "merge"
     noise_seed: int | None = None
+    channels: int | None = None
     vae: str | None = None
     target: str = "gpu"
     producer: Mapping[str, str] = field(default_factory=dict)
@@ -178,8 +181,9 @@ class EngineSpec:
     def to_json(self) -> str:
         """The text of the sidecar; `from_json` reads it."""
         data = asdict(self)
-        if self.plan is None:
-            del data["plan"]
+        for name in ("plan", "channels"):  # what few engines have
+            if data[name] is None:
+                del data[name]
         return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
@@ -219,11 +223,12 @@ _OPTIONAL_WHOLE = {
     "batch": (1, checked.LARGEST_COUNT),
     "grid": (2, checked.LARGEST_SIDE),
     "noise_seed": (-(1 << 63), (1 << 64) - 1),
+    "channels": (1, checked.LARGEST_COUNT),
     "schema": (SCHEMA, SCHEMA),
 }
 _TEXTS = ("source", "head", "prompt", "precision", "storage")
-_OPTIONAL_TEXTS = ("revision", "vae", "target")
-_NEVER_NULL = ("grid", "target", "schema")
+_OPTIONAL_TEXTS = ("revision", "vae", "target", "solver")
+_NEVER_NULL = ("grid", "target", "schema", "solver")
 
 
 def _checked(data: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
@@ -260,6 +265,9 @@ def _checked(data: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
     )
     if found["head"] not in HEADS:
         raise ValueError(f"head: expected {' or '.join(HEADS)}, found {found['head']!r}")
+    missing = [name for name in HEADS[found["head"]].needs if found.get(name) is None]
+    if missing:
+        raise ValueError(f"{missing[0]}: expected a number, which the head {found['head']} needs, found none")
     if not found["levels"] or not found["thresholds"]:
         raise ValueError(f"{len(found['levels'])} levels, {len(found['thresholds'])} thresholds")
     weights = found.get("weights", "")

@@ -88,8 +88,8 @@ class Refinement:
         return labels
 
 
-def split_refine(refine: str, solver: str | None = None) -> tuple[str, tuple[str, ...]]:
-    """`--refine` → the solver ("merge" where no word names another), and the names of the refinements.
+def split_refine(refine: str, solver: str | None = None, default: str = solvers.DEFAULT) -> tuple[str, tuple[str, ...]]:
+    """`--refine` → the solver (`default` where no word names another), and the names of the refinements.
 
     `solver`: what `--solver` names, if anything.
 
@@ -101,7 +101,7 @@ def split_refine(refine: str, solver: str | None = None) -> tuple[str, tuple[str
     known = (*others, *registry.refinement_names())
     words = tuple(dict.fromkeys(word.strip() for word in refine.split(","))) if isinstance(refine, str) else ()
     if words == ("none",):
-        return solver or solvers.DEFAULT, ()
+        return solver or default, ()
     if not words or not set(words) <= set(known):
         raise ValueError(
             f"refine: expected none, or one or more of {', '.join(known)} with commas between them, found {refine!r}"
@@ -111,4 +111,4 @@ def split_refine(refine: str, solver: str | None = None) -> tuple[str, tuple[str
         raise ValueError(f"refine: expected one solver at most, found {', '.join(chosen)}; choose one of them")
     if solver is not None and chosen not in ([], [solver]):
         raise ValueError(f"refine: expected no other solver than {solver!r}, found {chosen[0]}; leave one out")
-    return solver or (*chosen, solvers.DEFAULT)[0], tuple(word for word in words if word not in others)
+    return solver or (*chosen, default)[0], tuple(word for word in words if word not in others)

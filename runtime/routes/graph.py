@@ -64,10 +64,14 @@ class GraphRoute(Route):
                     f"{name}: expected {_text(expected)}, which is part of this engine's graph, found {_text(found)}; "
                     f"{rebuild_command(spec, option)} changes it, and the head attention leaves it open"
                 )
-        if config.solver != "merge":
+        if config.solver != spec.solver:
             raise DiffSegError(
-                f"solver: expected merge, which is in the graph of a labels engine, found {config.solver}; "
+                f"solver: expected {spec.solver}, which is in this engine's graph, found {config.solver}; "
                 f"'python -m export {spec.source} --head attention --output engines/NAME' makes one that can"
+            )
+        if config.alpha is not None:
+            raise DiffSegError(
+                f"alpha: expected none, since it is part of this engine's graph, found {config.alpha:g}; leave it out"
             )
 
 

@@ -31,6 +31,7 @@ ROUTES = (
     RouteEntry("maps", True, "runtime.routes.device", "DeviceRoute"),
     RouteEntry("maps", False, "runtime.routes.host", "HostRoute"),
     RouteEntry("labels", False, "runtime.routes.graph", "GraphRoute"),
+    RouteEntry("features", False, "runtime.routes.features", "FeaturesRoute"),
 )
 
 
@@ -50,4 +51,5 @@ def open_route(engine: Engine, config: MergeConfig, auto: bool = False) -> Route
             if entry is entries[-1] or engine.asked != "auto":
                 raise
             logging.getLogger("diffseg").warning("merging on the CPU: %s", error)
-    raise DiffSegError(f"head {engine.spec.head}: no route takes what it gives ({gives}); expected maps or labels")
+    known = ", ".join(dict.fromkeys(entry.gives for entry in ROUTES))
+    raise DiffSegError(f"head {engine.spec.head}: no route takes what it gives ({gives}); expected one of {known}")

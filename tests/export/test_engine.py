@@ -19,20 +19,9 @@ def run(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def test_a_model_becomes_an_engine(tmp_path, monkeypatch):
+def test_a_model_becomes_an_engine(least_pipeline, tmp_path):
     """The whole way and its check, with a model of two levels, of which one has attention: quick to trace."""
-    from tools.tiny import random_pipelines as models
-
-    small = models.FAMILIES["small"]
-    unet = {"block_out_channels": (32, 32), "mid_block_type": None}
-    unet |= {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D")}
-    unet |= {"up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D")}
-    vae = {"block_out_channels": (16, 16), "down_block_types": ("DownEncoderBlock2D",) * 2}
-    vae |= {"up_block_types": ("UpDecoderBlock2D",) * 2}
-    least = models.RandomFamily({**small.unet, **unet}, {**small.vae, **vae}, small.text)
-    monkeypatch.setitem(models.FAMILIES, "least", least)
-    model = models.save_random_pipeline(tmp_path / "model", "least")
-    result = run(model, "--output", tmp_path / "least", "--size", "16x32", "--threshold", "0.3")
+    result = run(least_pipeline, "--output", tmp_path / "least", "--size", "16x32", "--threshold", "0.3")
     assert result.exit_code == 0, result.stderr
     assert "row KL" in result.stderr and "ok" in result.stderr
     engine = open_engine(tmp_path / "least.onnx", "cpu")

@@ -98,7 +98,7 @@ def test_every_head_defines_what_the_export_calls(head):
 
 
 def test_an_unknown_head():
-    with pytest.raises(DiffSegError, match="--head: expected attention, labels, found 'tail'"):
+    with pytest.raises(DiffSegError, match="--head: expected attention, labels, features, found 'tail'"):
         registry.find_head("tail")
 
 

@@ -194,6 +194,8 @@ HOSTILE_FIELDS = {
     "head": [[], None, {}],
     "plan": [1, [], {}, {"flavour": 1}],
     "noise_seed": ["1", 10**30],
+    "channels": [0, -1, 1.5, "3", True, 10**30],
+    "solver": [1, None, [], "\ud800"],
     "schema": [True, 1.5, [[]], None],
 }
 
@@ -205,7 +207,7 @@ def test_a_description_is_checked_field_by_field(name):
         with pytest.raises(DiffSegError) as caught:
             EngineSpec.from_json(json.dumps(data | {name: value}), "e.json")
         assert len(str(caught.value)) < 800 and "e.json" in str(caught.value)
-    if name not in ("plan", "weights", "grid", "producer", "noise_seed"):
+    if name not in ("plan", "weights", "grid", "producer", "noise_seed", "channels", "solver"):
         del data[name]
         with pytest.raises(DiffSegError):
             EngineSpec.from_json(json.dumps(data), "e.json")

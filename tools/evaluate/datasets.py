@@ -52,6 +52,7 @@ class DataSet:
         """The frame uint8 [H, W, 3] BGR and one map int32 per annotator.
 
         A protocol with a crop cuts both square; the frame keeps its resolution and the maps are resized to the crop.
+        DiffCut's cuts a square of one pixel less, resizes both to its input's side, and then the maps to the crop.
         Raises DiffSegError when a file cannot be read, sizes differ or no pixel is labelled.
         """
         frame = read_frame(sample.image)
@@ -65,7 +66,14 @@ class DataSet:
                     f"{sample.mask}: expected the size of its image {sample.image.name}, "
                     f"{frame.shape[1]}x{frame.shape[0]}, found {truth.shape[1]}x{truth.shape[0]}"
                 )
-        if self.protocol.crop:
+        if self.protocol.crop and self.protocol.input:
+            side, wide = max(1, min(frame.shape[:2]) - 1), self.protocol.input
+            frame = resize_bilinear(centre_crop(frame, side), wide, wide)
+            step = wide // self.protocol.crop
+            truths = [resize_labels(centre_crop(truth, side), wide)[::step, ::step] for truth in truths]
+            if self.protocol.background:
+                truths = [np.where(truth < 0, np.int32(len(self.protocol.classes) - 1), truth) for truth in truths]
+        elif self.protocol.crop:
             frame = centre_square(frame)
             truths = [resize_labels(centre_square(truth), self.protocol.crop) for truth in truths]
         if not all((truth >= 0).any() for truth in truths):
@@ -85,6 +93,12 @@ def centre_square(image: NDArray[Kind]) -> NDArray[Kind]:
     height, width = image.shape[:2]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
+    return image[top : top + side, left : left + side]
+
+
+def centre_crop(image: NDArray[Kind], side: int) -> NDArray[Kind]:
+    """A square in the middle of [H, W, ...]; half a pixel goes to the even number, as in torchvision's CenterCrop."""
+    top, left = (round((length - side) / 2) for length in image.shape[:2])
     return image[top : top + side, left : left + side]
 
 
@@ -117,29 +131,37 @@ def open_dataset(
     every: int = 1,
     limit: int | None = None,
     partial: bool = False,
+    protocol: str | None = None,
 ) -> DataSet:
     """Find a data set's files below `root`.
 
     `split`: None for the usual one. `images`, `masks`, `mask_ending`: other folders and another ending than the
     layout's. `classes`: another class map. `ignore`: further values that mean unlabelled. `every`, `limit`: take every
     n-th image, and at most this number. `partial`: leave out images whose picture or mask is missing; otherwise that is
-    an error.
+    an error. `protocol`: "diffcut" for that of DiffCut's code, None for the data set's own.
     Raises DiffSegError when `root` is not such a data set.
     """
     name = ALIASES.get(name, name)
     known = KNOWN[name]
     if not root.is_dir():
         raise DiffSegError(f"ROOT: expected the folder that {name} was unpacked into, found no folder {root}")
-    protocol = read_protocol(classes) if classes else Protocol(name) if name == "folder" else shipped_protocol(name)
+    if classes:
+        meaning = read_protocol(classes, protocol)
+    elif name == "folder":
+        if protocol is not None:
+            raise DiffSegError(f"--protocol {protocol}: expected a class map for a folder, found none; add --classes")
+        meaning = Protocol(name)
+    else:
+        meaning = shipped_protocol(name, protocol)
     layouts = known.layouts
     if images or masks:
         first = layouts[0]
         layouts = (replace(first, images=images or first.images, masks=masks or first.masks, listing=None),)
     if mask_ending is not None:
         layouts = tuple(replace(layout, mask_ending=mask_ending) for layout in layouts)
-    samples, missing = _pairs(name, root, layouts, split, known.split, protocol.images)
+    samples, missing = _pairs(name, root, layouts, split, known.split, meaning.images)
     total = len(samples) + len(missing)
-    expected = protocol.expected_images if split in (None, known.split) else None
+    expected = meaning.expected_images if split in (None, known.split) else None
     if expected and total < expected and not partial:
         raise DiffSegError(
             f"{name}: expected {expected} images, found {total} below {root}; complete the data set, or take what is "
@@ -157,7 +179,7 @@ def open_dataset(
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise DiffSegError(f"{root}: expected one image per name, found two called {twice}; rename one of them")
-    return DataSet(name, protocol, chosen, ignore, len(missing))
+    return DataSet(name, meaning, chosen, ignore, len(missing))
 
 
 def _pairs(

@@ -18,6 +18,7 @@ from runtime.errors import DiffSegError
 from runtime.terminal import FAILED, check_extra, complain
 
 if TYPE_CHECKING:
+    from runtime.engine.spec import EngineSpec
     from tools.evaluate.masks import Protocol
     from tools.evaluate.methods import Evaluator
     from tools.evaluate.variants import Variant
@@ -33,6 +34,12 @@ class Method(str, Enum):
     mean_shift = "mean-shift"
     kmeans_lab = "kmeans-lab"
     one_segment = "one-segment"
+
+
+class ProtocolName(str, Enum):
+    """Protocols in place of a data set's own; `tools.evaluate.masks` reads them."""
+
+    diffcut = "diffcut"
 
 
 class Similarity(str, Enum):
@@ -87,6 +94,12 @@ def evaluate(
         list[float] | None,
         typer.Option(help="Smaller regions go to neighbours: a share of the image, or pixels. Repeat to compare."),
     ] = None,
+    protocol: Annotated[
+        ProtocolName | None,
+        typer.Option(
+            help="In place of the data set's own: DiffCut's, with pictures of 1024x1024 and labels of 128x128."
+        ),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for results; default: evaluated/DATASET.")
     ] = None,
@@ -137,6 +150,7 @@ def evaluate(
         every=every,
         limit=limit,
         partial=partial,
+        protocol=protocol.value if protocol else None,
     )
     axes: dict[str, list[Any] | None] = {
         "weights": weights,
@@ -154,7 +168,10 @@ def evaluate(
     if engine and not any(name in ATTENTION_METHODS for name in methods):
         raise DiffSegError(f"--engine: not used by {', '.join(methods)}; add --method diffseg, or leave it out")
     engines = [str(path) for path in engine or [EMBEDDED]]
-    variants = _variants(data.protocol, engines, methods, axes, Evaluator(device, backend))
+    evaluator = Evaluator(device, backend)
+    variants = _variants(data.protocol, engines, methods, axes, evaluator)
+    for path in engines if data.protocol.input else ():
+        _say_other_size(path, evaluator.engine(path).spec, data.protocol.input)
     job = runner.Job(data, variants, device, backend)
     jobs = jobs or _default_jobs(variants)
     folder = output or Path("evaluated") / name
@@ -208,6 +225,15 @@ def _variants(
             spec = evaluator.engine(path).spec
             found += [settle(method, path, spec, protocol, wish) for wish in wishes]
     return tuple(dict.fromkeys(found))
+
+
+def _say_other_size(path: str, spec: EngineSpec, side: int | None) -> None:
+    """A notice where an engine takes frames of another size than the protocol's pictures."""
+    if (spec.height, spec.width) != (side, side):
+        found = f"{spec.height}x{spec.width}"
+        complain(
+            f"{path}: the protocol has frames of {side}x{side}, this engine takes {found}: figures are not comparable"
+        )
 
 
 def _default_jobs(variants: Any) -> int:

@@ -48,6 +48,10 @@ KNOWN = {
         tuple(Layout(images, masks, ".jpg", ".png") for images, masks in product(("val2017", "images/val2017"), _COCO)),
         help="COCO-Stuff-27 by the paper's protocol: val2017/ and stuffthingmaps_trainval2017/val2017/.",
     ),
+    "coco-object": Known(
+        tuple(Layout(images, masks, ".jpg", ".png") for images, masks in product(("val2017", "images/val2017"), _COCO)),
+        help="COCO-Object, 80 classes, in the same folders.",
+    ),
     "cityscapes-27": Known(
         (Layout("leftImg8bit/{split}", "gtFine/{split}", "_leftImg8bit.png", "_gtFine_labelIds.png"),),
         help="Cityscapes-27 by the paper's protocol: leftImg8bit/val/ and gtFine/val/.",

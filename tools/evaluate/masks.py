@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 MASK_SUFFIXES = (".png", ".mat", ".npy", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm")
 PROTOCOLS = Path(__file__).resolve().parent / "protocol"
 UNLABELLED = -1
+DIFFCUT = "diffcut"
+DIFFCUT_SIDES = {"input": 1024, "crop": 128}  # pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,10 @@ class Protocol:
         labels: value in a mask → class index, −1 for unlabelled; any other value is an error. Empty: every value from 0
             is a region.
         colours: (red, green, blue) in a colour mask → class index.
-        crop: side of the paper's square crop of image and truth, in pixels; None: whole images.
+        crop: side of the square crop of image and truth that are compared, in pixels; None: whole images.
+        input: of DiffCut's protocol, the side in pixels to which image and truth are resized before; None for others.
+        background: whether the last class is the background, to which all unlabelled pixels belong, and every segment
+            that no other class is matched with.
         images: the listed image ids; empty: all images.
         expected_images: the number of images in a complete download, if known.
         replace_threshold: an engine whose default is the first KL threshold gets the second, the paper's for this data
@@ -46,16 +51,25 @@ class Protocol:
     labels: dict[int, int] = field(default_factory=dict)
     colours: dict[tuple[int, ...], int] = field(default_factory=dict)
     crop: int | None = None
+    input: int | None = None
+    background: bool = False
     images: tuple[str, ...] = ()
     expected_images: int | None = None
     replace_threshold: tuple[float, float] | None = None
     published: tuple[dict[str, Any], ...] = ()
 
 
-def read_protocol(path: Path) -> Protocol:
-    """Read a class map. Raises DiffSegError when it does not have the form that `Protocol` describes."""
+def read_protocol(path: Path, variant: str | None = None) -> Protocol:
+    """Read a class map.
+
+    `variant`: "diffcut" for the protocol of DiffCut's code (Couairon et al., NeurIPS 2024), of a file with a section of
+    this name.
+    Raises DiffSegError when the file does not have the form that `Protocol` describes, or no such section.
+    """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
+        if variant is not None:
+            data = _as_diffcut(data, path)
         classes = tuple(str(name) for name in data.get("classes", ()))
         labels = {int(value): int(index) for value, index in data.get("labels", {}).items()}
         colours = {
@@ -72,6 +86,9 @@ def read_protocol(path: Path) -> Protocol:
         crop = data.get("crop")
         if crop is not None and not (type(crop) is int and crop > 0):
             raise ValueError(f'"crop" is {crop!r}, not a number of pixels')
+        side = data.get("input")
+        if side is not None and (type(side) is not int or crop is None or side < crop or side % crop):
+            raise ValueError(f'"input" is {side!r}, not a multiple of "crop"')
         if any("method" not in row for row in data.get("published", ())):
             raise ValueError('a row of "published" has no "method"')
         replace = data.get("replace_threshold")
@@ -81,7 +98,9 @@ def read_protocol(path: Path) -> Protocol:
             labels=labels,
             colours=colours,
             crop=crop,
-            images=tuple(data.get("images", ())),
+            input=side,
+            background=bool(data.get("background")),
+            images=_images(data.get("images", ())),
             expected_images=data.get("expected_images"),
             replace_threshold=None if replace is None else (float(replace[0]), float(replace[1])),
             published=tuple(data.get("published", ())),
@@ -95,9 +114,42 @@ def read_protocol(path: Path) -> Protocol:
         ) from None
 
 
-def shipped_protocol(name: str) -> Protocol:
-    """The protocol that ships for a data set."""
-    return read_protocol(PROTOCOLS / f"{name}.json")
+def _as_diffcut(data: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The class map with what its section "diffcut" changes; its background becomes the last class."""
+    section = data.get(DIFFCUT)
+    if not isinstance(section, dict):
+        raise DiffSegError(
+            f"--protocol {DIFFCUT}: {path.name} has no section {DIFFCUT!r}; expected {', '.join(with_diffcut())}, or a "
+            f'class map of your own with "{DIFFCUT}": {{}}, or with {{"background": "its class"}} in it'
+        )
+    data = {**data, "published": (), **DIFFCUT_SIDES, **section}
+    if not (background := section.get("background")):
+        return data
+    old = list(data["classes"])
+    data["classes"] = [*(name for name in old if name != background), background]
+    # Unlabelled until the crop is done: then all that is left is background.
+    number = {-1: -1} | {
+        index: -1 if name == background else data["classes"].index(name) for index, name in enumerate(old)
+    }
+    for kind in ("labels", "colours"):
+        if kind in data:
+            data[kind] = {value: number[index] for value, index in data[kind].items()}
+    return data
+
+
+def _images(listed: Any) -> tuple[str, ...]:
+    """Names of images; a text is the name of a data set whose protocol lists them."""
+    return shipped_protocol(listed).images if isinstance(listed, str) else tuple(listed)
+
+
+def with_diffcut() -> list[str]:
+    """The data sets whose shipped protocol has DiffCut's variant."""
+    return sorted(path.stem for path in PROTOCOLS.glob("*.json") if f'"{DIFFCUT}"' in path.read_text(encoding="utf-8"))
+
+
+def shipped_protocol(name: str, variant: str | None = None) -> Protocol:
+    """The protocol that ships for a data set; `variant` as of `read_protocol`."""
+    return read_protocol(PROTOCOLS / f"{name}.json", variant)
 
 
 def read_truths(path: Path, protocol: Protocol, ignore: frozenset[int] = frozenset()) -> list[NDArray[np.int32]]:

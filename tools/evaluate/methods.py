@@ -9,15 +9,18 @@ import cv2
 import numpy as np
 
 from runtime.engine.heads import HEADS
+from runtime.errors import DiffSegError
 from runtime.frames.resize import resize_frame
 from runtime.merge.aggregate import aggregate_attention
 from runtime.merge.segment import segment_attention
+from runtime.merge.solvers.ncut import normalized_cut
 from runtime.merge.suppress import suppress
 from runtime.pyramid.config import MergeConfig
 from runtime.refine.refinement import Refinement, split_refine
 from tools.evaluate import classical
 from tools.evaluate.datasets import DataSet, resize_bilinear
 from tools.evaluate.divergence import merge_jensen_shannon
+from tools.evaluate.metrics import join_background
 from tools.evaluate.variants import Variant, parse_weights
 
 if TYPE_CHECKING:
@@ -59,19 +62,37 @@ class Evaluator:
 
         DiffSeg's indices are not renumbered: the gaps of proposals that won no pixel matter to the protocol's ties.
         If the protocol has a crop, the frame is resized by plain bilinear interpolation and the proposals are
-        interpolated to the size of the crop. Otherwise frame and labels are resized as `runtime.Segmenter` does.
+        interpolated to the size of the crop. Otherwise frame and labels are resized as `runtime.Segmenter` does. If it
+        has a background, the segments that belong to it are one, before any refinement.
         `frame`: uint8 [H, W, 3] BGR. `truths`: int32 [h, w] per annotator.
         """
         size = truths[0].shape
         cropped = bool(data.protocol.crop)
         shown = resize_bilinear(frame, *size) if cropped else frame
         if variant.method in classical.METHODS:
-            return classical.METHODS[variant.method](shown)
+            labels = classical.METHODS[variant.method](shown)
+        else:
+            labels = self._segment(variant, frame, truths, cropped)
+        if data.protocol.background:
+            labels = join_background(labels, truths[0], len(data.protocol.classes))
+        if variant.engine is not None and (variant.refine or variant.min_area):
+            finest = self.engine(variant.engine).spec.levels[0]
+            refinement = Refinement(split_refine(variant.refine or "none")[1], variant.min_area or 0)
+            labels = refinement(labels, shown, (finest.height, finest.width))
+        return labels
+
+    def _segment(
+        self, variant: Variant, frame: NDArray[np.uint8], truths: Sequence[NDArray[np.int32]], cropped: bool
+    ) -> NDArray[np.int32]:
+        """The labels that an engine's output gives, int32 of the truth's size."""
         assert variant.engine is not None
+        size = truths[0].shape
         spec = self.engine(variant.engine).spec
         target = size if cropped else (spec.height, spec.width)
         if HEADS[spec.head].route == "labels":
             labels = self._infer(variant.engine, frame, cropped, variant.thresholds)[0].astype(np.int32)
+        elif HEADS[spec.head].route == "features":
+            labels = _cut(variant, spec, self._pyramid(variant.engine, frame, cropped)[0], target)
         elif variant.method == "diffseg":
             labels = _merge(variant, spec, self._pyramid(variant.engine, frame, cropped), target)
         else:
@@ -80,9 +101,6 @@ class Evaluator:
             labels = suppress(centres, _shapes(spec)["grids"][0], target)
         if labels.shape != size:
             labels = np.asarray(cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT), np.int32)
-        if variant.refine or variant.min_area:
-            refinement = Refinement(split_refine(variant.refine or "none")[1], variant.min_area or 0)
-            labels = refinement(labels, shown, (spec.levels[0].height, spec.levels[0].width))
         return labels
 
     def _pyramid(self, path: str, frame: NDArray[np.uint8], plain: bool) -> list[NDArray[Any]]:
@@ -131,6 +149,16 @@ def _merge(variant: Variant, spec: EngineSpec, pyramid: list[NDArray[Any]], size
 
         return suppress(find_parts(pyramid, config, **shapes).scores, shapes["grids"][0], size)
     return segment_attention(pyramid, config, size=size, **shapes)
+
+
+def _cut(variant: Variant, spec: EngineSpec, features: NDArray[Any], size: tuple[int, int]) -> NDArray[np.int32]:
+    """The labels int32 [H, W] of the normalised cut of an engine's features [n, C]."""
+    numbers = {"tau": variant.tau, "alpha": variant.alpha}
+    given = {name: value for name, value in numbers.items() if value is not None}
+    try:
+        return normalized_cut(features, _shapes(spec)["grids"][0], size=size, **given)
+    except ValueError as error:  # as for a NaN
+        raise DiffSegError(str(error)) from None
 
 
 def regions(truths: Sequence[NDArray[np.int32]]) -> int:

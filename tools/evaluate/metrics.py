@@ -101,6 +101,24 @@ def assign(table: NDArray[np.int64]) -> Counts:
     return Counts(matched, table[:, columns].sum(0) - matched, table.sum(1) - matched)
 
 
+def join_background(labels: NDArray[np.int32], truth: NDArray[np.int32], classes: int) -> NDArray[np.int32]:
+    """Make one segment of all segments that no class but the background is matched with.
+
+    DiffCut's many-to-one matching (Couairon et al., NeurIPS 2024, section 5). First all classes but the background are
+    assigned one segment each, so that most pixels are right. Classes that are in the truth keep theirs.
+
+    `labels`: int [H, W] from 0. `truth`: int [H, W]; its last class, `classes` − 1, is the background.
+    Returns int32 [H, W].
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    others = classes - 1
+    table = contingency(np.where(truth == others, -1, truth), labels, others, others)
+    columns = linear_sum_assignment(table, maximize=True)[1]
+    kept = columns[table[:, columns].max(axis=1, initial=0) > 0]
+    return np.where(np.isin(labels, kept), labels, labels.max() + 1).astype(np.int32)
+
+
 def intersection_over_union(tp: NDArray[Any], fp: NDArray[Any], fn: NDArray[Any]) -> NDArray[np.float64]:
     """IoU of every class; NaN for a class that neither the truth nor an assigned segment has."""
     union = np.asarray(tp + fp + fn, np.float64)

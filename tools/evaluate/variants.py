@@ -67,11 +67,13 @@ def settle(method: str, engine: str, spec: EngineSpec, protocol: Protocol, wish:
     chosen = wish.weights or own
     weights = parse_weights(chosen, spec)
     try:
-        solver = split_refine(wish.refine or "none", wish.solver)[0]
+        solver = split_refine(wish.refine or "none", wish.solver, spec.solver)[0]
     except ValueError as error:
         raise DiffSegError(str(error)) from None
     if HEADS[spec.head].route == "labels":
         _check_labels_head(method, engine, spec, wish, own, solver)
+    elif HEADS[spec.head].route == "features":
+        _check_features_head(method, engine, wish, solver)
     if method != "diffseg":
         return Variant(method, engine, chosen)
     auto = wish.threshold == "auto"
@@ -114,7 +116,7 @@ def settle(method: str, engine: str, spec: EngineSpec, protocol: Protocol, wish:
         wish.similarity,
         refine,
         wish.min_area or None,
-        None if wish.solver == DEFAULT else wish.solver,
+        None if solver == DEFAULT else solver,
         wish.tau,
         wish.alpha,
     )
@@ -166,6 +168,18 @@ def _default_thresholds(spec: EngineSpec, protocol: Protocol, similarity: str) -
     return thresholds
 
 
+def _check_features_head(method: str, engine: str, wish: Wish, solver: str) -> None:
+    """Raise DiffSegError when a setting needs maps, which an engine with the head features does not give."""
+    asked = {f"--{name}": getattr(wish, name) for name in ("weights", "threshold", "iterations", "grid")}
+    other = [option for option, value in asked.items() if value is not None]
+    other += ["--similarity js"] * (wish.similarity == "js") + [f"the solver {solver}"] * (solver != "ncut")
+    if method != "diffseg" or other:
+        raise DiffSegError(
+            f"{engine}: found the head features, which gives no maps; expected the head attention for "
+            f"{' and '.join(other) or method}; export it with --head attention"
+        )
+
+
 def _check_labels_head(method: str, engine: str, spec: EngineSpec, wish: Wish, own_weights: str, solver: str) -> None:
     """Raise DiffSegError when a setting is not in the graph of an engine with the head labels."""
     baked = {
@@ -175,8 +189,8 @@ def _check_labels_head(method: str, engine: str, spec: EngineSpec, wish: Wish, o
         "similarity": (wish.similarity, "kl"),
     }
     other = [name for name, (wished, own) in baked.items() if wished not in (None, own)]
-    if wish.threshold == "auto" or solver != DEFAULT:
-        other.append(f"--threshold auto or a solver other than {DEFAULT}")
+    if wish.threshold == "auto" or solver != spec.solver or wish.alpha is not None:
+        other.append(f"--threshold auto, --alpha or a solver other than {spec.solver}")
     if method != "diffseg" or other:
         raise DiffSegError(
             f"{engine}: found the head labels, with the merge in the graph; expected the head attention for "

@@ -11,7 +11,7 @@ import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,6 +94,18 @@ _XL_UNET: dict[str, Any] = {
     "use_linear_projection": True,
     "addition_embed_type": "text_time",
 }
+# Of the published SSD-1B and Segmind-Vega, distilled from SDXL: numbers of transformer layers that differ from block to
+# block, and a mid block without attention.
+_SSD: dict[str, Any] = {
+    "mid_block_type": "UNetMidBlock2D",
+    "transformer_layers_per_block": [[1], [2, 2], [4, 4]],
+    "reverse_transformer_layers_per_block": [[4, 4, 10], [2, 1, 1], 1],
+}
+_VEGA: dict[str, Any] = {
+    "mid_block_type": "UNetMidBlock2D",
+    "transformer_layers_per_block": [[1], [1, 1], [2, 2]],
+    "reverse_transformer_layers_per_block": [[2, 2, 2], [1, 1, 1], 1],
+}
 # Shapes of the published BK-SDM: "small" has no mid block, "tiny" also lacks the lowest level.
 _NO_MID: dict[str, Any] = {"mid_block_type": None}
 _THREE_LEVELS: dict[str, Any] = _NO_MID | {"down_block_types": (_CROSS_DOWN,) * 3, "up_block_types": (_CROSS_UP,) * 3}
@@ -162,6 +174,21 @@ FAMILIES: dict[str, RandomFamily] = {
         dtype="float16",
     ),
 }
+
+# Two levels, of which one has attention: quick to trace.
+FAMILIES["least"] = RandomFamily(
+    _SMALL_UNET
+    | {"block_out_channels": (32, 32), "down_block_types": (_CROSS_DOWN, "DownBlock2D"), **_NO_MID}
+    | {"up_block_types": ("UpBlock2D", _CROSS_UP)},
+    _SMALL_VAE
+    | {"block_out_channels": (16, 16), "down_block_types": ("DownEncoderBlock2D",) * 2}
+    | {"up_block_types": ("UpDecoderBlock2D",) * 2},
+    (_SMALL_TEXT,),
+)
+for _name, _layers in (("ssd-1b", _SSD), ("segmind-vega", _VEGA)):
+    for _size in ("", "small-"):
+        _xl = FAMILIES[f"{_size}sdxl"]
+        FAMILIES[f"{_size}{_name}"] = replace(_xl, unet={**_xl.unet, "layers_per_block": 2, **_layers})
 
 
 def save_random_pipeline(

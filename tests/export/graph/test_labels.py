@@ -1,6 +1,7 @@
 """The labels head: held to the authors' labels and to the merge core, alone and inside an engine."""
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import onnxruntime as ort
@@ -14,12 +15,14 @@ from export.check.labels import LabelsCheck, differing_when_matched
 from export.check.maps import random_frame
 from export.graph.labels import LabelsHead
 from export.graph.labels_merge import first_come
+from export.heads.registry import load_head
 from runtime import DiffSegError, Segmenter
-from runtime.engine.registry import open_engine
+from runtime.engine.registry import EMBEDDED, open_engine
 from runtime.engine.spec import EngineSpec, Level, sidecar_path
 from runtime.merge.segment import segment_attention
 from runtime.pyramid.config import MergeConfig
 from tests.conftest import ROOT
+from tests.runtime.clips import StandIn
 
 BOUND = 1e-3
 NOTHING = -1.0  # a threshold at which an iteration merges nothing, so that one graph serves fewer iterations
@@ -200,6 +203,50 @@ def test_options_that_do_not_fit():
         LabelsHead(LEVELS, SIZE, weights=(1.0, 2.0))
 
 
+@pytest.mark.slow
+def test_kcut_in_the_graph_equals_numpys(tmp_path):
+    """Maps with and without parts, and maps that are all the same; the merge alone gives other labels."""
+    levels, size = [Level(12, 20, 2), Level(6, 10, 1)], (48, 80)
+    head = export_head(tmp_path / "h.onnx", levels, size, 2, grid=6, solver="kcut")
+    config = {"size": size, "grids": [(12, 20), (6, 10)], "layers": [2, 1]}
+    moved = 0
+    for seed in range(3):
+        pyramid = random_pyramid(levels, 1, seed)
+        for threshold in (0.05, 0.4):
+            labels, segments = head(np.float32((threshold,) * 2), *pyramid)
+            expected = segment_attention(pyramid, MergeConfig((threshold,) * 2, 6, solver="kcut"), **config)
+            assert (labels != expected).mean() <= BOUND and segments[0] == expected.max() + 1 > 4
+            moved += (core(pyramid, levels, size, (threshold,) * 2, 6) != expected).any()
+    assert moved > 3
+    rng = np.random.default_rng(0)
+    noise = [rng.random((1, n, n), np.float32) + 0.5 for n in (240, 60)]
+    for maps in (noise, [np.ones_like(level) for level in noise]):
+        maps = [level / level.sum(-1, keepdims=True) for level in maps]
+        labels, segments = head(np.float32((0.001, 0.001)), *maps)
+        assert (labels < segments[0]).all() and segments[0] <= 36
+    assert not labels.any() and segments[0] == 1
+
+
+def test_the_solver_is_part_of_a_labels_graph():
+    spec = replace(EngineSpec.from_json(sidecar_path(EMBEDDED).read_text(), "tiny"), head="labels", solver="kcut")
+    assert load_head("labels").assemble(torch.nn.Identity(), spec).head.solver == "kcut"
+    engine = StandIn()
+    engine.spec = replace(engine.spec, solver="kcut")
+    assert Segmenter(engine).config.solver == "kcut"
+    for config, message in (
+        (
+            MergeConfig((1.0,)),
+            r"solver: expected kcut, which is in this engine's graph, found merge; .*--head attention",
+        ),
+        (MergeConfig((1.0,), solver="ncut"), r"solver: expected kcut, .* found ncut; .*--head attention"),
+        (MergeConfig((1.0,), solver="kcut", alpha=3.0), r"alpha: expected none, .* found 3; leave it out"),
+    ):
+        with pytest.raises(DiffSegError, match=message):
+            Segmenter(engine, config)
+    with pytest.raises(DiffSegError, match="thresholds 'auto': expected the solver merge, found kcut"):
+        Segmenter(engine, auto=True)
+
+
 @pytest.fixture(scope="module")
 def labels_engine(small_pipeline, tmp_path_factory):
     """The labels engine of `small_pipeline`, through the command line and its check."""
@@ -299,7 +346,9 @@ def test_refusals_at_the_call(labels_engine, small_engine):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--head", "tail"], "--head: expected attention, labels, found 'tail'"),
+        (["--head", "tail"], "--head: expected attention, labels, features, found 'tail'"),
+        (["--head", "labels", "--solver", "ncut"], "--solver: expected merge or kcut with --head labels, found 'ncut'"),
+        (["--solver", "crf"], "--solver: expected merge or kmeans or ncut or kcut with --head attention, found 'crf'"),
         (["--head", "labels", "--grid", "1"], "--grid: expected at least 2"),
         (["--head", "labels", "--grid", "17"], "grid: expected 2 to 16 anchors"),
         (["--weights", "heavy"], "--weights: expected"),

@@ -85,5 +85,5 @@ def test_a_head_is_added_by_an_entry(brightness, backend):
 
 def test_without_its_entry_a_head_is_unknown(brightness, monkeypatch):
     monkeypatch.delitem(HEADS, "brightness")
-    with pytest.raises(DiffSegError, match=r"head: expected attention or labels, found 'brightness'"):
+    with pytest.raises(DiffSegError, match=r"head: expected attention or labels or features, found 'brightness'"):
         open_engine(brightness, "cpu", "onnxruntime")

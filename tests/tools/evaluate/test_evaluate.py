@@ -160,6 +160,15 @@ def test_solvers_are_variants():
             settle("diffseg", "e", spec, protocol, wish)
     with pytest.raises(DiffSegError, match=r"expected the head attention for .*a solver other than merge"):
         settle("diffseg", "e", replace(spec, head="labels"), protocol, Wish(solver="ncut"))
+    features = replace(spec, head="features", solver="ncut")
+    assert settle("diffseg", "e", features, protocol, Wish(tau=0.3)).solver == "ncut"
+    for wish, method, words in (
+        (Wish(solver="merge"), "diffseg", "the solver merge"),
+        (Wish(threshold="0.5", grid=8), "diffseg", "--threshold and --grid"),
+        (Wish(), "kmeans-c", "kmeans-c"),
+    ):
+        with pytest.raises(DiffSegError, match=f"head features, which gives no maps; .* head attention for {words};"):
+            settle(method, "e", features, protocol, wish)
 
 
 def test_what_is_wrong_is_said(tmp_path):
