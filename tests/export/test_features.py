@@ -12,10 +12,12 @@ import torch
 from typer.testing import CliRunner
 
 from export.__main__ import app
-from export.check.eager import eager_features
+from export.check.eager import eager_features, eager_pyramid
 from export.check.features import BOUND, compare_features, relative_error
-from export.check.maps import Reference, random_frame
+from export.check.maps import BOUND as MAPS_BOUND
+from export.check.maps import Reference, mean_divergence, random_frame
 from export.graph.features import FrameToFeatures, feature_level, find_feature_block
+from export.graph.network import FrameToPyramid
 from export.model.load import load_model
 from runtime import DiffSegError, Segmenter
 from runtime.engine.registry import open_engine
@@ -79,6 +81,17 @@ def test_features_equal_those_of_diffusers(family):
         found = network(torch.from_numpy(FRAMES))[0].numpy()
     assert found.shape == (2, grid[0] * grid[1], channels) and found.dtype == np.float32
     assert relative_error(found, of_diffusers(family)) < BOUND
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["small-segmind-vega", "small-ssd-1b"])
+def test_maps_of_distilled_models_equal_those_of_diffusers(family):
+    expected = eager_pyramid(load_model(pipeline(family)), FRAMES, 300)
+    network = FrameToPyramid(load_model(pipeline(family)), 300, size=SIZE).eval()
+    with torch.no_grad():
+        found = [maps.numpy() for maps in network(torch.from_numpy(FRAMES))]
+    assert [maps.shape[1] for maps in found] == [32, 8]
+    assert all(mean_divergence(one, other) < MAPS_BOUND for one, other in zip(found, expected, strict=True))
 
 
 @pytest.mark.slow
