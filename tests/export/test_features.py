@@ -12,10 +12,12 @@ import torch
 from typer.testing import CliRunner
 
 from export.__main__ import app
-from export.check.eager import eager_features
+from export.check.eager import eager_features, eager_pyramid
 from export.check.features import BOUND, compare_features, relative_error
-from export.check.maps import Reference, random_frame
+from export.check.maps import BOUND as MAPS_BOUND
+from export.check.maps import Reference, mean_divergence, random_frame
 from export.graph.features import FrameToFeatures, feature_level, find_feature_block
+from export.graph.network import FrameToPyramid
 from export.model.load import load_model
 from runtime import DiffSegError, Segmenter
 from runtime.engine.registry import open_engine
@@ -30,15 +32,11 @@ FRAMES = np.stack([random_frame(*SIZE, seed) for seed in (0, 1)])
 LAYERS = {
     "small": ("down_blocks.2.attentions.0.transformer_blocks.0", (2, 4), 64),
     "small-segmind-vega": ("down_blocks.2.attentions.1.transformer_blocks.1", (2, 4), 64),
-    "small-ssd-1b": ("down_blocks.2.attentions.1.transformer_blocks.3", (2, 4), 64),
 }
 
 
 def run(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("small-segmind-vega", "small-ssd-1b")]
 
 
 @cache
@@ -69,7 +67,7 @@ def swap_blocks(loaded):
     layers[0], layers[1] = layers[1], layers[0]
 
 
-@pytest.mark.parametrize("family", ["small", *SLOW])
+@pytest.mark.parametrize("family", ["small", pytest.param("small-segmind-vega", marks=pytest.mark.slow)])
 def test_features_equal_those_of_diffusers(family):
     where, grid, channels = LAYERS[family]
     network = network_of(pipeline(family))
@@ -79,6 +77,17 @@ def test_features_equal_those_of_diffusers(family):
         found = network(torch.from_numpy(FRAMES))[0].numpy()
     assert found.shape == (2, grid[0] * grid[1], channels) and found.dtype == np.float32
     assert relative_error(found, of_diffusers(family)) < BOUND
+
+
+@pytest.mark.slow
+def test_maps_of_a_distilled_model_equal_those_of_diffusers():
+    model = pipeline("small-ssd-1b")
+    expected = eager_pyramid(load_model(model), FRAMES, 300)
+    network = FrameToPyramid(load_model(model), 300, size=SIZE).eval()
+    with torch.no_grad():
+        found = [maps.numpy() for maps in network(torch.from_numpy(FRAMES))]
+    assert [maps.shape[1] for maps in found] == [32, 8]
+    assert all(mean_divergence(one, other) < MAPS_BOUND for one, other in zip(found, expected, strict=True))
 
 
 @pytest.mark.slow
