@@ -1,4 +1,4 @@
-"""Classical methods of unsupervised segmentation, as a comparison. Defaults are what `tune` found best."""
+"""Classical methods of unsupervised segmentation, as a comparison."""
 
 from __future__ import annotations
 
@@ -26,8 +26,11 @@ def kmeans_lab(frame: NDArray[np.uint8], clusters: int = 6) -> NDArray[np.int32]
     return labels.reshape(frame.shape[:2]).astype(np.int32)
 
 
-def felzenszwalb(frame: NDArray[np.uint8], scale: float = 400, min_size: int = 20) -> NDArray[np.int32]:
-    """Felzenszwalb and Huttenlocher's graph segmentation (IJCV 2004), by scikit-image: int32 [H, W]."""
+def felzenszwalb(frame: NDArray[np.uint8], scale: float = 400, min_size: int = 1000) -> NDArray[np.int32]:
+    """Felzenszwalb and Huttenlocher's graph segmentation (IJCV 2004), by scikit-image: int32 [H, W].
+
+    The defaults are what `tools.evaluate.tune` found best.
+    """
     from skimage.segmentation import felzenszwalb as segment
 
     return np.asarray(segment(frame[..., ::-1], scale=scale, min_size=int(min_size)), np.int32)
