@@ -7,6 +7,7 @@ from tools.evaluate.evaluate import evaluate
 from tools.evaluate.layouts import ALIASES, KNOWN
 from tools.evaluate.scenes import scenes
 from tools.evaluate.tiles import tiles
+from tools.evaluate.tune import tune
 
 app = command_group("Compare segmentations with ground truth, and engines with each other.")
 for name, known in KNOWN.items():
@@ -16,6 +17,7 @@ for alias in ALIASES:
 app.command()(scenes)
 app.command()(tiles)
 app.command()(agreement)
+app.command()(tune)
 
 if __name__ == "__main__":
     run(app, "python -m tools.evaluate", "evaluate")

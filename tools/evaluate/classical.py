@@ -1,14 +1,15 @@
-"""Classical methods of unsupervised segmentation, each with one fixed setting, as a comparison."""
+"""Classical methods of unsupervised segmentation, as a comparison."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-ClassicalMethod = Callable[[NDArray[np.uint8]], NDArray[np.int32]]
+ClassicalMethod = Callable[..., NDArray[np.int32]]  # frame, and settings by name
 
 
 def one_segment(frame: NDArray[np.uint8]) -> NDArray[np.int32]:
@@ -25,11 +26,42 @@ def kmeans_lab(frame: NDArray[np.uint8], clusters: int = 6) -> NDArray[np.int32]
     return labels.reshape(frame.shape[:2]).astype(np.int32)
 
 
-def felzenszwalb(frame: NDArray[np.uint8], scale: float = 400) -> NDArray[np.int32]:
-    """Felzenszwalb and Huttenlocher's graph segmentation (IJCV 2004), by scikit-image: int32 [H, W]."""
+def felzenszwalb(frame: NDArray[np.uint8], scale: float = 400, min_size: int = 1000) -> NDArray[np.int32]:
+    """Felzenszwalb and Huttenlocher's graph segmentation (IJCV 2004), by scikit-image: int32 [H, W].
+
+    The defaults are what `tools.evaluate.tune` found best.
+    """
     from skimage.segmentation import felzenszwalb as segment
 
-    return np.asarray(segment(frame[..., ::-1], scale=scale), np.int32)
+    return np.asarray(segment(frame[..., ::-1], scale=scale, min_size=int(min_size)), np.int32)
+
+
+def slic_merged(
+    frame: NDArray[np.uint8], pieces: int = 400, compactness: float = 10, threshold: float = 25
+) -> NDArray[np.int32]:
+    """SLIC superpixels (Achanta et al., PAMI 2012) and merging of their adjacency graph, by scikit-image: int32 [H, W].
+
+    The two neighbours whose mean colours in Lab are nearest become one, until all differ by at least `threshold`.
+    """
+    from skimage.graph import merge_hierarchical, rag_mean_color
+    from skimage.segmentation import slic
+
+    labels = slic(frame[..., ::-1], n_segments=int(pieces), compactness=compactness, start_label=0)
+    lab = cv2.cvtColor(frame.astype(np.float32) / 255, cv2.COLOR_BGR2LAB)
+
+    def distance(graph: Any, gone: int, kept: int, neighbour: int) -> dict[str, float]:
+        difference = graph.nodes[kept]["mean color"] - graph.nodes[neighbour]["mean color"]
+        return {"weight": float(np.linalg.norm(difference))}
+
+    def unite(graph: Any, gone: int, kept: int) -> None:
+        first, second = graph.nodes[gone], graph.nodes[kept]
+        second["total color"] = second["total color"] + first["total color"]
+        second["pixel count"] += first["pixel count"]
+        second["mean color"] = second["total color"] / second["pixel count"]
+
+    graph = rag_mean_color(lab, labels)
+    merged = merge_hierarchical(labels, graph, threshold, False, True, unite, distance)
+    return np.asarray(merged, np.int32)
 
 
 def mean_shift(
@@ -84,6 +116,7 @@ def _join_small(sizes: list[int], pairs: list[list[int]], smallest: int) -> NDAr
 METHODS: dict[str, ClassicalMethod] = {
     "felzenszwalb": felzenszwalb,
     "mean-shift": mean_shift,
+    "slic-merged": slic_merged,
     "kmeans-lab": kmeans_lab,
     "one-segment": one_segment,
 }

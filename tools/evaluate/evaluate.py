@@ -32,6 +32,7 @@ class Method(str, Enum):
     kmeans_s = "kmeans-s"
     felzenszwalb = "felzenszwalb"
     mean_shift = "mean-shift"
+    slic_merged = "slic-merged"
     kmeans_lab = "kmeans-lab"
     one_segment = "one-segment"
 

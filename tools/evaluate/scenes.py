@@ -79,7 +79,7 @@ def scenes(
         "DiffSeg": lambda frame: segmenter(frame).labels,
         "one segment": one_segment,
         "K-means in Lab (k = 6)": kmeans_lab,
-        "Felzenszwalb (scale 400)": felzenszwalb,
+        "Felzenszwalb (tuned)": felzenszwalb,
     }
     split: Split = "development" if development else "test"
     with Console(stderr=True).status(f"measuring on {count} scenes"):
