@@ -8,9 +8,9 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request
-from fastapi.exceptions import RequestValidationError
+from fastapi.exceptions import RequestValidationError, StarletteHTTPException
+from fastapi.requests import HTTPConnection
 from fastapi.responses import JSONResponse, Response
-from starlette.exceptions import HTTPException
 
 from runtime import __version__
 from runtime.errors import as_one_line
@@ -71,7 +71,7 @@ def create_app(segmenters: Sequence[Segmenter], settings: Settings, *, log: Any 
         docs_url=None,
         redoc_url=None,
         lifespan=life,
-        dependencies=[Depends(check_parameters)],
+        dependencies=[Depends(_of_http)],
     )
     app.state.desk = desk
     for router in (
@@ -83,7 +83,7 @@ def create_app(segmenters: Sequence[Segmenter], settings: Settings, *, log: Any 
         app.include_router(router)
     app.mount("/page", page_routes.page_files())
     app.add_exception_handler(Refused, _refused)
-    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(StarletteHTTPException, _http)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(Exception, _broken)
     return Gate(app, settings, metrics, log)
@@ -123,16 +123,19 @@ def _segment_routes(desk: Desk, bodies: Bodies) -> APIRouter:
     return router
 
 
+async def _of_http(connection: HTTPConnection) -> None:
+    if connection.scope["type"] == "http":  # a WebSocket says what is wrong once it is open
+        check_parameters(connection)
+
+
 async def _refused(request: Request, error: Any) -> Response:
     return JSONResponse({"error": " ".join(str(error).split())}, error.status, error.headers)
 
 
 async def _http(request: Request, error: Any) -> Response:
-    text = {
-        404: f"no such path {request.url.path[:200]}; /docs lists them",
-        405: f"{request.method} is not for this path",
-    }
-    return JSONResponse({"error": text.get(error.status_code, str(error.detail))}, error.status_code, error.headers)
+    texts = {404: "no such path {path}; /docs lists them", 405: "{method} is not for {path}"}
+    text = texts.get(error.status_code, str(error.detail)).format(method=request.method, path=request.url.path[:200])
+    return JSONResponse({"error": text}, error.status_code, error.headers)
 
 
 async def _invalid(request: Request, error: Any) -> Response:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastapi.requests import HTTPConnection, Request
+
 from runtime.frames.source import Source
 from runtime.frames.still import Still
 from runtime.serve.desk import Options
@@ -14,8 +16,6 @@ from runtime.serve.settings import Refused
 from runtime.stream.frame import Job, Place
 
 if TYPE_CHECKING:
-    from starlette.requests import HTTPConnection, Request
-
     from runtime.serve.forms import Form
 
 NAME = "the picture"  # what messages call it

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from runtime.frames.source import known_formats
 from runtime.serve.settings import Refused
 
 if TYPE_CHECKING:
-    from starlette.requests import Request
+    from fastapi import Request
 
     from runtime.serve.settings import Settings
 
@@ -106,7 +106,7 @@ async def picture_in(request: Request, body: bytes) -> tuple[bytes, dict[str, st
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     fields: dict[str, str] = {}
     if kind == "multipart/form-data":
-        body, fields = await _form(request.headers, body)
+        body, fields = await _form(request, body)
     elif not (kind in ("", "application/octet-stream") or kind.startswith("image/")):
         raise Refused(
             415,
@@ -128,18 +128,17 @@ def check_picture(data: bytes) -> None:
         raise Refused(400, f"the picture is cut short ({len(data)} bytes); send all of it")
 
 
-async def _form(headers: Mapping[str, str], body: bytes) -> tuple[bytes, dict[str, str]]:
-    from starlette.formparsers import MultiPartException, MultiPartParser
+async def _form(request: Request, body: bytes) -> tuple[bytes, dict[str, str]]:
+    """The file and the fields of a form. Raises Refused, 400, where it is another form."""
 
-    async def once() -> AsyncGenerator[bytes, None]:
-        yield body
-        yield b""
+    async def again() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
 
     try:
-        parser: Any = MultiPartParser(headers, once(), max_files=1, max_fields=len(FIELDS), max_part_size=MOST_FIELD)  # type: ignore[arg-type, unused-ignore]
-        form = await parser.parse()
-    except (MultiPartException, KeyError, ValueError) as error:
-        text = " ".join(str(getattr(error, "message", error)).split())[:200]
+        limits: Any = {"max_files": 1, "max_fields": len(FIELDS), "max_part_size": MOST_FIELD}
+        form = await type(request)(request.scope, again).form(**limits)
+    except Exception as error:  # several kinds, of the parser and of what is above it
+        text = " ".join(str(getattr(error, "detail", error)).split())[:200]
         raise Refused(400, f"expected a form with one file and at most {', '.join(FIELDS)}; {text}") from None
     data, fields = None, {}
     for name, value in form.multi_items():

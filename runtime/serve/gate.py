@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers
+from fastapi.datastructures import Headers
 
 from runtime.serve.settings import LOOPBACK, Refused
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 OPEN = "/v2/health/"  # for whoever looks after the process
 # The page asks nobody else for anything, and no other page may frame it.
 SAFE = {
-    "content-security-policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'; base-uri 'none'",
+    "content-security-policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "cache-control": "no-store",
@@ -147,7 +147,7 @@ def _token(authorization: str) -> bytes:
 
 
 async def _answer(scope: MutableMapping[str, Any], receive: Any, send: Any, refused: Refused | None) -> None:
-    from starlette.responses import JSONResponse, Response
+    from fastapi.responses import JSONResponse, Response
 
     if scope["type"] == "websocket":
         await receive()

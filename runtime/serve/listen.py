@@ -45,7 +45,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 class Server(uvicorn.Server):
-    """Ctrl-C and SIGTERM stop it: it accepts no more, finishes what it has, and returns. A second one ends that, too."""
+    """Ctrl-C and SIGTERM stop it: it accepts no more, finishes what it has, and returns. A second one ends that."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -61,8 +61,8 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     def _stop(self, number: int, frame: Any) -> None:
-        self.force_exit = self.should_exit
-        self.should_exit = True
+        self.force_exit: bool = bool(self.should_exit)
+        self.should_exit: bool = True
 
 
 def server(app: Any, settings: Settings) -> Server:
@@ -104,23 +104,24 @@ def _protocol(slowest: float) -> type[H11Protocol]:
             before = self.cycle
             super().data_received(data)
             if self.cycle is not before:
-                self._head = _stopped(self._head)
+                self._done_with_head()
 
         def handle_websocket_upgrade(self, event: Any) -> None:
-            self._head = _stopped(self._head)
+            self._done_with_head()
             super().handle_websocket_upgrade(event)
 
         def connection_lost(self, exc: Exception | None) -> None:
-            self._head, self._reader = _stopped(self._head), _stopped(self._reader)
+            self._done_with_head()
+            _stop(self._reader)
             super().connection_lost(exc)
 
         def pause_writing(self) -> None:
             super().pause_writing()
-            self._reader = _stopped(self._reader)
+            _stop(self._reader)
             self._reader = self.loop.call_later(slowest, self.transport.abort)
 
         def resume_writing(self) -> None:
-            self._reader = _stopped(self._reader)
+            _stop(self._reader)
             super().resume_writing()
 
         def send_400_response(self, msg: str) -> None:
@@ -135,12 +136,16 @@ def _protocol(slowest: float) -> type[H11Protocol]:
             self.transport.write(head + body)
             self.transport.close()
 
+        def _done_with_head(self) -> None:
+            _stop(self._head)
+            self._head = None
+
         def _await_head(self) -> None:
             self._head = self.loop.call_later(slowest, self.transport.close)
 
     return Protocol
 
 
-def _stopped(timer: asyncio.TimerHandle | None) -> None:
+def _stop(timer: asyncio.TimerHandle | None) -> None:
     if timer is not None:
         timer.cancel()

@@ -140,9 +140,8 @@ def describe(attended: Attended, x: float, y: float, threshold: Any, size: tuple
     scale = min(1.0, HEAT / max(height, width))
     small: Any = clicked.attention
     if scale < 1:
-        small = cv2.resize(
-            small, [max(1, round(width * scale)), max(1, round(height * scale))], interpolation=cv2.INTER_AREA
-        )
+        size_of_heat = [max(1, round(side * scale)) for side in (width, height)]
+        small = cv2.resize(small, size_of_heat, interpolation=cv2.INTER_AREA)
     heat = np.asarray(255 * small / max(float(small.max()), 1e-12), np.uint8)
     return {
         "index": clicked.index,
