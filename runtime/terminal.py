@@ -36,7 +36,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "onnxscript": ("export",),
     "openvino": ("openvino",),
     "prometheus_client": ("serve",),
-    "pycocotools": ("coco",),
+    "pycocotools": ("coco", "serve"),
     "python_multipart": ("serve",),
     "safetensors": ("export",),
     "scipy": ("video", "evaluate", "export"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request
@@ -13,7 +14,7 @@ from fastapi.requests import HTTPConnection
 from fastapi.responses import JSONResponse, Response
 
 from runtime import __version__
-from runtime.errors import as_one_line
+from runtime.errors import DiffSegError, as_one_line
 from runtime.serve import clip_routes, page_routes, tensor_routes
 from runtime.serve.asked import check_parameters, gone, job_of, options_of
 from runtime.serve.bodies import Bodies, picture_in
@@ -83,6 +84,7 @@ def create_app(segmenters: Sequence[Segmenter], settings: Settings, *, log: Any 
         app.include_router(router)
     app.mount("/page", page_routes.page_files())
     app.add_exception_handler(Refused, _refused)
+    app.add_exception_handler(DiffSegError, _refused)
     app.add_exception_handler(StarletteHTTPException, _http)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(Exception, _broken)
@@ -110,7 +112,7 @@ def _segment_routes(desk: Desk, bodies: Bodies) -> APIRouter:
             form = choose(given["format"], request.headers.get("accept", ""))
             desk.take()
             job = job_of(form, data=data)
-            await desk.segment([job], options_of(given), gone(request))
+            await desk.segment([job], options_of(given), partial(gone, request))
         assert job.result is not None
         count = {"X-Segments": str(job.result.count), "Vary": "Accept"}
         return Response(job.prepared[0], media_type=form.media, headers=count)
@@ -129,7 +131,9 @@ async def _of_http(connection: HTTPConnection) -> None:
 
 
 async def _refused(request: Request, error: Any) -> Response:
-    return JSONResponse({"error": " ".join(str(error).split())}, error.status, error.headers)
+    # Any other DiffSegError says what is wrong with what was sent.
+    status, headers = (error.status, error.headers) if isinstance(error, Refused) else (400, None)
+    return JSONResponse({"error": " ".join(str(error).split())}, status, headers)
 
 
 async def _http(request: Request, error: Any) -> Response:

@@ -11,7 +11,7 @@ from runtime.errors import DiffSegError
 from runtime.frames.formats import HEAD, encoded_picture, is_cut_short, pixels_of
 from runtime.frames.limits import check_pixels
 from runtime.frames.source import known_formats
-from runtime.serve.settings import Refused
+from runtime.serve.settings import GONE, Refused
 
 if TYPE_CHECKING:
     from fastapi import Request
@@ -63,7 +63,12 @@ class Bodies:
 
     async def _gather(self, request: Request, parts: list[bytes]) -> None:
         size = 0
-        async for part in request.stream():
+        more = True
+        while more:
+            message = await request.receive()
+            if message["type"] != "http.request":
+                raise Refused(GONE, "the client went away before the end of its body")
+            part, more = message.get("body", b""), message.get("more_body", False)
             size += len(part)
             if size > self._settings.most_bytes:
                 await self._drop(request)

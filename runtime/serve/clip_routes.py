@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 
 from runtime.errors import DiffSegError
-from runtime.serve.asked import check_parameters, numbers, options_of
+from runtime.serve.asked import check_parameters, options_of
 from runtime.serve.clips import Clip
 from runtime.serve.forms import choose
 from runtime.serve.settings import Refused
@@ -47,11 +47,11 @@ def router(desk: Desk) -> APIRouter:
             chosen = Clip(
                 desk.options(options, segmenter).clone(),
                 form,
-                every=int(numbers(every, "every", "a number of frames from 1")[0]),
+                every=_whole("every", every),
                 skip_similar=_flag("skip_similar", skip_similar),
                 warm_start=_flag("warm_start", warm_start),
             )
-        except (DiffSegError, ModuleNotFoundError, ValueError, OverflowError) as error:
+        except (DiffSegError, ModuleNotFoundError) as error:
             full = isinstance(error, Refused) and error.status == 503
             await _close(socket, TRY_AGAIN if full else POLICY, str(error))
             return
@@ -98,6 +98,12 @@ async def _close(socket: WebSocket, code: int, text: str) -> None:
     text = " ".join(text.split())
     await socket.send_text(json.dumps({"error": text}))
     await socket.close(code, text.encode()[:120].decode(errors="ignore"))
+
+
+def _whole(name: str, text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and int(text[:9]) >= 1 and len(text) < 9):
+        raise Refused(400, f"{name}: expected a whole number from 1, found {text[:80]!r}")
+    return int(text)
 
 
 def _flag(name: str, text: str) -> bool:

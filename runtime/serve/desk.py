@@ -15,7 +15,7 @@ from runtime.errors import DiffSegError, as_one_line
 from runtime.merge.threads import usable_cores
 from runtime.options import settle_options
 from runtime.refine.refinement import Refinement
-from runtime.serve.settings import Refused
+from runtime.serve.settings import GONE, Refused
 from runtime.serve.worker import Worker
 from runtime.stages import Stages
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from runtime.stream.frame import Job
 
 Value = TypeVar("Value")
+Gone = Callable[[], Awaitable[Any]] | None
 MOST_VARIANTS = 64  # combinations of options that are kept for each worker
-GONE = 499  # the status in the log of a request whose client went away
 
 
 class Options(NamedTuple):
@@ -111,11 +111,13 @@ class Desk:
         self._variants.move_to_end(key)
         return self._variants[key]
 
-    async def segment(self, jobs: Sequence[Job], options: Options, gone: Awaitable[Any] | None = None) -> None:
+    async def segment(
+        self, jobs: Sequence[Job], options: Options, gone: Callable[[], Awaitable[Any]] | None = None
+    ) -> None:
         """Segment the jobs of one request, for which `take` made room.
 
-        `gone` ends once nobody waits for the answer any more. Raises Refused: 504 when the time is up, GONE when nobody
-        waits, 400 where a picture is invalid and 500 where the engine fails.
+        `gone()` ends once nobody waits for the answer any more. Raises Refused: 504 when the time is up, GONE when
+        nobody waits, 400 where a picture is invalid and 500 where the engine fails.
         """
         loop, started = asyncio.get_running_loop(), time.perf_counter()
         worker = min(self._workers, key=len)
@@ -156,7 +158,7 @@ class Desk:
         if not future.done():
             future.set_result(job)
 
-    async def aside_of(self, work: Callable[[], Value], gone: Awaitable[Any] | None = None) -> Value:
+    async def aside_of(self, work: Callable[[], Value], gone: Gone = None) -> Value:
         """Do work in a thread beside the stream, for which `take` made room for one frame.
 
         Raises Refused as `segment` does; a DiffSegError of the work is 400. Work whose time is up goes on, and holds
@@ -192,9 +194,9 @@ class Desk:
         finally:
             left.set()
 
-    async def _within(self, work: asyncio.Future[Value], gone: Awaitable[Any] | None) -> Value:
+    async def _within(self, work: asyncio.Future[Value], gone: Gone) -> Value:
         """The value of the work. Raises Refused where it takes too long, or nobody waits for it."""
-        watch = None if gone is None else asyncio.ensure_future(gone)
+        watch = None if gone is None else asyncio.ensure_future(gone())
         waited: set[asyncio.Future[Any]] = {work} if watch is None else {work, watch}
         try:
             done, _ = await asyncio.wait(waited, timeout=self.settings.seconds, return_when=asyncio.FIRST_COMPLETED)

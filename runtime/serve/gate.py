@@ -7,6 +7,7 @@ import binascii
 import hmac
 import json
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -77,16 +78,14 @@ class Gate:
 
     def _refuse(self, scope: MutableMapping[str, Any], headers: Headers) -> Refused | None:
         """Why a request may not come in; None where it may."""
-        host = urlsplit(f"//{headers.get('host', '')}")
-        try:
-            name = host.hostname or ""
-        except ValueError:
-            name = ""
+        host, name = headers.get("host", ""), ""
+        with suppress(ValueError):
+            name = urlsplit(f"//{host}").hostname or ""
         # A page of another site may have a name that leads to this machine.
         if self._loopback and name not in LOOPBACK:
             return Refused(421, f"Host: expected one of {', '.join(LOOPBACK)}, found {name[:80]!r}")
         origin = headers.get("origin")
-        if origin is not None and origin not in self._settings.origins and urlsplit(origin).netloc != host.netloc:
+        if origin is not None and origin not in self._settings.origins and origin.partition("://")[2] != host:
             return Refused(403, f"Origin: pages of {origin[:80]!r} may not use this service; --origin allows it")
         token = self._settings.token
         if not token or scope["path"].startswith(OPEN) or (scope["type"] == "http" and scope["method"] == "OPTIONS"):
@@ -137,7 +136,7 @@ def _token(authorization: str) -> bytes:
     """The token of `Bearer TOKEN`, or the password of `Basic …`, which is what a browser asks its user for."""
     kind, _, value = authorization.partition(" ")
     if kind.lower() == "bearer":
-        return value.strip().encode()
+        return value.strip().encode("latin-1")  # the bytes as they came
     if kind.lower() == "basic":
         try:
             return base64.b64decode(value, validate=True).partition(b":")[2]

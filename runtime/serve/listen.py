@@ -125,7 +125,7 @@ def _protocol(slowest: float) -> type[H11Protocol]:
             super().resume_writing()
 
         def send_400_response(self, msg: str) -> None:
-            if self.cycle is not None and not self.cycle.response_complete:  # in the middle of a body
+            if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
                 self.transport.close()
                 return
             body = json.dumps({"error": msg}).encode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +81,7 @@ def router(desk: Desk, bodies: Bodies) -> APIRouter:
                 with network:
                     return keep(kept_stages, frame)
 
-            picture = await desk.aside_of(work, gone(request))
+            picture = await desk.aside_of(work, partial(gone, request))
         spent = round((time.perf_counter() - start) * 1e3, 1)
         found = {"picture": pictures.add(picture), "size": list(picture.frame.shape[:2]), "milliseconds": spent}
         return JSONResponse(found | {"view": list(picture.view.shape[:2])}, 201)
@@ -100,7 +101,7 @@ def router(desk: Desk, bodies: Bodies) -> APIRouter:
         if picture.attended is None:
             desk.take()
             job = job_of(form, frame=frame)
-            await desk.segment([job], options, gone(request))
+            await desk.segment([job], options, partial(gone, request))
             assert job.result is not None
             answer, count = job.prepared[0], job.result.count
         else:
@@ -115,7 +116,7 @@ def router(desk: Desk, bodies: Bodies) -> APIRouter:
                     result = attended.result(threshold_of(options))
                 return form.sink().prepare(frame, result.labels), result.count
 
-            answer, count = await desk.aside_of(work, gone(request))
+            answer, count = await desk.aside_of(work, partial(gone, request))
         return Response(answer, media_type=form.media, headers={"X-Segments": str(count)})
 
     @routes.get("/pictures/{picture}/at", summary="The segment and the attention of a pixel")
@@ -133,7 +134,7 @@ def router(desk: Desk, bodies: Bodies) -> APIRouter:
                 return describe(picture.shown, column, row, threshold_of(options), (height, width))
 
         desk.take()
-        return JSONResponse(await desk.aside_of(work, gone(request)))
+        return JSONResponse(await desk.aside_of(work, partial(gone, request)))
 
     @routes.delete("/pictures/{picture}", summary="Forget a kept picture", status_code=204, response_class=Response)
     async def forget(request: Request) -> Response:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from runtime.errors import DiffSegError
 
+GONE = 499  # the status in the log of a request whose client went away
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 

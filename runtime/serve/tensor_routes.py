@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -68,7 +69,7 @@ def router(desk: Desk, bodies: Bodies) -> APIRouter:
             asked = await asyncio.to_thread(tensors.read_request, body, length, spec)
             desk.take(len(asked.frames))
             jobs = [Job(frame=frame) for frame in asked.frames]
-            await desk.segment(jobs, Options(asked.thresholds), gone(request))
+            await desk.segment(jobs, Options(asked.thresholds), partial(gone, request))
         results = [job.result for job in jobs if job.result is not None]
         arrays = {
             "labels": (tensors.label_type(spec), np.stack([result.labels for result in results])),

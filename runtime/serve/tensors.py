@@ -159,6 +159,8 @@ def _listed(name: str, data: Any, kind: str) -> NDArray[Any]:
     """Values in JSON, flat or nested. Raises Refused where they are not of the type."""
     try:
         values = np.array(data)
+        if data == []:
+            return np.empty(0, TYPES[kind])
         whole = values.dtype.kind in "iu"
         if values.dtype.kind not in ("iu" if kind != "FP32" else "iuf") or data is None:
             raise ValueError
