@@ -73,7 +73,7 @@ def main(
     with warnings_said(), one_line_errors():
         check_extra("serve")
         from runtime.frames.limits import set_most_pixels
-        from runtime.serve.settings import LOOPBACK, Settings
+        from runtime.serve.settings import LOOPBACK, Refused, Settings
 
         if host not in LOOPBACK and not token:
             raise DiffSegError(
@@ -92,8 +92,17 @@ def main(
         from runtime.segmenter import Segmenter
         from runtime.serve.asked import options_of
 
-        with options_named({name: f"--{name.replace('_', '-')}" for name in ("threshold", "refine", "min_area")}):
-            thresholds = options_of({"threshold": threshold}).thresholds
+        names = {
+            "threshold": "--threshold",
+            "thresholds": "--threshold",
+            "refine": "--refine",
+            "min_area": "--min-area",
+        }
+        with options_named(names):
+            try:
+                thresholds = options_of({"threshold": threshold}).thresholds
+            except Refused as error:
+                raise DiffSegError(str(error)) from None
             opened = [
                 Segmenter.open(
                     engine,

@@ -1,4 +1,4 @@
-"""The page in a browser without a window: upload, slider, click, download, keys, an error in words, and no other host."""
+"""The page in a browser without a window: upload, slider, click, downloads, keys, errors in words, no other host."""
 
 import shutil
 
