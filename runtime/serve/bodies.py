@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from runtime.serve.settings import Settings
 
+LEAST_RATE = 64 << 10  # bytes a second that a body must have on average, after its first seconds
 AT_ONCE = 4  # times the most bytes of one body: of all bodies together
 UNREAD = 4 << 20  # bytes behind a limit that are read and dropped, so that the client reads the answer
 MOST_FIELD = 1 << 10  # bytes of a field of a form
@@ -47,12 +49,7 @@ class Bodies:
             if length.isdecimal() and int(length) > most:
                 await self._drop(request)
                 raise self._too_large(f"{int(length)} bytes")
-            try:
-                await asyncio.wait_for(self._gather(request, parts), self._settings.slowest)
-            except asyncio.TimeoutError:
-                raise Refused(
-                    408, f"expected the body within {self._settings.slowest:g} s; send it faster", Connection="close"
-                ) from None
+            await self._gather(request, parts)
             data = b"".join(parts)
             if not data:
                 raise Refused(400, "expected a body, found none; send the picture's bytes, or a form with a file")
@@ -62,10 +59,15 @@ class Bodies:
             parts.clear()
 
     async def _gather(self, request: Request, parts: list[bytes]) -> None:
-        size = 0
-        more = True
+        size, more, start = 0, True, time.monotonic()
         while more:
-            message = await request.receive()
+            allowed = self._settings.slowest + size / LEAST_RATE
+            try:
+                message = await asyncio.wait_for(request.receive(), start + allowed - time.monotonic())
+            except asyncio.TimeoutError:
+                raise Refused(
+                    408, f"expected more than {size} bytes within {allowed:.3g} s; send it faster", Connection="close"
+                ) from None
             if message["type"] != "http.request":
                 raise Refused(GONE, "the client went away before the end of its body")
             part, more = message.get("body", b""), message.get("more_body", False)

@@ -59,7 +59,7 @@ def router(desk: Desk) -> APIRouter:
         desk.metrics.clips.set(len(open_now))
         try:
             await _serve(desk, socket, chosen, form.name != "regions")
-        except WebSocketDisconnect:
+        except (WebSocketDisconnect, asyncio.TimeoutError):
             pass
         finally:
             open_now.discard(chosen)
@@ -88,9 +88,10 @@ async def _serve(desk: Desk, socket: WebSocket, clip: Clip, binary: bool) -> Non
             if error.status >= 500 and error.status != 503:  # the clip is broken
                 return await _close(socket, BROKEN, str(error))
             continue
-        await socket.send_text(json.dumps(line, separators=(",", ":")))
+        # Whoever does not read is left: the clip's place is for others.
+        await asyncio.wait_for(socket.send_text(json.dumps(line, separators=(",", ":"))), desk.settings.slowest)
         if binary:
-            await socket.send_bytes(answer)
+            await asyncio.wait_for(socket.send_bytes(answer), desk.settings.slowest)
 
 
 async def _close(socket: WebSocket, code: int, text: str) -> None:
