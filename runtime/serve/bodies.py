@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 LEAST_RATE = 64 << 10  # bytes a second that a body must have on average, after its first seconds
 AT_ONCE = 4  # times the most bytes of one body: of all bodies together
-UNREAD = 4 << 20  # bytes behind a limit that are read and dropped, so that the client reads the answer
+UNREAD = 64 << 20  # bytes behind a limit that are read and dropped, so that the client reads the answer
 MOST_FIELD = 1 << 10  # bytes of a field of a form
 FIELDS = ("threshold", "refine", "min_area", "format")
 
@@ -94,7 +94,7 @@ class Bodies:
                     return
 
         try:
-            await asyncio.wait_for(read(), min(2, self._settings.slowest))
+            await asyncio.wait_for(read(), self._settings.slowest)
         except asyncio.TimeoutError:
             return
 

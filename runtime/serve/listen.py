@@ -128,7 +128,9 @@ def _protocol(slowest: float) -> type[H11Protocol]:
             if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
                 self.transport.close()
                 return
-            body = json.dumps({"error": msg}).encode()
+            body = json.dumps(
+                {"error": f"expected a request of HTTP/1.1 with a head of at most {MOST_HEAD} bytes, found another"}
+            ).encode()
             head = (
                 b"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nConnection: close\r\n"
                 b"Content-Length: " + str(len(body)).encode() + b"\r\n\r\n"

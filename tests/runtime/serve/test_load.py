@@ -173,7 +173,7 @@ def test_nothing_but_http_is_answered_in_the_same_form():
 
     with served(Bright()) as service, socket.create_connection(("127.0.0.1", service.port), timeout=10) as other:
         other.sendall(b"\x16\x03\x01 hello\r\n\r\n")
-        assert b'{"error": "Invalid HTTP request received."}' in other.recv(4000)
+        assert b'{"error": "expected a request of HTTP/1.1' in other.recv(4000)
 
 
 def test_work_goes_on_in_threads_of_its_own():
