@@ -80,7 +80,9 @@ def measure_tiny(backend: str, pictures: Path, photos: Path | None, folder: Path
     many = copy_photographs(photos, folder / f"many-{backend}", count)
     with service(backend, 0.0) as served:
         in_fresh_process(load, served.port, str(pictures), 4, 20)
+        begun = served.processor()
         rows = {clients: in_fresh_process(load, served.port, str(pictures), clients, count) for clients in CLIENTS}
+        spent = (served.processor() - begun) / count / len(CLIENTS)
     alone = in_fresh_process(run_photographs_with, backend, str(many), 0.0, ["labels"])
     best = min(rows.values(), key=lambda row: row["seconds"])
     allowed = 1 / (alone["seconds"] + best["processor"] / count / usable_cores())
@@ -90,6 +92,7 @@ def measure_tiny(backend: str, pictures: Path, photos: Path | None, folder: Path
         "segment_per_second": round(1 / alone["seconds"], 2),
         "allowed_per_second": round(allowed, 2),
         "share": round(count / best["seconds"] / allowed, 3),
+        "processor_ms": {"service": round(spent * 1e3, 1), "segment": round(alone["processor"] * 1e3, 1)},
     }
 
 
@@ -190,7 +193,8 @@ def _print(report: dict[str, Any]) -> None:
     for each in report.get("tiny", []):
         console.print(
             f"{each['backend']}: {each['share']} of {each['allowed_per_second']} a second: runtime.segment reaches "
-            f"{each['segment_per_second']}, less the clients' processor time"
+            f"{each['segment_per_second']}, less the clients' processor time; processor time of a picture "
+            f"{each['processor_ms']['service']} ms, and {each['processor_ms']['segment']} ms without the service"
         )
     for name in ("overload", "memory"):
         if name in report:

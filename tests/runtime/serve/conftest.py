@@ -4,6 +4,7 @@ import http.client
 import json
 import socket
 import threading
+import time
 from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
@@ -109,13 +110,21 @@ def service():
         yield found
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def tiny():
     """A service around the embedded engine."""
     segmenter = Segmenter.open(device="cpu", backend="onnxruntime", options={"threads": 1})
     with served(segmenter.engine, segmenter) as found:
         found.segmenter = segmenter.clone()
         yield found
+
+
+def until(true, seconds=10):
+    """Wait until something is true."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.005)
 
 
 def picture(number=0, size=(40, 60), end=".png"):

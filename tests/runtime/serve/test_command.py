@@ -24,7 +24,7 @@ from tests.runtime.serve.conftest import picture
         (["--engine", "missing.onnx"], "no engine missing.onnx"),
         (["--engine", str(ROOT / "pyproject.toml")], "expected an engine that ends in"),
         (["--host", "0.0.0.0"], "expected a --token"),
-        (["--host", "no.such.host.invalid", "--token", "x"], "--port 8000: cannot listen there"),
+        (["--host", "203.0.113.9", "--token", "x"], "--port 8000: cannot listen there"),
         (["--device", "cuda:x"], "unknown device"),
         (["--threshold", "0"], "--threshold: expected one finite number above 0"),
         (["--threshold", "x"], "--threshold: expected a number above 0"),

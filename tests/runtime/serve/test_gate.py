@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from tests.runtime.serve.conftest import Bright, picture, served
+from tests.runtime.serve.conftest import Bright, picture, served, until
 
 TOKEN = "long and sécret"
 
@@ -53,7 +53,9 @@ def test_a_name_that_leads_here_is_not_ours(service):
 
 
 def test_the_log_has_a_line_for_each_request(service):
+    before = len(service.log)
     service.ask("GET", "/v2?x=secret")
+    until(lambda: len(service.log) > before)
     line = service.log[-1]
     assert (line["method"], line["path"], line["status"], line["client"]) == ("GET", "/v2", 400, "127.0.0.1")
     assert set(line) == {"time", "client", "method", "path", "status", "milliseconds", "bytes"}

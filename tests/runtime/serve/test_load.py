@@ -9,14 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.runtime.serve.conftest import Bright, decoded, picture, served
-
-
-def until(true, seconds=10):
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.005)
+from tests.runtime.serve.conftest import Bright, decoded, picture, served, until
 
 
 def together(service, requests, at_once=16):

@@ -11,27 +11,26 @@ import pytest
 
 from runtime.outputs.coco import dataset
 from runtime.outputs.draw import draw_overlay
+from runtime.segmenter import Segmenter
 from tests.conftest import ROOT
-from tests.runtime.serve.conftest import decoded, picture
+from tests.runtime.serve.conftest import Bright, decoded, picture
 
 SCENE = (ROOT / "tools" / "pictures" / "scene.png").read_bytes()
 PNG = {"Content-Type": "image/png"}
 
 
-@pytest.fixture(scope="module")
-def expected(tiny):
-    return tiny.segmenter(cv2.imdecode(np.frombuffer(SCENE, np.uint8), 1), keep_frame=True)
-
-
-def test_labels_are_those_of_the_segmenter(tiny, expected):
+def test_labels_are_those_of_the_segmenter(tiny):
+    expected = tiny.segmenter(cv2.imdecode(np.frombuffer(SCENE, np.uint8), 1))
     status, headers, body = tiny.ask("POST", "/segment", SCENE, **PNG)
     assert (status, headers["content-type"]) == (200, "image/png")
     assert np.array_equal(decoded(body), expected.labels) and headers["x-segments"] == str(expected.count)
 
 
-def test_forms(tiny, expected):
+def test_forms(service):
+    expected = Segmenter(Bright())(cv2.imdecode(np.frombuffer(SCENE, np.uint8), 1), keep_frame=True)
+
     def ask(form):
-        status, _, body = tiny.ask("POST", f"/segment?format={form}", SCENE, **PNG)
+        status, _, body = service.ask("POST", f"/segment?format={form}", SCENE, **PNG)
         assert status == 200
         return body
 
@@ -46,9 +45,7 @@ def test_forms(tiny, expected):
     assert len(ask("yolo").splitlines()) >= expected.count
 
 
-def test_parameters_are_those_of_the_segmenter(tiny):
-    from runtime import Segmenter
-
+def test_parameters_are_those_of_the_segmenter(tiny, embedded_stays_open):
     frame = cv2.imdecode(np.frombuffer(SCENE, np.uint8), 1)
     for query, options in (
         ("threshold=0.8&min_area=0.01", {"thresholds": 0.8, "min_area": 0.01}),
