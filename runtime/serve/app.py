@@ -110,7 +110,6 @@ def _segment_routes(desk: Desk, bodies: Bodies) -> APIRouter:
                     raise Refused(400, f"{name}: expected one value, found one in the query and one in the form")
             given |= fields
             form = choose(given["format"], request.headers.get("accept", ""))
-            desk.take()
             job = job_of(form, data=data)
             await desk.segment([job], options_of(given), partial(gone, request))
         assert job.result is not None

@@ -81,7 +81,6 @@ async def _serve(desk: Desk, socket: WebSocket, clip: Clip, binary: bool) -> Non
         if data is None:
             return await _close(socket, UNEXPECTED, "expected encoded pictures as binary messages, found text")
         try:
-            desk.take()
             line, answer = await desk.aside_of(lambda data=data: clip.segment(data))  # type: ignore[misc]
         except Refused as error:
             await socket.send_text(json.dumps({"error": str(error), "status": error.status}))

@@ -62,7 +62,7 @@ class Desk:
         """Whether every worker takes work."""
         return all(worker.works for worker in self._workers)
 
-    def take(self, count: int = 1) -> None:
+    def _take(self, count: int) -> None:
         """Make room for frames. Raises Refused, 503, where too many are inside already."""
         if self.inside + count > self.settings.queue:
             if count > self.settings.queue:
@@ -114,11 +114,12 @@ class Desk:
     async def segment(
         self, jobs: Sequence[Job], options: Options, gone: Callable[[], Awaitable[Any]] | None = None
     ) -> None:
-        """Segment the jobs of one request, for which `take` made room.
+        """Segment the jobs of one request.
 
-        `gone()` ends once nobody waits for the answer any more. Raises Refused: 504 when the time is up, GONE when
-        nobody waits, 400 where a picture is invalid and 500 where the engine fails.
+        `gone()` ends once nobody waits for the answer any more. Raises Refused: 503 where there is no room, 504 when
+        the time is up, GONE when nobody waits, 400 where a picture is invalid and 500 where the engine fails.
         """
+        self._take(len(jobs))
         loop, started = asyncio.get_running_loop(), time.perf_counter()
         worker = min(self._workers, key=len)
         given = 0
@@ -159,11 +160,12 @@ class Desk:
             future.set_result(job)
 
     async def aside_of(self, work: Callable[[], Value], gone: Gone = None) -> Value:
-        """Do work in a thread beside the stream, for which `take` made room for one frame.
+        """Do work in a thread beside the stream, which takes the room of one frame.
 
         Raises Refused as `segment` does; a DiffSegError of the work is 400. Work whose time is up goes on, and holds
         its room until its end.
         """
+        self._take(1)
         loop = asyncio.get_running_loop()
         left = threading.Event()  # nobody waits any more
 

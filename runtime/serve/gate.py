@@ -39,6 +39,7 @@ class Gate:
         self.app = app
         self._settings, self._metrics, self._log = settings, metrics, log
         self._loopback = settings.host in LOOPBACK
+        self._names = (*LOOPBACK, *(urlsplit(origin).hostname for origin in settings.origins))
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         """An ASGI application."""
@@ -82,7 +83,7 @@ class Gate:
         with suppress(ValueError):
             name = urlsplit(f"//{host}").hostname or ""
         # A page of another site may have a name that leads to this machine.
-        if self._loopback and name not in LOOPBACK:
+        if self._loopback and name not in self._names:
             return Refused(421, f"Host: expected one of {', '.join(LOOPBACK)}, found {name[:80]!r}")
         origin = headers.get("origin")
         if origin is not None and origin not in self._settings.origins and origin.partition("://")[2] != host:

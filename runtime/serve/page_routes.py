@@ -74,7 +74,6 @@ def router(desk: Desk, bodies: Bodies) -> APIRouter:
         start = time.perf_counter()
         async with bodies.read(request) as body:
             data, _ = await picture_in(request, body)
-            desk.take()
 
             def work() -> Picture:
                 frame = decode_frame(data, NAME)
@@ -99,7 +98,6 @@ def router(desk: Desk, bodies: Bodies) -> APIRouter:
         form = VIEW_FORM if format == VIEW_FORM.name else choose(format, "")
         frame = picture.view if form is VIEW_FORM else picture.frame
         if picture.attended is None:
-            desk.take()
             job = job_of(form, frame=frame)
             await desk.segment([job], options, partial(gone, request))
             assert job.result is not None
@@ -109,7 +107,6 @@ def router(desk: Desk, bodies: Bodies) -> APIRouter:
             attended = picture.shown if form is VIEW_FORM else picture.attended
             if options.refine is not None or options.min_area is not None:
                 attended = attended.seen(refinement=stages.refinement)
-            desk.take()
 
             def work() -> tuple[bytes, int]:
                 with picture.lock:
@@ -133,7 +130,6 @@ def router(desk: Desk, bodies: Bodies) -> APIRouter:
                 column, row = across * view[1] / width, down * view[0] / height
                 return describe(picture.shown, column, row, threshold_of(options), (height, width))
 
-        desk.take()
         return JSONResponse(await desk.aside_of(work, partial(gone, request)))
 
     @routes.delete("/pictures/{picture}", summary="Forget a kept picture", status_code=204, response_class=Response)

@@ -67,7 +67,6 @@ def router(desk: Desk, bodies: Bodies) -> APIRouter:
             length = request.headers.get(tensors.LENGTH)
             # JSON of some MB takes long; the others are answered meanwhile.
             asked = await asyncio.to_thread(tensors.read_request, body, length, spec)
-            desk.take(len(asked.frames))
             jobs = [Job(frame=frame) for frame in asked.frames]
             await desk.segment(jobs, Options(asked.thresholds), partial(gone, request))
         results = [job.result for job in jobs if job.result is not None]

@@ -41,6 +41,7 @@ def test_other_sites_are_kept_out_unless_they_are_named(service, closed):
     named = {"Origin": "https://pages.example", "Authorization": ("Bearer " + TOKEN).encode()}
     status, headers, _ = closed.ask("POST", "/segment", picture(), **named)
     assert status == 200 and headers["access-control-allow-origin"] == "https://pages.example"
+    assert closed.ask("GET", "/v2/health/live", Host="pages.example")[0] == 200
     asked = {"Origin": "https://pages.example", "Access-Control-Request-Method": "POST"}
     status, headers, _ = closed.ask("OPTIONS", "/segment", **asked)
     assert status == 204 and "authorization" in headers["access-control-allow-headers"]

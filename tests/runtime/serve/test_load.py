@@ -120,7 +120,6 @@ def test_a_worker_for_each_device():
         desk = Desk([Segmenter(engine) for engine in engines], Settings(), Metrics(1))
         for engine in engines:
             engine.hold.clear()
-        desk.take(4)
         jobs = [job_of(NAMES["labels"], data=picture(n)) for n in range(4)]
         work = [asyncio.ensure_future(desk.segment([job], Options())) for job in jobs]
         while sum(len(engine.batches) for engine in engines) < 2:

@@ -143,6 +143,7 @@ def test_bad_requests_are_one_line(service, name):
     assert found == status and list(answer) == ["error"]
     assert text in answer["error"] and "\n" not in answer["error"] and "Traceback" not in answer["error"]
     assert service.ask("POST", "/segment", GOOD)[0] == 200  # it goes on
+    assert service.metric("diffseg_queue_frames") == 0
 
 
 def test_a_body_without_a_length_has_a_limit_too(service):
