@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from runtime.merge.registry import DEFAULT
 from runtime.serve.settings import Refused
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Asked:
     outputs: dict[str, bool]
 
 
-def metadata(name: str, spec: EngineSpec, platform: str) -> dict[str, Any]:
+def metadata(name: str, spec: EngineSpec, platform: str, solver: str) -> dict[str, Any]:
     """What /v2/models/NAME says: inputs and outputs of the engine's contract, with labels for every head."""
     batch = -1  # the service fills up a fixed batch, and divides a larger one
     return {
@@ -54,15 +55,15 @@ def metadata(name: str, spec: EngineSpec, platform: str) -> dict[str, Any]:
             {"name": "thresholds", "datatype": "FP32", "shape": [len(spec.thresholds)]},
         ],
         "outputs": [
-            {"name": "labels", "datatype": label_type(spec), "shape": [batch, spec.height, spec.width]},
+            {"name": "labels", "datatype": label_type(spec, solver), "shape": [batch, spec.height, spec.width]},
             {"name": "segments", "datatype": "INT32", "shape": [batch]},
         ],
     }
 
 
-def label_type(spec: EngineSpec) -> str:
-    """As of the head labels: 8 bits where there are at most 256 anchors."""
-    return "UINT8" if spec.grid**2 <= 256 else "INT32"
+def label_type(spec: EngineSpec, solver: str) -> str:
+    """As of the head labels: 8 bits where there are at most 256 anchors, of which the merge makes the segments."""
+    return "UINT8" if solver == DEFAULT and spec.grid**2 <= 256 else "INT32"
 
 
 def read_request(body: bytes, length: str | None, spec: EngineSpec) -> Asked:
