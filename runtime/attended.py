@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from copy import copy
 from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from runtime.pyramid.config import MergeConfig
+    from runtime.refine.refinement import Refinement
     from runtime.result import Result
     from runtime.routes.base import Route
 
@@ -103,6 +105,14 @@ class Attended:
             found = self._stages.finish(self._stages.merge(self.pyramid, config=config), self.frame)
             self._last = chosen, replace(found, frame=self.frame)
         return self._last[1]
+
+    def seen(self, frame: NDArray[np.uint8] | None = None, refinement: Refinement | None = None) -> Attended:
+        """The same attention for the same picture at another size, uint8 [H, W, 3] BGR, or refined in another way."""
+        other = copy(self)
+        other.frame = self.frame if frame is None else frame
+        other._stages = Stages(self._route, refinement or self._stages.refinement)
+        other._last = None
+        return other
 
     def at(self, x: float, y: float, threshold: float | Iterable[float] | None = None) -> Clicked:
         """The segment and the attention of a pixel; (0, 0) is the first one. `threshold`: see `labels`.

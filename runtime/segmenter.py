@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from runtime.engine.registry import open_engine
 from runtime.errors import DiffSegError, check_iterable
-from runtime.pyramid.config import MergeConfig, every_iteration
-from runtime.pyramid.weights import as_weights
-from runtime.refine.refinement import Refinement, split_refine
+from runtime.options import default_config, settle_options
+from runtime.refine.refinement import Refinement
 from runtime.routes.registry import open_route
 from runtime.stages import Stages
 
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from runtime.attended import Attended
     from runtime.engine.base import Engine
     from runtime.hierarchy import Hierarchy
+    from runtime.pyramid.config import MergeConfig
     from runtime.result import Result
     from runtime.track.tracker import TrackerConfig
 
@@ -132,23 +132,18 @@ class Segmenter:
         if not isinstance(options, Mapping | None):
             raise DiffSegError(f"options: expected a dict such as {{'threads': 2}}, found {options!r}")
         opened = open_engine(engine, device, backend, **(options or {}))
-        default = default_config(opened)
-        auto = isinstance(thresholds, str) and thresholds == "auto"
-        given = None if auto else thresholds
-        try:
-            solver, names = split_refine(refine, solver, default.solver)
-            config = replace(
-                default,
-                thresholds=every_iteration(given, iterations, default.thresholds),
-                grid=default.grid if grid is None else grid,
-                weights=default.weights if weights is None else as_weights(weights),
-                solver=solver,
-                tau=tau,
-                alpha=alpha,
-            )
-            refinement = Refinement(names, min_area)
-        except (TypeError, ValueError) as error:
-            raise DiffSegError(str(error)) from None
+        config, refinement, auto = settle_options(
+            default_config(opened),
+            thresholds=thresholds,
+            iterations=iterations,
+            grid=grid,
+            weights=weights,
+            solver=solver,
+            tau=tau,
+            alpha=alpha,
+            refine=refine,
+            min_area=min_area,
+        )
         return cls(opened, config, refinement=refinement, auto=auto)
 
     def __call__(
@@ -279,14 +274,3 @@ class Segmenter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def default_config(engine: Engine) -> MergeConfig:
-    """What an engine was exported with, and fewer anchors where its finest attention is smaller than that."""
-    spec = engine.spec
-    finest = spec.levels[0]
-    try:
-        grid = min(spec.grid, finest.height, finest.width)
-        return MergeConfig(spec.thresholds, grid, as_weights(spec.weights), spec.solver)
-    except ValueError as error:
-        raise DiffSegError(f"the engine's own defaults cannot be used: {error}; export it again") from None

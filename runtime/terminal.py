@@ -27,6 +27,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "av": ("video",),
     "cvat_sdk": ("cvat",),
     "diffusers": ("export",),
+    "fastapi": ("serve",),
     "huggingface_hub": ("export",),
     "matplotlib": ("dev",),
     "onnx": ("export",),
@@ -34,7 +35,9 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "onnxruntime": ("cpu", "gpu", "export"),
     "onnxscript": ("export",),
     "openvino": ("openvino",),
-    "pycocotools": ("coco",),
+    "prometheus_client": ("serve",),
+    "pycocotools": ("coco", "serve"),
+    "python_multipart": ("serve",),
     "safetensors": ("export",),
     "scipy": ("video", "evaluate", "export"),
     "skimage": ("evaluate",),
@@ -42,6 +45,8 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "tensorrt_rtx": ("rtx",),
     "torch": ("export",),
     "transformers": ("export",),
+    "uvicorn": ("serve",),
+    "websockets": ("serve",),
 }
 
 

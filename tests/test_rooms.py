@@ -14,6 +14,7 @@ REASON = "# Long because"
 RUNTIME = (
     ("segment", "serve", "bulk", "hosts"),
     ("segmenter",),
+    ("options",),
     ("stream",),
     ("temporal",),
     ("track",),

@@ -14,7 +14,8 @@ from runtime.outputs.form import ClipForm
 from runtime.outputs.registry import clip_sinks
 from runtime.outputs.sinks import Sink, refuse_foreign
 from runtime.stream.continuity import Continuity
-from runtime.stream.job import Job, Place, Stream, json_line
+from runtime.stream.frame import Job, Place, json_line
+from runtime.stream.job import Stream
 from runtime.stream.window import Drawn, check_window, close_window, show
 from runtime.terminal import interruptions_held
 

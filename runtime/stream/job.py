@@ -1,89 +1,31 @@
-"""A frame on its way through the stages, and the stages that photographs and clips share."""
+"""The stages that photographs and clips share, overlapping."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from fractions import Fraction
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-from runtime.errors import DiffSegError, as_one_line
-from runtime.frames.still import Still
+from runtime.errors import as_one_line
 from runtime.hierarchy import merge_levels
 from runtime.merge.threads import usable_cores
 from runtime.outputs.palette import Painter
-from runtime.stream.continuity import Continuity, Fate
+from runtime.stream.continuity import Continuity
+from runtime.stream.frame import drop_unwanted, is_segmented
 from runtime.stream.pipeline import Pipeline, Stage
 from runtime.stream.room import Room, with_turns
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import numpy as np
     from numpy.typing import NDArray
 
-    from runtime.frames.source import Source
-    from runtime.hierarchy import Hierarchy
-    from runtime.outputs.sinks import Sink
-    from runtime.result import Merged, Result
     from runtime.stages import Stages
+    from runtime.stream.frame import Job
 
 MOST_THREADS = 4  # of a stage: frames in memory grow with them
 MOST_PIXELS = 48_000_000  # of frames between resizing and the end, where there is more than one
-
-
-class Place(NamedTuple):
-    """One output of a frame: its kind, where it goes, and which level of a hierarchy it shows, None for the labels."""
-
-    kind: str
-    sink: Sink
-    level: int | None = None
-
-
-@dataclass(slots=True)
-class Job:
-    """One frame. Each stage fills in its part and lets go of what nobody needs any more.
-
-    Attributes:
-        source: the photograph, or the clip it is of.
-        still: gives the frame, where it is not there yet.
-        turn: its place in the stream. `room`: pixels it takes up in memory.
-        frame: uint8 [H, W, 3] BGR.
-        number: of the frame in its clip. `time`: in seconds.
-        places: where it is written.
-        fate: what becomes of it.
-        levels: thresholds of a hierarchy that is wanted, too. `hierarchy`: it.
-        error: why it could not be done, where its stream goes on with the others.
-        colours: uint8 [N, 3] BGR of the labels, where they depend on the frames before.
-        prepared: drawn and encoded, for every place. `written`: the files.
-        milliseconds: wall time of each stage.
-    """
-
-    source: Source | None = None
-    still: Still | None = None
-    frame: NDArray[np.uint8] | None = None
-    number: int = 0
-    time: Fraction = Fraction(0)
-    places: list[Place] = field(default_factory=list)
-    fate: Fate = Fate.SEGMENTED
-    resized: NDArray[np.uint8] | None = None
-    batch: NDArray[np.uint8] | None = None
-    output: Any = None
-    merged: Merged | None = None
-    result: Result | None = None
-    levels: tuple[float, ...] | None = None
-    hierarchy: Hierarchy | None = None
-    error: DiffSegError | None = None
-    colours: NDArray[np.uint8] | None = None
-    prepared: list[Any] = field(default_factory=list)
-    written: list[Path] = field(default_factory=list)
-    milliseconds: dict[str, float] = field(default_factory=dict)
-    size: tuple[int, int] = (0, 0)
-    turn: int = 0
-    room: int = 0
 
 
 class Stream:
@@ -98,8 +40,18 @@ class Stream:
         self._room = Room(MOST_PIXELS)
         self._painter = Painter()
 
-    def pipeline(self, jobs: Iterable[Job], *, live: bool = False, writes: bool = True) -> Pipeline[Job]:
-        """The pipeline, not yet started. Jobs with `still` are decoded in it. `writes`: frames go to their sinks."""
+    def pipeline(
+        self,
+        jobs: Iterable[Job],
+        *,
+        live: bool = False,
+        writes: bool = True,
+        awaited: Callable[[], bool] = lambda: True,
+    ) -> Pipeline[Job]:
+        """The pipeline, not yet started. Jobs with `still` are decoded in it. `writes`: frames go to their sinks.
+
+        `awaited`: see `Pipeline`.
+        """
         threads = min(MOST_THREADS, usable_cores())
         clip = self._continuity is not None
         stages = [self._stage("resize", self._resize)]
@@ -111,7 +63,7 @@ class Stream:
                 "gather",
                 self._gather,
                 gathers=self._stages.frames,
-                counts=_is_segmented,
+                counts=is_segmented,
                 hurries=self._room.is_full,
             )
         )
@@ -128,7 +80,9 @@ class Stream:
             stages.append(self._stage("draw", self._draw, finishes=True, threads=threads))
             stages.append(self._stage("encode", self._write, finishes=True))
         stages.append(Stage("leave", self._leave, finishes=True))
-        pipeline: Pipeline[Job] = Pipeline(with_turns(jobs), stages, name="decode" if clip else "find", live=live)
+        pipeline: Pipeline[Job] = Pipeline(
+            with_turns(jobs), stages, name="decode" if clip else "find", live=live, awaited=awaited
+        )
         self._room.stopping = pipeline.stopping
         self._stages.stop_with(pipeline.stopping)
         return pipeline
@@ -137,6 +91,7 @@ class Stream:
         """A stage that times its work, and keeps an error of a photograph with it."""
 
         def timed(job: Job) -> None:
+            drop_unwanted([job])
             if job.error is None:
                 with self._errors_of([job]):
                     start = time.perf_counter()
@@ -144,6 +99,9 @@ class Stream:
                     job.milliseconds[name] = _since(start)
 
         return Stage(name, timed, **options)
+
+    def _of(self, job: Job) -> Stages:
+        return job.stages or self._stages
 
     @contextmanager
     def _errors_of(self, jobs: Sequence[Job]) -> Iterator[None]:
@@ -190,26 +148,24 @@ class Stream:
 
     def _network(self, jobs: list[Job], then: Callable[[Job], None] = lambda job: None) -> None:
         """Run the network, and `then` on what it has seen. Where a batch of photographs fails, each runs by itself."""
-        segmented = [job for job in jobs if _is_segmented(job)]
+        segmented = [job for job in jobs if is_segmented(job)]
         batch, jobs[0].batch = jobs[0].batch, None
-        if batch is None or not segmented:
+        if batch is None or not segmented or drop_unwanted(segmented):
             return
         parts: Iterable[tuple[NDArray[np.uint8], list[Job]]] = [(batch, segmented)]
         if self._continuity is None and len(segmented) > 1:
-            try:
-                return self._infer(batch, segmented, then)
-            except ModuleNotFoundError:
-                raise
-            except Exception:
-                each = zip(batch, segmented, strict=False)  # a fixed batch is filled up
-                parts = ((self._stages.gather([resized]), [job]) for resized, job in each)
+            each = zip(batch, segmented, strict=False)  # a fixed batch is filled up
+            parts = ((self._stages.gather([resized]), [job]) for resized, job in each)
+            if self._stages.route.has_maps or len({id(job.stages) for job in segmented}) == 1:
+                with suppress(Exception):  # of each by itself, below
+                    return self._infer(batch, segmented, then)
         for part, owners in parts:
             with self._errors_of(owners):
                 self._infer(part, owners, then)
 
     def _infer(self, batch: NDArray[np.uint8], jobs: list[Job], then: Callable[[Job], None]) -> None:
         start = time.perf_counter()
-        outputs = self._stages.network(batch, len(jobs))
+        outputs = self._of(jobs[0]).network(batch, len(jobs))  # thresholds in a graph are those of all
         spent = round(_since(start) / len(jobs), 3)
         for job, output in zip(jobs, outputs, strict=True):
             job.output, job.milliseconds["network"] = output, spent
@@ -229,7 +185,7 @@ class Stream:
         clip = self._continuity
         if job.levels is not None:
             job.hierarchy = merge_levels(self._stages, output, _frame(job), job.levels)
-        job.merged = self._stages.merge(
+        job.merged = self._of(job).merge(
             output, proposals=clip is not None and clip.temporal, seeds=None if clip is None else clip.seeds
         )
         if clip is not None and clip.warm_start:
@@ -240,7 +196,7 @@ class Stream:
             return
         clip = self._continuity
         merged, job.merged = job.merged, None
-        job.result = self._stages.finish(merged, _frame(job), proposals=clip is not None and clip.temporal)
+        job.result = self._of(job).finish(merged, _frame(job), proposals=clip is not None and clip.temporal)
         if clip is not None:
             clip.remember(job.result)
 
@@ -272,22 +228,6 @@ class Stream:
         if job.result is not None:
             total = round(sum(job.milliseconds.values()), 3)
             job.result = replace(job.result, proposals=None, milliseconds={**job.milliseconds, "total": total})
-
-
-def json_line(job: Job, more: Mapping[str, object] = MappingProxyType({})) -> dict[str, object]:
-    """What `--json` prints of a frame; `more` follows its number."""
-    assert job.source is not None and job.result is not None
-    line: dict[str, object] = {"input": job.source.name, "frame": job.number, **more, "size": list(job.size)}
-    line |= job.result.to_json()
-    if job.hierarchy is not None:
-        counted = zip(job.hierarchy.thresholds, job.hierarchy.counts, strict=True)
-        line["hierarchy"] = [{"threshold": threshold, "segments": count} for threshold, count in counted]
-    outputs = [str(path) for path in job.written]
-    return line | {"outputs": outputs, "milliseconds": job.result.milliseconds}
-
-
-def _is_segmented(job: Job) -> bool:
-    return job.error is None and job.fate is Fate.SEGMENTED
 
 
 def _frame(job: Job) -> NDArray[np.uint8]:

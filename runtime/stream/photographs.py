@@ -15,7 +15,8 @@ from runtime.outputs.registry import picture_sinks
 from runtime.outputs.sinks import Sink, refuse_foreign
 from runtime.outputs.target import Target
 from runtime.stages import check_frame
-from runtime.stream.job import Job, Place, Stream
+from runtime.stream.frame import Job, Place
+from runtime.stream.job import Stream
 from runtime.terminal import interruptions_held
 
 if TYPE_CHECKING:

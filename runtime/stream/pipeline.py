@@ -64,7 +64,10 @@ class Pipeline(Generic[Job]):
         name: str = "decode",
         depth: int = 2,
         live: bool = False,
+        awaited: Callable[[], bool] = lambda: True,
     ) -> None:
+        """`live`: jobs that come too fast are dropped. `awaited`: whether more of them come soon, so that a list is
+        worth waiting for."""
         self.busy = dict.fromkeys([name, *(stage.name for stage in stages)], 0.0)
         self.dropped = 0
         self.stopping = threading.Event()
@@ -72,7 +75,7 @@ class Pipeline(Generic[Job]):
         self._error: BaseException | None = None
         self._broken = -1  # index of the last stage that has raised; what is before it works for nobody
         self._name = name
-        self._live = live
+        self._live, self._awaited = live, awaited
         self._lock = threading.Lock()  # of `busy`
         queues: list[queue.Queue[Any]] = [queue.Queue(depth) for _ in stages]
         self._first = queues[0]
@@ -154,9 +157,9 @@ class Pipeline(Generic[Job]):
         return inbox.get()
 
     @property
-    def live(self) -> bool:
-        """Jobs come when they come: nobody waits for more of them."""
-        return self._live
+    def patient(self) -> bool:
+        """Whether a list is worth waiting for. Of a live source jobs come when they come."""
+        return not self._live and self._awaited()
 
     def useless(self, index: int, stage: Stage[Job]) -> bool:
         """Whether what reaches a stage is to be dropped."""
@@ -220,7 +223,7 @@ class _Crew(Generic[Job]):
         gathered: list[Job] = []
         counted = 0
         while True:
-            job = self._next(waits=not gathered, patient=not self._pipeline.live)
+            job = self._next(waits=not gathered, patient=self._pipeline.patient)
             if job is None or job is _END:
                 # The end is met again after the last list.
                 self._over = job is _END

@@ -16,7 +16,7 @@ from runtime.outputs.journal import INDEX
 from runtime.outputs.registry import listings
 from runtime.outputs.target import Target
 from runtime.stream.clip import run_clip
-from runtime.stream.job import Job, json_line
+from runtime.stream.frame import Job, json_line
 from runtime.stream.photographs import run_photographs
 from runtime.stream.resume import Ledger, content_of
 from runtime.terminal import interruptions_held, warnings_said

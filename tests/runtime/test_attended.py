@@ -94,3 +94,14 @@ def test_labels_are_the_callers_own(attended):
     before = attended.labels().copy()
     attended.labels()[:] = 99
     assert np.array_equal(attended.labels(), before) and attended.at(5, 5).index == before[5, 5]
+
+
+def test_another_size_and_another_refinement_use_the_same_maps(segmenter, attended):
+    from runtime.refine.refinement import Refinement
+
+    small = attended.seen(CAT[::2, ::2].copy())
+    assert small.labels(0.4).shape == (CAT.shape[0] // 2, (CAT.shape[1] + 1) // 2)
+    assert small.at(10, 10, 0.4).attention.shape == small.frame.shape[:2]
+    fine = attended.seen(refinement=Refinement(("snap",), 0.01))
+    assert (fine.labels() != attended.labels()).any()
+    assert np.array_equal(attended.labels(), attended.seen().labels())

@@ -8,11 +8,12 @@ from tools.benchmark.pipeline import pipeline
 from tools.benchmark.plan import plan
 from tools.benchmark.roofline import roofline
 from tools.benchmark.scaling import scaling
+from tools.benchmark.serve import serve
 from tools.benchmark.video import video
 from tools.command import command_group
 
 app = command_group("Measure DiffSeg against its budgets.")
-for command in (core, frame, scaling, pipeline, video, export, plan, roofline):
+for command in (core, frame, scaling, pipeline, video, export, plan, roofline, serve):
     app.command()(command)
 
 if __name__ == "__main__":

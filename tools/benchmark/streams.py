@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,7 +51,9 @@ def backends() -> list[str]:
     return [name for name in ("onnxruntime", "openvino") if find_spec(name) is not None]
 
 
-def run_photographs_with(engine: str, pictures: str, sleep: float) -> dict[str, float]:
+def run_photographs_with(
+    engine: str, pictures: str, sleep: float, kinds: Sequence[str] = ("overlay", "labels")
+) -> dict[str, float]:
     """Seconds, processor seconds a photograph and peak MB. `engine`: a backend, or a stand-in: "maps" or "labels"."""
     from runtime.frames.find import find_sources
     from runtime.stream.options import ClipOptions
@@ -59,7 +62,7 @@ def run_photographs_with(engine: str, pictures: str, sleep: float) -> dict[str, 
     sources, _ = find_sources([pictures])
     segmenter = open_segmenter(engine, sleep)
     with tempfile.TemporaryDirectory() as output:
-        run = Run(segmenter.stages, Path(output), ["overlay", "labels"], ClipOptions())
+        run = Run(segmenter.stages, Path(output), list(kinds), ClipOptions())
         start, spent = time.perf_counter(), time.process_time()
         failed = run(sources)
         seconds, processor = time.perf_counter() - start, time.process_time() - spent

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from runtime import DiffSegError, Segmenter
 from runtime.frames.resize import resize_frame
+from runtime.frames.still import Still
 from runtime.segment import app
 from runtime.stages import Stages
 from runtime.stream import job as jobs
@@ -214,7 +215,7 @@ def test_large_pictures_wait_before_they_are_decoded(tmp_path, monkeypatch):
     """Their size is read from their head: no more are decoded than may be inside."""
     monkeypatch.setattr(jobs, "MOST_PIXELS", 100 * 100)
     inside, most = [], []
-    read, finish = jobs.Still.read, Stages.finish
+    read, finish = Still.read, Stages.finish
 
     def reads(self):
         inside.append(1)
@@ -225,7 +226,7 @@ def test_large_pictures_wait_before_they_are_decoded(tmp_path, monkeypatch):
         inside.pop()
         return finish(self, merged, frame, **options)
 
-    monkeypatch.setattr(jobs.Still, "read", reads)
+    monkeypatch.setattr(Still, "read", reads)
     monkeypatch.setattr(Stages, "finish", finished)
     for number in range(8):
         name = f"{number}.{('jpg', 'png', 'bmp')[number % 3]}"

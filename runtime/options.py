@@ -1,0 +1,59 @@
+"""How a frame is segmented: an engine's defaults, and options in their place."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from runtime.errors import DiffSegError
+from runtime.pyramid.config import MergeConfig, every_iteration
+from runtime.pyramid.weights import as_weights
+from runtime.refine.refinement import Refinement, split_refine
+
+if TYPE_CHECKING:
+    from runtime.engine.base import Engine
+
+
+def default_config(engine: Engine) -> MergeConfig:
+    """What an engine was exported with, and fewer anchors where its finest attention is smaller than that."""
+    spec = engine.spec
+    finest = spec.levels[0]
+    try:
+        grid = min(spec.grid, finest.height, finest.width)
+        return MergeConfig(spec.thresholds, grid, as_weights(spec.weights), spec.solver)
+    except ValueError as error:
+        raise DiffSegError(f"the engine's own defaults cannot be used: {error}; export it again") from None
+
+
+def settle_options(
+    default: MergeConfig,
+    *,
+    thresholds: Any = None,
+    iterations: int | None = None,
+    grid: int | None = None,
+    weights: Any = None,
+    solver: str | None = None,
+    tau: float | None = None,
+    alpha: float | None = None,
+    refine: str = "none",
+    min_area: float = 0,
+) -> tuple[MergeConfig, Refinement, bool]:
+    """Options of `Segmenter.open` as parameters of the merge, a refinement, and whether segments are chosen by "auto".
+
+    Raises DiffSegError where one is invalid.
+    """
+    auto = isinstance(thresholds, str) and thresholds == "auto"
+    try:
+        solver, names = split_refine(refine, solver, default.solver)
+        config = replace(
+            default,
+            thresholds=every_iteration(None if auto else thresholds, iterations, default.thresholds),
+            grid=default.grid if grid is None else grid,
+            weights=default.weights if weights is None else as_weights(weights),
+            solver=solver,
+            tau=tau,
+            alpha=alpha,
+        )
+        return config, Refinement(names, min_area), auto
+    except (TypeError, ValueError) as error:
+        raise DiffSegError(str(error)) from None

@@ -1,0 +1,1 @@
+"""The segmenter as an HTTP service with a page: `diffseg serve`."""

@@ -1,0 +1,227 @@
+// The page: a picture goes to the service once; the threshold and clicks then need no network pass.
+
+const $ = (id) => document.getElementById(id);
+const RANGE = 4; // the slider goes from a RANGEth of the engine's own threshold to RANGE times it
+let engine = null; // what the service says about its engine
+let sent = null; // { file, stem, id, size } of the picture that is shown
+let wanted = null; // the newest settings that are not shown yet
+let showing = false;
+let cross = [0.5, 0.5]; // of the keyboard, as shares of width and height
+let clicked = null;
+
+class Told extends Error {
+  constructor(text, status) { super(text); this.status = status; }
+}
+
+/** Asks the service, and turns what it refuses into an error in its own words. */
+async function ask(path, options) {
+  let answer;
+  try {
+    answer = await fetch(path, options);
+  } catch {
+    throw new Told("The service does not answer. Is it still running?", 0);
+  }
+  if (answer.ok) return answer;
+  const said = await answer.json().catch(() => ({}));
+  throw new Told(said.error ?? `The service answered ${answer.status}.`, answer.status);
+}
+
+function tell(error) {
+  console.info(error);
+  const place = $("error");
+  place.textContent = error.message;
+  place.hidden = false;
+  ($("panel").hidden ? $("stage") : $("panel")).prepend(place);
+}
+
+function busy(is) { $("busy").hidden = !is; }
+
+function threshold() {
+  if ($("auto").checked) return "auto";
+  const own = Array.isArray(engine?.threshold) ? engine.threshold[0] : 0.5;
+  return (own * RANGE ** (($("threshold").value - 100) / 100)).toPrecision(3);
+}
+
+async function open(file) {
+  if (!file) return;
+  $("error").hidden = true;
+  if (engine && file.size > engine.most_bytes) {
+    return tell(new Told(`This file has ${(file.size / 2 ** 20).toFixed(0)} MB; expected at most ${(engine.most_bytes / 2 ** 20).toFixed(0)} MB.`));
+  }
+  busy(true);
+  try {
+    const kept = await send(file);
+    sent = { file, stem: (file.name || "picture").replace(/\.[^.]*$/, "") || "picture", ...kept };
+    clicked = null;
+    unmark();
+    await place(file, kept.view);
+    $("start").hidden = true;
+    $("figure").hidden = $("panel").hidden = false;
+    document.querySelector("main").classList.add("open");
+    await show();
+  } catch (error) {
+    tell(error);
+  } finally {
+    busy(false);
+  }
+}
+
+async function send(file) {
+  const headers = { "Content-Type": file.type.startsWith("image/") ? file.type : "application/octet-stream" };
+  const { picture: id, size, view } = await (await ask("/pictures", { method: "POST", body: file, headers })).json();
+  return { id, size, view };
+}
+
+/** Shows the picture itself. What a browser cannot show, as TIFF, is shown by its colours alone. */
+async function place(file, [height, width]) {
+  const photo = $("photo");
+  if (photo.src) URL.revokeObjectURL(photo.src);
+  photo.src = URL.createObjectURL(file);
+  const shown = await photo.decode().then(() => true, () => false);
+  if (!shown) photo.src = URL.createObjectURL(new Blob([`<svg xmlns="http://www.w3.org/2000/svg" width="${width}" height="${height}"/>`], { type: "image/svg+xml" }));
+  $("layers").classList.toggle("alone", !shown);
+}
+
+/** A request about the picture that is shown. If the service has forgotten it, it is sent again. */
+async function about(path) {
+  try {
+    return await ask(`/pictures/${sent.id}${path}`);
+  } catch (error) {
+    if (error.status !== 404) throw error;
+    Object.assign(sent, await send(sent.file));
+    return ask(`/pictures/${sent.id}${path}`);
+  }
+}
+
+/** Segments with the settings as they are. While one answer is on its way, only the newest wish is kept. */
+async function show() {
+  wanted = { threshold: threshold(), since: performance.now() };
+  $("value").textContent = wanted.threshold;
+  if (showing || !sent) return;
+  showing = true;
+  try {
+    while (wanted) {
+      const now = wanted;
+      wanted = null;
+      const answer = await about(`?threshold=${now.threshold}`);
+      const colours = await createImageBitmap(await answer.blob());
+      const view = $("view");
+      view.width = colours.width;
+      view.height = colours.height;
+      view.getContext("2d").drawImage(colours, 0, 0);
+      const count = Number(answer.headers.get("X-Segments"));
+      const spent = Math.round(performance.now() - now.since);
+      $("count").textContent = `${count} segment${count === 1 ? "" : "s"}, shown after ${spent} ms`;
+      Object.assign(view.dataset, { threshold: now.threshold, count, milliseconds: spent });
+      links(now.threshold);
+      $("error").hidden = true;
+      if (clicked && !wanted) await choose(...clicked);
+    }
+  } catch (error) {
+    tell(error);
+  } finally {
+    showing = false;
+  }
+}
+
+function links(chosen) {
+  for (const link of document.querySelectorAll("#downloads a")) {
+    link.href = `/pictures/${sent.id}?format=${link.dataset.form}&threshold=${chosen}`;
+    link.download = sent.stem + link.dataset.end;
+  }
+}
+
+function unmark() {
+  $("heat").width = $("heat").width; // clears it
+  for (const path of $("outline").children) path.removeAttribute("d");
+  $("chosen").innerHTML = '<p class="quiet">Click a segment for its outline, its area, and where it looks.</p>';
+}
+
+/** The segment at a place, as shares of width and height: its outline, area, and attention as heat. */
+async function choose(across, down) {
+  if (!engine?.attention) return tell(new Told("This engine gives labels alone: it has no attention to show."));
+  clicked = [across, down];
+  const [height, width] = sent.size;
+  const x = Math.min(width - 1, Math.floor(across * width)), y = Math.min(height - 1, Math.floor(down * height));
+  try {
+    const found = await (await about(`/at?x=${x}&y=${y}&threshold=${threshold()}`)).json();
+    const line = found.outline.flat().map((ring) => `M${ring.map((point) => point.join(" ")).join("L")}Z`).join("");
+    for (const path of $("outline").children) path.setAttribute("d", line);
+    await warm(found.heat);
+    const title = document.createElement("strong"), text = document.createElement("span");
+    title.textContent = `Segment ${found.index}`;
+    text.textContent = `${found.area.toLocaleString("en")} pixels, ${(100 * found.share).toFixed(1)} % of the picture. Bright: where this place looks.`;
+    $("chosen").replaceChildren(title, text);
+    $("chosen").dataset.index = found.index;
+  } catch (error) {
+    tell(error);
+  }
+}
+
+/** Paints a grey PNG as heat: from nothing over red and yellow to white. */
+async function warm(base64) {
+  const grey = await createImageBitmap(new Blob([Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0))], { type: "image/png" }));
+  const heat = $("heat");
+  heat.width = grey.width;
+  heat.height = grey.height;
+  const context = heat.getContext("2d", { willReadFrequently: true });
+  context.drawImage(grey, 0, 0);
+  const pixels = context.getImageData(0, 0, heat.width, heat.height);
+  for (let i = 0; i < pixels.data.length; i += 4) {
+    const value = Math.sqrt(pixels.data[i] / 255);
+    pixels.data.set([255 * Math.min(1, 3 * value), 255 * Math.min(1, Math.max(0, 3 * value - 1)), 255 * Math.max(0, 3 * value - 2), 200 * value], i);
+  }
+  context.putImageData(pixels, 0, 0);
+}
+
+function start() {
+  for (const id of ["file", "camera"]) $(id).addEventListener("change", (event) => { open(event.target.files[0]); event.target.value = ""; });
+  $("sample").addEventListener("click", async () => {
+    try {
+      open(new File([await (await ask("/page/sample.jpg")).blob()], "sample.jpg", { type: "image/jpeg" }));
+    } catch (error) { tell(error); }
+  });
+  $("another").addEventListener("click", () => $("file").click());
+  const stage = $("stage");
+  for (const kind of ["dragover", "dragleave", "drop"]) {
+    document.addEventListener(kind, (event) => { event.preventDefault(); stage.classList.toggle("over", kind === "dragover"); });
+  }
+  document.addEventListener("drop", (event) => open(event.dataTransfer.files[0]));
+  document.addEventListener("paste", (event) => open([...event.clipboardData.files].find((file) => file.type.startsWith("image/"))));
+  $("threshold").addEventListener("input", () => { $("auto").checked = false; show(); });
+  $("auto").addEventListener("change", show);
+  $("opacity").addEventListener("input", () => { $("view").style.opacity = $("opacity").value / 100; });
+  $("view").style.opacity = $("opacity").value / 100;
+  const layers = $("layers");
+  layers.addEventListener("click", (event) => {
+    const box = layers.getBoundingClientRect();
+    $("cross").hidden = true;
+    choose((event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height);
+  });
+  layers.addEventListener("keydown", (event) => {
+    const step = event.shiftKey ? 0.1 : 0.02;
+    const moves = { ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, -step], ArrowDown: [0, step] };
+    if (event.key in moves) {
+      cross = cross.map((value, axis) => Math.min(0.999, Math.max(0, value + moves[event.key][axis])));
+      Object.assign($("cross").style, { left: `${100 * cross[0]}%`, top: `${100 * cross[1]}%` });
+      $("cross").hidden = false;
+    } else if (event.key === "Enter" || event.key === " ") {
+      choose(...cross);
+    } else if (event.key === "Escape") {
+      clicked = null;
+      $("cross").hidden = true;
+      unmark();
+    } else {
+      return;
+    }
+    event.preventDefault();
+  });
+  ask("/engine").then(async (answer) => {
+    engine = await answer.json();
+    $("engine").textContent = `engine ${engine.name}, ${engine.size.join("×")}`;
+    $("auto-label").hidden = !engine.auto;
+    $("auto").checked = engine.threshold === "auto";
+  }).catch(tell);
+}
+
+start();

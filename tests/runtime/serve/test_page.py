@@ -1,0 +1,131 @@
+"""The page in a browser without a window: upload, slider, click, downloads, keys, errors in words, no other host."""
+
+import shutil
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.runtime.serve.conftest import decoded
+
+sync_api = pytest.importorskip("playwright.sync_api")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = [pytest.mark.skipif(CHROMIUM is None, reason="needs chromium"), pytest.mark.slow]
+SCENE = ROOT / "tools" / "pictures" / "scene.png"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def page(browser, tiny):
+    context = browser.new_context(viewport={"width": 1200, "height": 800}, accept_downloads=True)
+    opened = context.new_page()
+    opened.asked, opened.wrong = [], []
+    opened.on("request", lambda request: opened.asked.append(request.url))
+    opened.on("pageerror", lambda error: opened.wrong.append(str(error)))
+    opened.goto(tiny.address)
+    opened.wait_for_selector("#engine:not(:empty)")
+    yield opened
+    assert not opened.wrong
+    assert all(url.startswith((tiny.address, "blob:", "data:")) for url in opened.asked)
+    context.close()
+
+
+def upload(page):
+    page.set_input_files("#file", str(SCENE))
+    page.wait_for_selector("#view[data-count]")
+
+
+def slide(page, value):
+    """Move the slider, and wait for the answer; its threshold."""
+    before = page.get_attribute("#view", "data-threshold")
+    page.eval_on_selector(
+        "#threshold", "(slider, value) => { slider.value = value; slider.dispatchEvent(new Event('input')) }", value
+    )
+    page.wait_for_selector(f"#view:not([data-threshold='{before}'])")
+    return page.get_attribute("#view", "data-threshold")
+
+
+def test_upload_slider_click_and_downloads(page, tiny):
+    upload(page)
+    counts = []
+    for value in (20, 180):
+        threshold = slide(page, value)
+        counts.append(int(page.get_attribute("#view", "data-count")))
+    assert counts[0] > counts[1]
+    assert sum("/pictures" in url for url in page.asked) == 4  # sent once, and segmented three times
+    box = page.locator("#layers").bounding_box()
+    page.locator("#layers").click(position={"x": box["width"] / 2, "y": box["height"] / 2})
+    page.wait_for_selector("#chosen[data-index]")
+    assert "pixels" in page.inner_text("#chosen") and page.get_attribute("#outline path", "d").startswith("M")
+    assert page.eval_on_selector("#heat", "heat => heat.width") == 128
+    wanted = tiny.segmenter.attend(decoded(SCENE.read_bytes())).labels(float(threshold))
+    files = {}
+    for form in ("labels", "overlay", "coco"):
+        with page.expect_download() as downloading:
+            page.click(f"#downloads a[data-form={form}]")
+        files[downloading.value.suggested_filename] = downloading.value.path().read_bytes()
+    assert set(files) == {"scene_labels.png", "scene_overlay.png", "scene_coco.json"}
+    assert (decoded(files["scene_labels.png"]) == wanted).all()
+
+
+def test_keys_choose_a_segment(page):
+    upload(page)
+    page.focus("#layers")
+    for key in ("ArrowLeft", "Shift+ArrowUp", "Enter"):
+        page.keyboard.press(key)
+    page.wait_for_selector("#chosen[data-index]")
+    page.keyboard.press("Escape")
+    assert page.get_attribute("#outline path", "d") is None
+
+
+def test_the_sample_and_a_picture_that_was_pasted(page):
+    page.click("#sample")
+    page.wait_for_selector("#view[data-count]")
+    page.eval_on_selector("#view", "view => delete view.dataset.count")
+    page.evaluate(
+        """async () => {
+            const data = new DataTransfer();
+            data.items.add(new File([await (await fetch('/page/sample.jpg')).blob()], 'p.jpg', { type: 'image/jpeg' }));
+            document.dispatchEvent(new ClipboardEvent('paste', { clipboardData: data }));
+        }"""
+    )
+    page.wait_for_selector("#view[data-count]")
+
+
+def test_an_error_is_shown_in_words(page, tmp_path):
+    (tmp_path / "broken.png").write_bytes(SCENE.read_bytes()[:5000])
+    page.set_input_files("#file", str(tmp_path / "broken.png"))
+    page.wait_for_selector("#error:not([hidden])")
+    assert "cut short" in page.inner_text("#error")
+    upload(page)
+    assert page.is_hidden("#error")
+
+
+def test_a_picture_that_the_service_has_forgotten_is_sent_again(page, tiny):
+    upload(page)
+    name = next(url for url in page.asked if "/pictures/" in url).split("/pictures/")[1].split("?")[0]
+    assert tiny.ask("DELETE", f"/pictures/{name}")[0] == 204
+    slide(page, 150)
+    assert page.is_hidden("#error")
+
+
+def test_the_page_fits_a_telephone(browser, tiny):
+    context = browser.new_context(viewport={"width": 360, "height": 740}, is_mobile=True, has_touch=True)
+    page = context.new_page()
+    page.goto(tiny.address)
+    assert page.is_visible("#camera-label") and page.get_attribute("#camera", "capture") == "environment"
+    upload(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    context.close()
+
+
+def test_the_documentation_lists_the_routes(page, tiny):
+    page.goto(f"{tiny.address}/docs")
+    page.wait_for_selector("details")
+    assert "/v2/models/{model}/infer" in page.inner_text("#api")
