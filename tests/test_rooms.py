@@ -30,7 +30,7 @@ RUNTIME = (
     ("pyramid",),
     ("gpu",),
     ("frames",),
-    ("terminal", "files", "labels"),
+    ("terminal", "files", "labels", "children"),
     ("errors",),
 )
 EXPORT = (

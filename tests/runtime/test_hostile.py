@@ -99,6 +99,7 @@ def test_an_error_of_any_kind_is_of_one_clip(folder, monkeypatch, stand_in):
         yield from whole(self, stop)
 
     monkeypatch.setattr(ContainerClip, "read", damaged)
+    monkeypatch.setenv("DIFFSEG_IN_PROCESS", "1")
     result = run("a.avi", "b.avi", "c.avi", "--output", "out")
     assert result.exit_code == 1 and complaints(result) == ["error: b.avi: IndexError: list index out of range"]
     assert sorted(path.name for path in (folder / "out").glob("*.mp4")) == ["a_overlay.mp4", "c_overlay.mp4"]

@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 
 from runtime.errors import DiffSegError
-from runtime.frames.decode import decoders_silenced
 from runtime.frames.formats import is_cut_short
+from runtime.frames.silence import decoders_silenced
 from runtime.frames.source import IMAGE_SUFFIXES
 
 if TYPE_CHECKING:
