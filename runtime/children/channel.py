@@ -9,6 +9,7 @@ import json
 import math
 import mmap
 import os
+import select
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ class Channel:
         """`memories`: descriptors of the shared memory, one for each slot."""
         self._connection, self._memories = connection, memories
         self._maps: list[mmap.mmap | None] = [None] * len(memories)
+        self._poll = select.poll()  # the connection's own makes another one at every call
+        self._poll.register(connection.fileno(), select.POLLIN)
 
     def send(self, **message: object) -> None:
         """Send a message: values that JSON has. Raises OSError when the other end is gone."""
@@ -44,7 +47,7 @@ class Channel:
 
     def waits(self, seconds: float = 0) -> bool:
         """Whether a message, or the end, comes within so many seconds."""
-        return self._connection.poll(seconds)
+        return bool(self._poll.poll(math.ceil(seconds * 1000)))
 
     def put(self, array: NDArray[Any], slot: int = 0) -> dict[str, object]:
         """Copy an array into a slot; the message that `view` reads. Raises OSError where there is no memory for it."""

@@ -135,7 +135,11 @@ class VideoSink(Sink):
                 "w",
                 format="mp4",
                 # The edit list lets the sound begin where it did: a packet rarely begins with a picture.
-                options={"movflags": "hybrid_fragmented+negative_cts_offsets", "use_editlist": "1"},
+                options={
+                    "movflags": "hybrid_fragmented+negative_cts_offsets",
+                    "use_editlist": "1",
+                    "flush_packets": "1",  # each fragment is on the disk at once, whatever becomes of this process
+                },
             )
         except BaseException:
             self._part.unlink(missing_ok=True)
