@@ -45,8 +45,8 @@ EXPORT = (
     ("progress",),
 )
 TOOLS = (
-    ("attend", "gpu_check", "pictures", "sanitize"),
-    ("benchmark",),
+    ("soak", "attend", "gpu_check", "pictures", "sanitize"),
+    ("benchmark", "fuzz"),
     ("evaluate", "tiny"),
     ("scenes",),
     ("command",),
