@@ -92,9 +92,7 @@ def test_large_pictures_of_any_format_take_no_memory(tmp_path):
 def test_the_limit_holds_before_decoding_also_where_opencv_is_loaded(at_most, suffix):
     at_most(3000)
     data = cv2.imencode(f".{suffix}", np.zeros((48, 64, 3), np.uint8))[1].tobytes()
-    with pytest.raises(
-        DiffSegError, match=r"at most 0.003 million pixels, found more;"
-    ):  # OpenCV's own decoders say so
+    with pytest.raises(DiffSegError, match=r"at most 0.003 million pixels, found more;"):  # OpenCV says so
         decode_frame(data, "a")
 
 
