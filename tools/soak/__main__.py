@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from runtime.errors import UsageError
 from runtime.frames.opening import open_clip
 from runtime.frames.source import Source
 from runtime.terminal import check_extra, run
@@ -23,11 +24,24 @@ from tools.soak.faults import inject, make_inputs
 from tools.soak.long import clones, cycles, determinism, long_clip
 
 FRAMES, CYCLES = 20_000, 500
+PARTS = ("frames", "cycles", "clones", "determinism", "faults", "fuzzers")
 FULL = 15.0  # minutes from which the long runs have their full length
+
+
+# Name, function, how often at full length, and at least.
+LONG = (
+    ("frames", long_clip, FRAMES, 400),
+    ("cycles", cycles, CYCLES, 50),
+    ("clones", clones, 256, 16),
+    ("determinism", determinism, 6, 2),
+)
 
 
 def soak(
     minutes: Annotated[float, typer.Option(min=0.1, help="How long, about.")] = 15,
+    parts: Annotated[
+        list[str] | None, typer.Option("--part", help=f"What to do; may be repeated. All: {', '.join(PARTS)}.")
+    ] = None,
     output: Annotated[Path, typer.Option(help="Folder for inputs that the fuzzers find.")] = Path("fuzzed"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of the table.")] = False,
 ) -> None:
@@ -37,18 +51,22 @@ def soak(
     what time is left goes to the fuzzers (two thirds) and the faults. Exit 1: a crash, a hang, growth or lost work.
     """
     check_extra("video")
+    wanted = parts or PARTS
+    if unknown := set(wanted) - set(PARTS):
+        raise UsageError(f"--part: expected one of {', '.join(PARTS)}, found {', '.join(sorted(unknown))}")
     began = time.monotonic()
     share = min(1.0, minutes / FULL)
     report: dict[str, Any] = {"machine": machine()}
-    report["frames"] = in_fresh_process(long_clip, max(400, int(share * FRAMES)))
-    report["Segmenters opened and closed"] = in_fresh_process(cycles, max(50, int(share * CYCLES)))
-    report["eight threads"] = in_fresh_process(clones, max(16, int(share * 256)))
-    report["determinism"] = in_fresh_process(determinism, max(2, int(share * 6)))
-    left = max(6.0, 60 * minutes - (time.monotonic() - began))
-    report["faults"] = inject(left / 3)
-    left = max(6.0, 60 * minutes - (time.monotonic() - began)) / (len(READERS) + 1)
-    report["fuzzers"] = [fuzz_reader(name, left, output) for name in READERS]
-    report["fuzzers"].append(fuzz_clips(left))
+    for name, work, full, least in LONG:
+        if name in wanted:
+            report[name] = in_fresh_process(work, max(least, int(share * full)))
+    if "faults" in wanted:
+        left = max(6.0, 60 * minutes - (time.monotonic() - began))
+        report["faults"] = inject(left / 3 if "fuzzers" in wanted else left)
+    if "fuzzers" in wanted:
+        left = max(6.0, 60 * minutes - (time.monotonic() - began)) / (len(READERS) + 1)
+        report["fuzzers"] = [fuzz_reader(name, left, output) for name in READERS]
+        report["fuzzers"].append(fuzz_clips(left))
     report["minutes"] = round((time.monotonic() - began) / 60, 1)
     report["failed"] = _failed(report)
     typer.echo(json.dumps(report) if as_json else _table(report))
@@ -89,40 +107,43 @@ def fuzz_clips(seconds: float) -> dict[str, Any]:
 
 
 def _failed(report: dict[str, Any]) -> list[str]:
-    failed = [f"{line['reader']}: findings" for line in report["fuzzers"] if line["found"]]
+    failed = [f"{line['reader']}: findings" for line in report.get("fuzzers", []) if line["found"]]
     failed += [name for name, found in report.items() if isinstance(found, dict) and found.get("flat") is False]
-    failed += report["faults"]["problems"][:20]
-    return failed + (["work was lost"] if report["faults"]["work lost"] else [])
+    faults = report.get("faults", {"problems": [], "work lost": 0})
+    return failed + faults["problems"][:20] + (["work was lost"] if faults["work lost"] else [])
 
 
 def _table(report: dict[str, Any]) -> str:
     lines = [f"{report['machine']['cpu']}, {report['minutes']} minutes", "", "| what | figures |", "|---|---|"]
-    for found in report["fuzzers"]:
+    for found in report.get("fuzzers", []):
         how = "guided by coverage" if found["guided"] else "random"
         contained = " in children" if found["reader"] == "clips" else ""
         lines.append(
             f"| fuzzed {found['reader']} ({how}) | {found['inputs']:,} inputs, {found['found']} findings, "
             f"{found['crashes']} crashes{contained}, {found['hangs']} hangs |"
         )
-    faults = report["faults"]
-    lines.append(
-        f"| runs killed / on a full disk / with a write that fails as on a full disk / in a read-only folder, then "
-        f"resumed | {faults['killed']} / {faults['full disk']} / {faults['full']} / {faults['readonly']}: "
-        f"{len(faults['problems'])} problems, work lost = {faults['work lost']} |"
-    )
-    for name, what in (("frames", "frames"), ("Segmenters opened and closed", "cycles")):
-        found = report[name]
+    if faults := report.get("faults"):
+        kinds = {
+            "killed": "killed",
+            "full disk": "on a full disk",
+            "full": "whose writes fail",
+            "readonly": "read-only",
+        }
+        counted = ", ".join(f"{faults[name]} {what}" for name, what in kinds.items())
         lines.append(
-            f"| {found[what]:,} {name} | {found['memory MB']} MB after the warm-up, growth {found['growth MB']:+} MB, "
-            f"handles {found['handles']:+}, threads {found['threads']:+} |"
+            f"| runs, then resumed: {counted} | {len(faults['problems'])} problems, work lost = {faults['work lost']} |"
         )
-    found = report["eight threads"]
-    lines.append(
-        f"| {found['frames']} frames in eight threads with clones | {found['differ']} differ from one thread |"
-    )
-    found = report["determinism"]
-    kinds = ", ".join(name for name in found if name not in ("frames", "differ", "flat"))
-    lines.append(f"| {kinds}: four runs with 1 to 3 threads, alone and in batches | {found['differ']} differ |")
+    for name, what in (("frames", "frames of a clip"), ("cycles", "Segmenters opened and closed")):
+        if found := report.get(name):
+            lines.append(
+                f"| {found[name]:,} {what} | {found['memory MB']} MB after the warm-up, growth {found['growth MB']:+} MB, "
+                f"handles {found['handles']:+}, threads {found['threads']:+} |"
+            )
+    if found := report.get("clones"):
+        lines.append(f"| {found['frames']} frames in eight threads with clones | {found['differ']} differ from one |")
+    if found := report.get("determinism"):
+        kinds_of = ", ".join(name for name in found if name not in ("frames", "differ", "flat"))
+        lines.append(f"| {kinds_of}: four runs, 1 to 3 threads, alone and in batches | {found['differ']} differ |")
     return "\n".join([*lines, *(f"FAILED: {line}" for line in report["failed"])])
 
 
