@@ -9,6 +9,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
+
+SILENT = 0  # OpenCV's LOG_LEVEL_SILENT
 
 
 class _Silence:
@@ -28,12 +31,14 @@ def decoders_silenced() -> Iterator[None]:
     descriptor stays, so that nothing is lost of what Python, its other threads and its subprocesses print. May be
     entered by many threads at once; the last one that leaves puts everything back.
     """
-    import cv2.utils.logging as opencv
+    import cv2
+
+    opencv: Any = getattr(cv2.utils, "logging", cv2)  # from OpenCV 5 on in a module of its own
 
     with _Silence.lock:
         if not _Silence.threads:
             _Silence.level = opencv.getLogLevel()
-            opencv.setLogLevel(opencv.LOG_LEVEL_SILENT)
+            opencv.setLogLevel(SILENT)
             _Silence.stream = _point_stderr_to(_null_stream())
         _Silence.threads += 1
     try:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from runtime.children import pool
 from runtime.children.channel import Channel
-from runtime.errors import DiffSegError
+from runtime.errors import DiffSegError, NoMoreSpace
 from runtime.files import part_path
 from runtime.frames.limits import most_pixels
 from runtime.outputs.form import ClipForm
@@ -120,7 +120,7 @@ class MovieApart(Sink):
             for line in answer.get("warn", []):
                 self._warn(str(line))
             if "failed" in answer:
-                raise DiffSegError(str(answer["failed"]))
+                raise (NoMoreSpace if answer.get("space") else DiffSegError)(str(answer["failed"]))
         except (pool.Ended, ValueError) as end:
             child.close()
             self._child = None
@@ -174,7 +174,7 @@ def serve_movie(channel: Channel, name: str, part: str, form: list[Any]) -> dict
             else:
                 sink.write(message["number"], Fraction(message["time"]), channel.view(message))
         except DiffSegError as error:
-            answer["failed"] = str(error)
+            answer |= {"failed": str(error), "space": isinstance(error, NoMoreSpace)}
         answer["warn"], said[:] = list(said), []
         if "close" in message:
             return answer

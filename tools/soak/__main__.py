@@ -136,7 +136,7 @@ def _table(report: dict[str, Any]) -> str:
     for name, what in (("frames", "frames of a clip"), ("cycles", "Segmenters opened and closed")):
         if found := report.get(name):
             lines.append(
-                f"| {found[name]:,} {what} | {found['memory MB']} MB after the warm-up, growth {found['growth MB']:+} MB, "
+                f"| {found[name]:,} {what} | {found['memory MB']} MB after the warm-up, {found['growth MB']:+} MB, "
                 f"handles {found['handles']:+}, threads {found['threads']:+} |"
             )
     if found := report.get("clones"):
