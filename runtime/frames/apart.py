@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 from collections.abc import Iterator
@@ -80,7 +81,8 @@ class ApartClip(Clip):
                     pool.give_back(child)
                     return
                 moment, image = Fraction(message["time"]), child.channel.take(message)
-                child.send(free=message["slot"])
+                with contextlib.suppress(pool.Ended):  # what it sent before is still there to be read
+                    child.send(free=message["slot"])
                 yield moment, image
                 if stop.is_set():
                     return
