@@ -69,7 +69,7 @@ def _memory() -> float:
 
 
 def long_clip(frames: int) -> dict[str, Any]:
-    """A clip of many frames through all stages into a movie and an archive, with the stand-in for the engine."""
+    """A clip of many frames through all stages into a movie and label pictures, with the stand-in for the engine."""
     import cv2
     import numpy as np
     from rich.progress import Progress
@@ -104,7 +104,7 @@ def long_clip(frames: int) -> dict[str, Any]:
             Segmenter(BrightEngine()).stages,
             Source(Path("-"), Path("out"), "stdin", "-"),
             Target(Path(folder, "out"), Path(folder), "out"),
-            ["overlay", "archive"],
+            ["overlay", "labels"],
             ClipOptions(size=(128, 96), rate=Fraction(25)),
             progress=progress,
             report=step,
