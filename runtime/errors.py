@@ -16,6 +16,10 @@ class NoMoreSpace(DiffSegError):
     """Nothing more can be written: a full disk, or one that has become read-only. It ends a run of several inputs."""
 
 
+class EngineFault(DiffSegError):
+    """What an engine gives is no segmentation, whatever the input: the message names the engine."""
+
+
 def as_one_line(error: Exception, name: str) -> DiffSegError:
     """An error of one input as a DiffSegError that names the input; the others go on.
 

@@ -267,6 +267,45 @@ def test_a_missing_module_of_our_own_keeps_its_traceback(tmp_path):
         assert done.returncode == 1 and f"ModuleNotFoundError: No module named '{name}'" in done.stderr
 
 
+def test_nothing_is_unpickled():
+    """What is read comes from strangers: arrays without objects, weights as safetensors, tensors alone."""
+    calls = re.compile(r"\b(?:(?:import|from) (?:joblib|dill|shelve|marshal|pickle)|torch\.load|np\.load)\b[^\n]*")
+    allowed = re.compile(r"torch\.load\([^\n]*weights_only=True\)|np\.load\((?!.*allow_pickle=True)")
+    found = [
+        f"{name}: {call[0]}"
+        for name, path in modules().items()
+        for call in calls.finditer("\n".join(line.split("#")[0] for line in code_of(path)))
+        if not allowed.match(call[0])
+    ]
+    assert not found, "\n".join(found)
+    texts = {name: path.read_text() for name, path in modules().items() if "torch.load" in path.read_text()}
+    assert all(name.startswith("tools.tiny") for name in texts), texts.keys()
+    assert "use_safetensors" in (ROOT / "export" / "model" / "load.py").read_text()
+
+
+def code_of(path):
+    """The lines of a module without its docstrings."""
+    tree = ast.parse(path.read_text())
+    texts = {
+        number
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        for number in range(node.lineno, node.end_lineno + 1)
+    }
+    return [line for number, line in enumerate(path.read_text().splitlines(), 1) if number not in texts]
+
+
+def test_oldest_versions_are_those_of_the_project():
+    """The file of constraints has the floors that the project declares."""
+    pinned = dict(line.split("==") for line in (ROOT / "tests" / "oldest.txt").read_text().splitlines() if "==" in line)
+    extras = PROJECT["optional-dependencies"]
+    declared = [*PROJECT["dependencies"], *(line for name, lines in extras.items() if name != "dev" for line in lines)]
+    floors = dict(re.findall(r"^([\w.-]+)(?:\[[^\]]*\])?>=([\d.]+)", "\n".join(declared), re.MULTILINE))
+    for name in {*pinned} - {"pytest"}:
+        assert pinned[name].startswith(floors[name]), f"{name}: {pinned[name]} in the file, {floors[name]} declared"
+    assert {re.match(r"[\w.-]+", line)[0] for line in PROJECT["dependencies"]} <= {*pinned}
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")

@@ -31,7 +31,7 @@ RUNTIME = (
     ("pyramid",),
     ("gpu",),
     ("frames",),
-    ("terminal", "files", "labels"),
+    ("terminal", "files", "labels", "children"),
     ("errors",),
 )
 EXPORT = (
@@ -46,8 +46,8 @@ EXPORT = (
     ("progress",),
 )
 TOOLS = (
-    ("attend", "gpu_check", "pictures", "sanitize"),
-    ("benchmark",),
+    ("soak", "attend", "gpu_check", "pictures", "sanitize"),
+    ("benchmark", "fuzz"),
     ("evaluate", "tiny"),
     ("scenes",),
     ("command",),

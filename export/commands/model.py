@@ -195,5 +195,5 @@ def _weights_on_disk(model: Path) -> int:
     """Bytes of a checkpoint file, or of all weights in a pipeline folder."""
     if model.is_file():
         return model.stat().st_size
-    parts = (list(part.glob("*.safetensors")) or list(part.glob("*.bin")) for part in model.iterdir() if part.is_dir())
+    parts = (list(part.glob("*.safetensors")) for part in model.iterdir() if part.is_dir())
     return sum(file.stat().st_size for files in parts for file in files)

@@ -145,7 +145,13 @@ def _from_folder(
     def load(**options: Any) -> Any:
         subfolder = {"subfolder": part} if part else {}
         return cls.from_pretrained(
-            location, revision=revision, torch_dtype=dtype, output_loading_info=True, **subfolder, **options
+            location,
+            revision=revision,
+            torch_dtype=dtype,
+            output_loading_info=True,
+            use_safetensors=True,  # nothing is unpickled
+            **subfolder,
+            **options,
         )
 
     def load_either() -> Any:

@@ -196,12 +196,16 @@ def check_weight_files(folder: Path) -> None:
         raise DiffSegError(
             f"{folder} lacks {len(missing)} of {len(set(shards))} shards of its weights, first {missing[0]}; {AGAIN}"
         )
-    files = [file for suffix in ("safetensors", "bin") for file in sorted(folder.glob(f"*.{suffix}"))]
+    files = sorted(folder.glob("*.safetensors"))
+    if not files and any(folder.glob("*.bin")):
+        raise DiffSegError(
+            f"{folder} has its weights as pickle (.bin), which may contain code; expected .safetensors: download a "
+            "revision that has them, or convert the model"
+        )
     if not files:
-        raise DiffSegError(f"{folder} has no weights (expected a .safetensors or .bin file); {AGAIN}")
+        raise DiffSegError(f"{folder} has no weights (expected a .safetensors file); {AGAIN}")
     for file in files:
-        if file.suffix == ".safetensors":
-            read_header(file)
+        read_header(file)
 
 
 def _shards(index: Path) -> list[str]:

@@ -30,7 +30,7 @@ class CaptureClip(Clip):
         super().__init__(name)
         import cv2
 
-        from runtime.frames.decode import decoders_silenced
+        from runtime.frames.silence import decoders_silenced
 
         camera = isinstance(address, int)
         with decoders_silenced():
@@ -44,7 +44,8 @@ class CaptureClip(Clip):
             hint = "plug it in, and end programs that use it" if camera else "expected a video file or stream"
             raise DiffSegError(f"{name}: {what}; {hint}")
         sides = (self._capture.get(side) for side in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
-        check_pixels(round(math.prod(sides)), name)
+        self.pixels = round(math.prod(sides))
+        check_pixels(self.pixels, name)
         rate = self._capture.get(cv2.CAP_PROP_FPS)
         self.rate = Fraction(rate).limit_denominator(1001) if 0 < rate < 1000 else None
         count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)

@@ -47,6 +47,7 @@ class Clip(ABC):
             from its time and the rate.
         aspect: width of a pixel divided by its height.
         audio: file or URL with sound, and the time in it, in seconds, at which this clip's time is 0.
+        pixels: of a frame, as the header has it; 0 if it does not say.
         lost: what could not be read, one line each; filled by `read`.
     """
 
@@ -57,6 +58,7 @@ class Clip(ABC):
     gaps = False
     aspect = Fraction(1)
     audio: tuple[str, Fraction] | None = None
+    pixels = 0
 
     def __init__(self, name: str) -> None:
         self.name = name

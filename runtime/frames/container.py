@@ -54,7 +54,7 @@ class ContainerClip(Clip):
         stream = self._stream = streams[0]
         if stream.codec_context is None:
             raise DiffSegError(f"{name}: its video is of a kind that PyAV {av.__version__} cannot decode")
-        pixels = stream.width * stream.height
+        pixels = self.pixels = stream.width * stream.height
         try:
             check_pixels(pixels, name)
         except DiffSegError:

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
-import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import DiffSegError
-from runtime.frames.formats import RADIANCE, TIFF, is_animated, is_avif, is_cut_short, pixels_of
-from runtime.frames.limits import check_pixels, too_many_pixels
-from runtime.frames.source import known_formats
+from runtime.frames.formats import is_animated, is_cut_short, pixels_of
+from runtime.frames.limits import check_pixels
+from runtime.frames.pixels import pixels_apart
 
 if TYPE_CHECKING:
     import numpy as np
@@ -91,33 +85,10 @@ def decode_frame(data: bytes, name: str, scale: Scale | None = None) -> NDArray[
         DiffSegError: if OpenCV cannot decode it, or it is cut short, or its pixels are no picture or more than
             `runtime.frames.limits` allows.
     """
-    import cv2
-    import numpy as np
-
     check_pixels(pixels_of(data), name)
     if is_cut_short(data):
         raise DiffSegError(f"{name}: the image is cut short ({len(data)} bytes); copy or download it again")
-    # OpenCV scales AVIF of any depth, and cuts radiance off at white. Of the others it keeps only the upper 8 bits.
-    flags = cv2.IMREAD_COLOR
-    if not is_avif(data) and not data.startswith(RADIANCE):
-        flags |= cv2.IMREAD_ANYDEPTH
-    encoded = np.frombuffer(data, np.uint8)
-    try:
-        with decoders_silenced():
-            pixels: Any = cv2.imdecode(encoded, flags)
-            if pixels is None and data.startswith(
-                TIFF
-            ):  # grey floats and 32-bit integers can only be decoded as they are
-                pixels = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED)
-    except cv2.error as error:
-        if "MAX_IMAGE" in str(error):
-            raise too_many_pixels(name) from None
-        raise DiffSegError(f"{name}: cannot be decoded ({error.err or error.msg})") from None
-    if pixels is None:
-        raise DiffSegError(
-            f"{name}: is not an image that OpenCV can read, or is damaged or cut short; expected {known_formats()}"
-        )
-    check_pixels(pixels.shape[0] * pixels.shape[1], name)
+    pixels = pixels_apart(data, name)
     if is_animated(data):
         _warn(name, "is an animation, and only its first frame is read; convert it to a video for all frames")
     return _as_bgr(_as_8_bits(pixels, name, scale or Scale()), name)
@@ -166,68 +137,3 @@ def _as_bgr(pixels: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
     if channels == 4:
         return np.ascontiguousarray(pixels[..., :3])
     return np.asarray(cv2.cvtColor(pixels if pixels.ndim == 2 else pixels[..., 0].copy(), cv2.COLOR_GRAY2BGR), np.uint8)
-
-
-class _Silence:
-    """How many threads decode now, and what C's stderr and OpenCV's log level were before the first of them."""
-
-    lock = threading.Lock()
-    threads = 0
-    stream: int | None = None
-    level = 0
-
-
-@contextmanager
-def decoders_silenced() -> Iterator[None]:
-    """Keep the complaints of libjpeg, libpng and OpenCV from the terminal: people get one line, which is ours.
-
-    The C libraries print to the variable `stderr` of the C library, which points elsewhere meanwhile. The file
-    descriptor stays, so that nothing is lost of what Python, its other threads and its subprocesses print. May be
-    entered by many threads at once; the last one that leaves puts everything back.
-    """
-    import cv2.utils.logging as opencv
-
-    with _Silence.lock:
-        if not _Silence.threads:
-            _Silence.level = opencv.getLogLevel()
-            opencv.setLogLevel(opencv.LOG_LEVEL_SILENT)
-            _Silence.stream = _point_stderr_to(_null_stream())
-        _Silence.threads += 1
-    try:
-        yield
-    finally:
-        with _Silence.lock:
-            _Silence.threads -= 1
-            if not _Silence.threads:
-                _point_stderr_to(_Silence.stream)
-                opencv.setLogLevel(_Silence.level)
-
-
-@cache
-def _c_stderr() -> ctypes.c_void_p | None:
-    """The C library's variable `stderr`; None where it cannot be changed, as in musl and on Windows."""
-    try:
-        name = "__stderrp" if sys.platform == "darwin" else "stderr" if os.confstr("CS_GNU_LIBC_VERSION") else None
-        return None if name is None else ctypes.c_void_p.in_dll(ctypes.CDLL(None), name)
-    except (AttributeError, OSError, TypeError, ValueError):
-        return None
-
-
-@cache
-def _null_stream() -> int | None:
-    """A FILE* that swallows what is written to it."""
-    if _c_stderr() is None:
-        return None
-    fopen = ctypes.CDLL(None).fopen
-    fopen.restype = ctypes.c_void_p
-    stream: int | None = fopen(os.devnull.encode(), b"w")
-    return stream
-
-
-def _point_stderr_to(stream: int | None) -> int | None:
-    """Returns the FILE* that C's stderr was before; None where nothing was changed."""
-    variable = _c_stderr()
-    if variable is None or stream is None:
-        return None
-    before, variable.value = variable.value, stream
-    return before

@@ -56,7 +56,8 @@ def numbered_pictures(pattern: Path) -> list[Path]:
     Raises DiffSegError when there are none, or the folder cannot be read.
     """
     before, digits, after = re.split(r"%(?:0?(\d+))?d", pattern.name)
-    shape = re.compile(rf"{re.escape(before)}(\d{{{int(digits or 1)},}}){re.escape(after)}")
+    least = int((digits or "").lstrip("0")[:4] or 1)  # no name has as many digits as could not be counted
+    shape = re.compile(rf"{re.escape(before)}(\d{{{least},}}){re.escape(after)}")
     try:
         numbered = [(shape.fullmatch(path.name), path) for path in pattern.parent.iterdir()]
     except OSError as error:

@@ -1,4 +1,4 @@
-"""A video file, or a stream: through PyAV where it is installed, otherwise through OpenCV."""
+"""A video file, or a stream: in a child process where the system has what that needs."""
 
 from __future__ import annotations
 
@@ -24,12 +24,7 @@ def open_container(address: str, name: str, start: Fraction) -> Clip:
 
     Raises DiffSegError when it cannot be opened.
     """
-    try:
-        import av  # noqa: F401
-    except ImportError:
-        from runtime.frames.capture import CaptureClip
+    from runtime.frames.apart import open_apart, open_here
 
-        return CaptureClip(address, name)
-    from runtime.frames.container import ContainerClip
-
-    return ContainerClip(address, name, start)
+    found = open_apart(address, name, start)
+    return open_here(address, name, start) if found is None else found

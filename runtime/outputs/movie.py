@@ -9,19 +9,19 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-import cv2
 import numpy as np
 
 from runtime.errors import DiffSegError
 from runtime.files import OWN_BOX, part_path
 from runtime.frames.media import FILE
-from runtime.outputs.draw import Draw, draw_overlay
 from runtime.outputs.failures import explain
 from runtime.outputs.form import ClipForm
 from runtime.outputs.sinks import Sink
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from runtime.outputs.draw import Draw
 
 FINEST_TICK, USUAL_TICK = Fraction(1, 1_000_000), Fraction(1, 90_000)  # seconds
 HIGHEST_RATE = Fraction(1000)  # frames per second that are told to the encoder
@@ -43,8 +43,10 @@ class VideoSink(Sink):
         path: Path,
         form: ClipForm,
         warn: Callable[[str], None] = lambda line: None,
-        draw: Draw = draw_overlay,
+        draw: Draw | None = None,
+        part: Path | None = None,
     ) -> None:
+        """`warn` is told what is left out. `draw`: None: the overlay. `part`: a temporary name."""
         av = _av()
         self.path = path
         self._form = form
@@ -57,7 +59,7 @@ class VideoSink(Sink):
         self._longest = int(MOST_TICKS / scale / self._tick)
         self._rate = min(max(form.rate, 1 / (self._longest * self._tick)), HIGHEST_RATE)
         self._codec = next(name for name in ("libx264", "libopenh264", "mpeg4") if name in av.codecs_available)
-        self._part = part_path(path)
+        self._part = part or part_path(path)
         self._container: Any = None
         self._begin = Fraction(0)
         self._end = Fraction(0)
@@ -71,6 +73,10 @@ class VideoSink(Sink):
         self, frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: NDArray[np.uint8] | None = None
     ) -> NDArray[np.uint8]:
         """The drawn picture, uint8 [H, W, 3] BGR."""
+        if self._draw is None:
+            from runtime.outputs.draw import draw_overlay
+
+            self._draw = draw_overlay
         return self._draw(frame, labels, colours=colours)
 
     def write(self, number: int, time: Fraction, prepared: Any) -> Path:
@@ -78,8 +84,7 @@ class VideoSink(Sink):
         av = _av()
         image: NDArray[np.uint8] = prepared
         if image.shape[0] % 2 or image.shape[1] % 2:
-            odd = (image.shape[0] % 2, image.shape[1] % 2)
-            image = cv2.copyMakeBorder(image, 0, odd[0], 0, odd[1], cv2.BORDER_REPLICATE).astype(np.uint8, copy=False)
+            image = np.pad(image, ((0, image.shape[0] % 2), (0, image.shape[1] % 2), (0, 0)), "edge")
         try:
             if self._container is None:
                 self._begin = time
@@ -130,7 +135,11 @@ class VideoSink(Sink):
                 "w",
                 format="mp4",
                 # The edit list lets the sound begin where it did: a packet rarely begins with a picture.
-                options={"movflags": "hybrid_fragmented+negative_cts_offsets", "use_editlist": "1"},
+                options={
+                    "movflags": "hybrid_fragmented+negative_cts_offsets",
+                    "use_editlist": "1",
+                    "flush_packets": "1",  # each fragment is on the disk at once, whatever becomes of this process
+                },
             )
         except BaseException:
             self._part.unlink(missing_ok=True)
@@ -199,21 +208,32 @@ class VideoSink(Sink):
 
     def _keep_fragments(self, head: bytes, length: int, failure: Exception | None) -> None:
         """Put the file back to what it was before it was closed; needs no room on the disk."""
-        with self._part.open("r+b") as file:
-            file.write(_with_edits(head, self._end - self._begin - self._shortened))
-            file.truncate(length)
-            file.truncate(_end_of_fragments(file))
-            file.seek(0, os.SEEK_END)
-            with contextlib.suppress(OSError):  # the cut has made room, as a rule
-                file.write(OWN_BOX)
-        kept = f"what could be written of {self._frames} frames is kept"
-        if _readable(self._part):
-            self._part.replace(self.path)
-        else:
-            self._part.unlink(missing_ok=True)
-            kept = "nothing of it could be kept"
+        kept = "nothing of it could be kept"
+        if salvage(self._part, self.path, self._end - self._begin - self._shortened, head, length):
+            kept = f"what could be written of {self._frames} frames is kept"
         if failure is not None and not self._broken:  # otherwise it has been said
             raise explain(self.path, failure, kept) from None
+
+
+def salvage(part: Path, path: Path, seconds: Fraction, head: bytes | None = None, length: int | None = None) -> bool:
+    """Make what was written of a movie one that can be played, and move it from `part` to `path`; whether that is so.
+
+    `seconds`: how long it is. `head`, `length`: how the file began and how long it was before it was closed; None:
+    it was not. What cannot be played is removed. Raises OSError where it cannot be written.
+    """
+    with part.open("r+b") as file:
+        head = file.read(_HEAD) if head is None else head
+        file.seek(0)
+        file.write(_with_edits(head, seconds))
+        if length is not None:
+            file.truncate(length)
+        file.truncate(_end_of_fragments(file))
+        file.seek(0, os.SEEK_END)
+        with contextlib.suppress(OSError):  # the cut has made room, as a rule
+            file.write(OWN_BOX)
+    whole = _readable(part)
+    part.replace(path) if whole else part.unlink(missing_ok=True)
+    return whole
 
 
 def _with_edits(head: bytes, length: Fraction) -> bytes:

@@ -21,6 +21,6 @@ def picture(target: Target) -> Sink:
 
 def clip(target: Target, form: ClipForm, warn: Callable[[str], None]) -> Sink:
     """`<stem>_overlay.mp4`, with the clip's own times and sound."""
-    from runtime.outputs.movie import VideoSink
+    from runtime.outputs.apart import open_movie
 
-    return VideoSink(target.path("_overlay.mp4"), form, warn, draw_overlay)
+    return open_movie(target.path("_overlay.mp4"), form, warn, draw_overlay)

@@ -24,9 +24,9 @@ def picture(target: Target) -> Sink:
 
 def clip(target: Target, form: ClipForm, warn: Callable[[str], None]) -> Sink:
     """`<stem>_segments.mp4`, with the clip's own times and sound."""
-    from runtime.outputs.movie import VideoSink
+    from runtime.outputs.apart import open_movie
 
-    return VideoSink(target.path("_segments.mp4"), form, warn, _painted)
+    return open_movie(target.path("_segments.mp4"), form, warn, _painted)
 
 
 def _painted(

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime.files import is_own_output, refuse_foreign_file
-from runtime.outputs.png import encode_png, write_encoded
 
 if TYPE_CHECKING:
     import numpy as np
@@ -73,6 +72,8 @@ class FileSink(Sink):
 
     def write(self, number: int, time: Fraction, prepared: Any) -> Path:
         """Write the file, whole or not at all."""
+        from runtime.outputs.png import write_encoded
+
         write_encoded(self.path, prepared)
         return self.path
 
@@ -85,6 +86,8 @@ class PictureSink(FileSink):
 
     def __init__(self, path: Path, draw: Draw, *, flat: bool | None = None) -> None:
         """`flat`: see `encode_png`."""
+        from runtime.outputs.png import encode_png
+
         super().__init__(
             path, lambda frame, labels, colours: encode_png(draw(frame, labels, colours=colours), flat=flat)
         )
@@ -125,6 +128,8 @@ class FrameFolder(Sink):
 
     def write(self, number: int, time: Fraction, prepared: Any) -> Path:
         """Write one file, whole or not at all."""
+        from runtime.outputs.png import write_encoded
+
         path = self.path / f"{number:06d}{self._suffix}"
         write_encoded(path, prepared)
         self._written.add(number)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
-from runtime.errors import DiffSegError
+from runtime.errors import DiffSegError, EngineFault
 from runtime.merge.registry import DEFAULT, solver_of
 from runtime.pyramid.weights import resolution_ratios
 
@@ -81,6 +81,11 @@ class Route(ABC):
             seeds: float32 [S, h, w], the proposals of the frame before, for a warm start: they are the first anchors,
                 and the grid is half as fine per axis. Where this saves nothing, they are left aside.
         """
+
+    def fault(self, text: str) -> EngineFault:
+        """The error for an output that is no segmentation. `text`: what was expected and what was found."""
+        name = getattr(self.engine, "path", None) or type(self.engine).__name__
+        return EngineFault(f"the engine {name} gives {text}; export it again, or choose another --precision")
 
     def check_maps(self, what: str) -> None:
         """Raise DiffSegError where `what` is made from maps and this route has none."""

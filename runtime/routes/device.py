@@ -63,6 +63,6 @@ class DeviceRoute(Route):
                 return Merged(raw, parts.proposals, maps.whole() if details else None)
             found = native.run(output, config or self.config, size, *where, proposals=proposals, details=details)
         except ValueError as error:  # as for instance a map with a NaN
-            raise DiffSegError(str(error)) from None
+            raise self.fault(f"maps that are no probabilities: {error}") from None
         kept = None if found.proposals is None else found.proposals[: int(found.segments[0])]
         return Merged(found.labels, kept, found.attention)

@@ -31,8 +31,12 @@ class GraphRoute(Route):
             self.check_maps("thresholds 'auto'")
 
     def network(self, frames: NDArray[np.uint8]) -> list[NDArray[Any]]:
-        """See `Route.network`."""
-        return list(self.engine.infer(frames, self.config.thresholds)[0])
+        """See `Route.network`. Raises EngineFault where a label is of no segment."""
+        labels, segments = self.engine.infer(frames, self.config.thresholds)
+        for found, count in zip(labels, segments, strict=True):
+            if not 0 <= int(found.min()) <= int(found.max()) < int(count):
+                raise self.fault(f"labels from {found.min()} to {found.max()}, expected 0 to {int(count) - 1}")
+        return list(labels)
 
     def merge(
         self,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from runtime.errors import DiffSegError
 from runtime.merge.aggregate import aggregate_attention
 from runtime.merge.parts import find_parts
@@ -14,10 +16,13 @@ from runtime.result import Merged
 from runtime.routes.base import Route
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from runtime.pyramid.config import MergeConfig
+
+
+CHECKED_ROWS = 64  # of each map: what rows sum to is read from these alone
+ROUNDING = 0.05  # by which a sum of 4096 probabilities of half precision may differ from 1
 
 
 class HostRoute(Route):
@@ -39,12 +44,26 @@ class HostRoute(Route):
     ) -> Merged:
         """See `Route.merge`. Proposals come at no cost, and always.
 
-        Raises DiffSegError where the maps are not probabilities.
+        Raises EngineFault where the maps are not probabilities.
         """
+        self._check_sums(output)
         try:
             return self._merge(output, config or self.config, config is None and self.auto, details, seeds)
-        except ValueError as error:  # as for a map with a NaN
+        except ValueError as error:
+            if str(error).startswith("pyramid["):  # as for a map with a NaN
+                raise self.fault(f"maps that are no probabilities: {error}") from None
             raise DiffSegError(str(error)) from None
+
+    def _check_sums(self, output: list[NDArray[Any]]) -> None:
+        """Raise EngineFault where rows do not sum to 1. Some rows are enough: the graph makes all in one way."""
+        for (height, width), level in zip(self.tokens, output, strict=True):
+            sums = level[:: max(1, len(level) // CHECKED_ROWS)].sum(axis=-1, dtype=np.float32)
+            if not (abs(sums - 1) <= ROUNDING).all():
+                worst = sums[np.argmax(np.where(np.isfinite(sums), abs(sums - 1), np.inf))]
+                raise self.fault(
+                    f"maps that are no probabilities: attention_{height}x{width}, expected rows that sum to 1, found "
+                    f"{worst:.4g}"
+                )
 
     def _merge(
         self,

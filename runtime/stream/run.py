@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runtime.errors import DiffSegError, NoMoreSpace, as_one_line
+from runtime.errors import DiffSegError, EngineFault, NoMoreSpace, as_one_line
 from runtime.frames.registry import SOURCES
 from runtime.outputs.journal import INDEX
 from runtime.outputs.registry import listings
@@ -66,6 +66,7 @@ class Run:
             listing.begin(output)
         self._ledger = Ledger(output, (self._photographer, stages), kinds, options, levels, resume=resume)
         self._done = self._failed = self._skipped = self._missing = 0
+        self._engine_named = False
 
     def __call__(self, sources: Sequence[Source], missing: int = 0) -> int:
         """Returns how many sources failed. Each is named on stderr; the others are finished.
@@ -149,7 +150,7 @@ class Run:
     def _photographs(self, sources: list[Source], progress: Progress, whole: Any) -> None:
         def finished(job: Job) -> None:
             if job.error is not None:
-                self._fail(job.error, _named(job))
+                self._fail(job.error, self._named(job))
             else:
                 self._done += 1
                 self._report(json_line(job))
@@ -225,6 +226,16 @@ class Run:
         if os.path.lexists(sink.path) and Path(os.path.realpath(sink.path)) in self._inputs:
             raise DiffSegError(f"{source.name}: would overwrite the input {sink.path}; choose another --output")
 
+    def _named(self, job: Job) -> str:
+        """The error of a photograph, which names it. What is wrong with the engine is said once."""
+        assert job.source is not None
+        text, name = str(job.error), job.source.name
+        if isinstance(job.error, EngineFault):
+            if self._engine_named:
+                return f"{name}: the engine failed as above"
+            self._engine_named = True
+        return text if name in text else f"{name}: {text}"
+
     def _say_what_does_nothing(self, sources: Iterable[Source]) -> None:
         kinds = {_is_photograph(source) for source in sources}
         given = self._options.given()
@@ -267,13 +278,6 @@ class Run:
 
 def _is_photograph(source: Source) -> bool:
     return SOURCES[source.kind].still
-
-
-def _named(job: Job) -> str:
-    """The error of a photograph, which names it."""
-    assert job.source is not None
-    text, name = str(job.error), job.source.name
-    return text if name in text else f"{name}: {text}"
 
 
 def _summary(job: Job) -> str:

@@ -88,6 +88,46 @@ def test_an_error_of_any_kind_is_of_one_picture(folder, monkeypatch, caplog, err
     assert any(record.exc_info for record in caplog.records)
 
 
+def with_an_infinity(maps):
+    """In one row of the finest maps, of which only some are summed up."""
+    changed = maps.copy()
+    if maps.shape[1] == 1024:
+        changed[:, 1] = np.inf
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda maps: maps * 2, "attention_32x32, expected rows that sum to 1, found 2"),
+        (lambda maps: maps * np.float32("nan"), "attention_32x32, expected rows that sum to 1, found nan"),
+        (
+            with_an_infinity,
+            "pyramid[0]: expected rows of probabilities, finite, not negative and not all",
+        ),
+    ],
+)
+def test_an_engine_whose_maps_are_no_probabilities_is_named_once(folder, monkeypatch, change, said):
+    segmenter = Segmenter.open(write_uniform_engine(folder / "wrong.onnx"), "cpu", backend="onnxruntime")
+    infer = segmenter.engine._infer
+    monkeypatch.setattr(segmenter.engine, "_infer", lambda inputs: [change(maps) for maps in infer(inputs)])
+    monkeypatch.setattr(Segmenter, "open", lambda *a, **o: segmenter)
+    for name in "abc":
+        cv2.imwrite(f"{name}.png", draw(0))
+    result = run("a.png", "b.png", "c.png", "--output", "out")
+    lines = complaints(result)
+    assert result.exit_code == 1 and len(lines) == 3 and not list(folder.rglob("*_labels.png"))
+    assert lines[0].startswith("error: a.png: the engine ") and "wrong.onnx gives maps" in lines[0]
+    assert said in lines[0] and lines[1:] == [f"error: {name}.png: the engine failed as above" for name in "bc"]
+
+
+def test_an_engine_whose_labels_are_of_no_segment_is_named(stand_in):
+    whole = stand_in._infer
+    stand_in._infer = lambda inputs: [whole(inputs)[0], np.ones(1, np.int32)]
+    with pytest.raises(DiffSegError, match="the engine StandIn gives labels from 0 to 1, expected 0 to 0"):
+        Segmenter(stand_in)(draw(0))
+
+
 def test_an_error_of_any_kind_is_of_one_clip(folder, monkeypatch, stand_in):
     for name in "abc":
         write_clip(folder / f"{name}.avi", 3, codec="mpeg4")
@@ -99,6 +139,7 @@ def test_an_error_of_any_kind_is_of_one_clip(folder, monkeypatch, stand_in):
         yield from whole(self, stop)
 
     monkeypatch.setattr(ContainerClip, "read", damaged)
+    monkeypatch.setenv("DIFFSEG_IN_PROCESS", "1")
     result = run("a.avi", "b.avi", "c.avi", "--output", "out")
     assert result.exit_code == 1 and complaints(result) == ["error: b.avi: IndexError: list index out of range"]
     assert sorted(path.name for path in (folder / "out").glob("*.mp4")) == ["a_overlay.mp4", "c_overlay.mp4"]

@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 
 from runtime.errors import DiffSegError
-from runtime.frames.decode import decoders_silenced, read_frame
+from runtime.frames.decode import read_frame
+from runtime.frames.silence import decoders_silenced
 from tools.evaluate.layouts import ALIASES, KNOWN, Layout
 from tools.evaluate.masks import (
     MASK_SUFFIXES,

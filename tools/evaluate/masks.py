@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 
 from runtime.errors import DiffSegError
-from runtime.frames.decode import decoders_silenced
 from runtime.frames.formats import is_cut_short
+from runtime.frames.silence import decoders_silenced
 from runtime.frames.source import IMAGE_SUFFIXES
 
 if TYPE_CHECKING:
@@ -219,7 +219,9 @@ def _read(path: Path) -> list[NDArray[Any]]:
         if path.suffix.lower() == ".mat":
             return _read_matlab(path)
         values = np.load(path, allow_pickle=False) if path.suffix.lower() == ".npy" else _read_picture(path)
-    except (OSError, ValueError, EOFError, SyntaxError) as error:  # NumPy and Pillow also raise the last two
+    except DiffSegError:
+        raise
+    except Exception as error:  # NumPy and Pillow raise many types for a broken file
         raise DiffSegError(f"{path}: cannot be read as a mask ({error})") from None
     if not isinstance(values, np.ndarray):
         raise DiffSegError(f"{path}: expected one array, as numpy.save writes it, found an archive of arrays")

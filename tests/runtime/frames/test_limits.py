@@ -88,6 +88,14 @@ def test_large_pictures_of_any_format_take_no_memory(tmp_path):
     assert int(kilobytes) < 100_000
 
 
+@pytest.mark.parametrize("suffix", ["webp", "tif", "bmp", "ppm", "gif"])
+def test_the_limit_holds_before_decoding_also_where_opencv_is_loaded(at_most, suffix):
+    at_most(3000)
+    data = cv2.imencode(f".{suffix}", np.zeros((48, 64, 3), np.uint8))[1].tobytes()
+    with pytest.raises(DiffSegError, match=r"at most 0.003 million pixels, found more;"):  # OpenCV says so
+        decode_frame(data, "a")
+
+
 def test_clips_of_large_frames_and_frames_that_grow(at_most, tmp_path):
     """By the header; and where a stream's later frames are larger than its header says, frame by frame."""
     path = tmp_path / "clip.mp4"

@@ -1,0 +1,1 @@
+"""Evidence that the runtime neither crashes, hangs, leaks nor loses work."""
