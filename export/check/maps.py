@@ -45,11 +45,14 @@ class Reference:
     `frames`: uint8 [B, H, W, 3] BGR, of the engine's size. `expected`: what PyTorch gives for them in float32:
     attention maps, finest first, float32 [B, n, n] each, or features, one float32 [B, n, C]. `half`: what PyTorch gives
     in bfloat16, for an engine in half precision; else None.
+    `words`, `half_words`: the same of an engine with words, float32 [B, words, h, w] each; else empty.
     """
 
     frames: "NDArray[np.uint8]"
     expected: Sequence["NDArray[np.float32]"]
     half: Sequence["NDArray[np.float32]"] | None = None
+    words: Sequence["NDArray[np.float32]"] = ()
+    half_words: Sequence["NDArray[np.float32]"] = ()
 
 
 @dataclass(frozen=True, slots=True)
