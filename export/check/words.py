@@ -45,9 +45,7 @@ def eager_words(
         given.append((layer, inputs[0], named["encoder_hidden_states"]))
 
     layers = [
-        layer
-        for name, layer in model.unet.named_modules()
-        if name.endswith(".attn2") and name.split("_")[0] in blocks
+        layer for name, layer in model.unet.named_modules() if name.endswith(".attn2") and name.split("_")[0] in blocks
     ]
     hooks = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in layers]
     try:
@@ -74,7 +72,7 @@ def eager_words(
 
 
 def _cross_attention(layer: Any, hidden: Tensor, states: Tensor) -> Tensor:
-    """float32 [B, n, tokens]: the mean over heads of the probabilities with which hidden [B, n, C] attends to states."""
+    """float32 [B, n, tokens]: the mean over heads of the probabilities with which `hidden` attends to `states`."""
     with torch.no_grad():
         query, key = layer.to_q(hidden), layer.to_k(states)
         depth = query.shape[-1] // layer.heads

@@ -19,8 +19,8 @@ Places = tuple[tuple[int, tuple[int, ...]], ...]
 class PromptWords:
     """The prompts of the words' pass through the U-Net, and where the words are in them.
 
-    `words`: in the order that was given. `places`: see `place_words`. `embeddings`: float32 [prompts, tokens, channels].
-    `pooled`: float32 [prompts, channels], None for a family without it.
+    `words`: in the order that was given. `places`: see `place_words`. `embeddings`: float32 [prompts, tokens,
+    channels]. `pooled`: float32 [prompts, channels], None for a family without it.
     """
 
     words: tuple[str, ...]
@@ -55,7 +55,8 @@ def place_words(words: Sequence[str], tokenizer: Any, length: int) -> tuple[list
             raise DiffSegError(f"--words: the model's tokenizer does not know {word!r}; choose another word")
         if len(tokens) > length - 2:
             raise DiffSegError(
-                f"--words: {word[:40]!r}… has {len(tokens)} tokens, a prompt of this model takes {length - 2}; shorten it"
+                f"--words: {word[:40]!r}… has {len(tokens)} tokens, a prompt of this model takes {length - 2}; "
+                "shorten it"
             )
         if not prompts or len(prompts[-1]) + len(comma) + len(tokens) > length - 2:
             prompts.append([])

@@ -142,6 +142,14 @@ def rebuild_command(spec: EngineSpec, options: str) -> str:
     return f"'python -m export {spec.source} --head {spec.head} {kept} {options} --output engines/NAME'"
 
 
+def no_words(spec: EngineSpec) -> str:
+    """What a message says of an engine without words where one with them was expected."""
+    return (
+        "expected an engine with words, found one without; "
+        f"'python -m export {spec.source} --words sky,tree --output engines/NAME' makes one"
+    )
+
+
 def check_count(name: str, value: object) -> None:
     """Raise DiffSegError unless an option of a backend is a whole number from 1 to MOST_COUNTED."""
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST_COUNTED:

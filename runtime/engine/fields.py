@@ -3,9 +3,10 @@
 import math
 from typing import Any
 
+from runtime.outputs.categories import UNNAMED
+
 LARGEST_SIDE, LARGEST_COUNT, LONGEST_TEXT, LONGEST_LIST = 1 << 16, 1 << 16, 1 << 16, 1000
 LONGEST_WORD, MOST_WORDS = 1000, 255  # a picture of 8 bits has an index for each word, and 0 for none
-UNNAMED = "segment"  # the category of a segment without a word
 
 
 def refuse_constant(name: str) -> float:

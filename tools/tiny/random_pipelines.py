@@ -19,7 +19,14 @@ if TYPE_CHECKING:
     import torch
 
 TOKENS = 77
-WORDS = (",", "c", "d", "e", "f", "g")  # what the tokenizer knows in addition, on request: of one letter, as it has no merges
+WORDS = (
+    ",",
+    "c",
+    "d",
+    "e",
+    "f",
+    "g",
+)  # what the tokenizer knows in addition, on request: of one letter, as it has no merges
 _CROSS_DOWN, _CROSS_UP = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
 
 
