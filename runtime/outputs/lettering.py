@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 CAPITAL = 22  # pixels that a line of this font takes at scale 1, without its outline
 LETTER, SMALLEST = 28, 10  # of a frame's shorter side, this part is a letter's height; but at least so many pixels
+ALMOST = 0.95  # of the largest distance from the border
 SIDE = 384  # pixels of the longer side of the labels in which places are looked for
 
 
@@ -56,8 +57,10 @@ def _places(labels: NDArray[np.int32], wanted: list[int]) -> dict[int, tuple[flo
     for label in wanted:
         mask = np.pad((small == label).astype(np.uint8), 1)
         distance = cv2.distanceTransform(mask, cv2.DIST_L2, 5)
-        _, radius, _, (x, y) = cv2.minMaxLoc(distance)
-        if radius > 0:
+        radius = float(distance.max())
+        if radius > 0:  # of places that are almost as far, the one in their middle
+            far = np.argwhere(distance >= ALMOST * radius)
+            y, x = far[np.square(far - far.mean(axis=0)).sum(axis=1).argmin()].tolist()
             found[label] = ((x - 0.5) / factor, (y - 0.5) / factor, radius / factor)
     return found
 

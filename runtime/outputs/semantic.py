@@ -110,7 +110,7 @@ def list_classes(path: Path, words: tuple[str, ...]) -> None:
 
     Raises DiffSegError where the file is another program's or lists other words, or cannot be written.
     """
-    text = json.dumps({"info": OWN_JSON, "classes": [NO_CLASS, *words]}, indent=1) + "\n"
+    text = json.dumps({"info": OWN_JSON, "classes": [NO_CLASS, *words]}) + "\n"
     refuse_foreign(path)
     try:
         if path.exists():
