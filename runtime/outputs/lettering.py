@@ -17,6 +17,8 @@ FONT = cv2.FONT_HERSHEY_SIMPLEX
 CAPITAL = 22  # pixels that a line of this font takes at scale 1, without its outline
 LETTER, SMALLEST = 28, 10  # of a frame's shorter side, this part is a letter's height; but at least so many pixels
 ALMOST = 0.95  # of the largest distance from the border
+# The outline is the word in eight places around its own: a thicker one would be longer, too, in some fonts of OpenCV.
+AROUND = [(dx, dy) for dx in (-1, 0, 1) for dy in (-1, 0, 1) if dx or dy]
 SIDE = 384  # pixels of the longer side of the labels in which places are looked for
 
 
@@ -40,8 +42,10 @@ def write_names(picture: NDArray[np.uint8], labels: NDArray[np.int32], names: Na
         (across, up), down = cv2.getTextSize(text, FONT, scale, thick)
         left = int(np.clip(x - across / 2, 2, max(2, width - across - 2)))
         base = int(np.clip(y + up / 2, up + 2, max(up + 2, height - down)))
-        for colour, line in (((30, 30, 30), thick + 2 + 2 * round(scale)), ((255, 255, 255), thick)):
-            cv2.putText(picture, text, (left, base), FONT, scale, colour, line, cv2.LINE_AA)
+        edge = 1 + round(scale)
+        for shift in (*((edge * dx, edge * dy) for dx, dy in AROUND), (0, 0)):
+            colour = (255, 255, 255) if shift == (0, 0) else (30, 30, 30)
+            cv2.putText(picture, text, (left + shift[0], base + shift[1]), FONT, scale, colour, thick, cv2.LINE_AA)
 
 
 def _places(labels: NDArray[np.int32], wanted: list[int]) -> dict[int, tuple[float, float, float]]:

@@ -11,6 +11,7 @@ import numpy as np
 from runtime.errors import DiffSegError
 from runtime.files import OWN_JSON, write_atomically
 from runtime.labels import relabel
+from runtime.outputs.failures import explain
 from runtime.outputs.png import encode_png
 from runtime.outputs.sinks import FileSink, FrameFolder, Sink, refuse_foreign
 
@@ -120,7 +121,6 @@ def list_classes(path: Path, words: tuple[str, ...]) -> None:
                     "indices; choose another --output"
                 )
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, text.encode())
     except OSError as error:
-        raise DiffSegError(f"{path}: cannot be written ({error.strerror})") from None
+        raise explain(path, error, "no picture is written without it") from None

@@ -15,7 +15,7 @@ from runtime.engine.spec import EngineSpec, Level
 from runtime.outputs.lettering import write_names
 from runtime.segment import app
 from runtime.words import Names, Naming, combine, join_neighbours, joined_proposals, name_segments
-from tests.runtime.clips import StandIn, write_clip
+from tests.runtime.clips import StandIn, small_disk, write_clip
 
 needs_coco = pytest.mark.skipif(importlib.util.find_spec("pycocotools") is None, reason="needs the extra coco")
 WORDS = ("blue", "green", "red")
@@ -226,6 +226,16 @@ def test_pictures_of_engines_with_other_words_are_listed_together(opened):
         assert by_image == [{2, 3, 4}, {3, 5, 4}, {1}]
         Path("segmented/instances.jsonl").unlink()
         assert run("third.png", "--save", "coco").exit_code == 0
+
+
+@pytest.mark.parametrize("name", ["scene.png", "clip.mp4"])
+def test_a_full_disk_is_one_line(opened, name):
+    write_clip("clip.mp4", 2)
+    with small_disk(60):
+        result = run(name, "--save", "semantic")
+    assert result.exit_code == 1 and len(result.stderr.splitlines()) == 1
+    assert "semantic.json" in result.stderr and ("disk" in result.stderr or "cannot be written" in result.stderr)
+    assert not [path for path in Path("segmented").rglob("*") if path.is_file()]
 
 
 @needs_coco
