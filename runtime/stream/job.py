@@ -221,7 +221,7 @@ class Stream:
         for place, prepared in zip(job.places, job.prepared, strict=True):
             path = place.sink.write(job.number, job.time, prepared)
             if path is not None:
-                job.written += [path] if place.sink.listing is None else [path, place.sink.listing]
+                job.written += [one for one in (path, place.sink.listing) if one is not None and one not in job.written]
 
     def _leave(self, job: Job) -> None:
         self._room.give(job.room)
