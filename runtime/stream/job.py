@@ -212,10 +212,10 @@ class Stream:
         if job.hierarchy is not None:
             views |= {level: job.hierarchy.labels(level) for level in range(job.hierarchy.levels)}
         colours = {level: Painter()(labels) for level, labels in views.items()} if job.colours is None else {}
-        named = {level: self._stages.names_of(views[level], job.result.words) for level in views if level is not None}
         for place in job.places:
-            chosen, names = colours.get(place.level, job.colours), named.get(place.level, job.result.names)
-            job.prepared.append(place.sink.prepare_named(_frame(job), views[place.level], chosen, names))
+            labels, chosen = views[place.level], colours.get(place.level, job.colours)
+            named = self._stages.names_of(labels, job.result.words) if place.level is not None else job.result.names
+            job.prepared.append(place.sink.prepare_named(_frame(job), labels, chosen, named))
 
     def _write(self, job: Job) -> None:
         for place, prepared in zip(job.places, job.prepared, strict=True):

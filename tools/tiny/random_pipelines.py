@@ -3,6 +3,7 @@
 Random weights give almost uniform maps, in which a comparison finds no difference. Queries and keys of self-attention
 are therefore scaled until the mean KL divergence of rows to uniform exceeds 0.5.
 """
+# Long because the shapes of all published families are one table.
 
 from __future__ import annotations
 
