@@ -45,7 +45,6 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "cuMemGetInfo_v2": (POINTER(c_size_t), POINTER(c_size_t)),
     "cuMemcpyHtoDAsync_v2": (c_uint64, c_void_p, c_size_t, c_void_p),
     "cuMemcpyDtoHAsync_v2": (c_void_p, c_uint64, c_size_t, c_void_p),
-    "cuMemcpyDtoH_v2": (c_void_p, c_uint64, c_size_t),
     "cuMemcpyDtoDAsync_v2": (c_uint64, c_uint64, c_size_t, c_void_p),
     "cuStreamCreate": (_HANDLE, c_uint),
     "cuStreamDestroy_v2": (c_void_p,),
@@ -103,7 +102,8 @@ def device_of(pointer: int) -> int | None:
 
 def download(to: int, source: int, size: int) -> None:
     """Copy `size` bytes from the address `source` on the GPU in use to the host's address `to`, and wait for it."""
-    _call("cuMemcpyDtoH_v2", to, source, size)
+    _call("cuMemcpyDtoHAsync_v2", to, source, size, None)  # on the default stream
+    _call("cuCtxSynchronize")
 
 
 @lru_cache(maxsize=64)

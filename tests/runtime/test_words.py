@@ -3,6 +3,7 @@
 import importlib.util
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -154,6 +155,40 @@ def test_everywhere_else_words_are_there_too():
     clip = list(segmenter.stream([frame] * 4, every=2))
     assert [at(found, 9, 9) for found in clip] == ["blue"] * 4
     assert [at(found, 99, 80) for found in Segmenter(Colours()).stream([frame] * 2, temporal=False)] == ["red"] * 2
+
+
+def test_on_a_gpu_the_maps_of_words_alone_come_to_the_host(monkeypatch):
+    """The merge core and the memory of the GPU are stand-ins."""
+    from runtime.routes.device import DeviceRoute
+
+    class There:
+        def __init__(self, array):
+            self.array = array
+
+        def frame(self, number):
+            return There(self.array[number])
+
+    class OnDevice(Colours):
+        path = Path("engine.onnx")
+
+        def infer_on_device(self, frames):
+            return [There(one) for one in self.infer(frames)]
+
+    def run(pyramid, *arguments, **options):
+        assert [level.array.shape for level in pyramid] == [(256, 256), (64, 64)]
+        labels = np.repeat(np.arange(2, dtype=np.int32), 32)[:, None] * np.ones((1, 64), np.int32)
+        return SimpleNamespace(labels=labels, proposals=None, segments=[2], attention=None)
+
+    fetched = []
+    monkeypatch.setattr("runtime.routes.device.to_host", lambda there: fetched.append(there) or there.array)
+    monkeypatch.setattr("runtime.native.load", lambda *arguments: None)
+    monkeypatch.setattr("runtime.native.device_number", lambda device: 0)
+    monkeypatch.setattr("runtime.native.run", run)
+    segmenter = Segmenter(OnDevice())
+    segmenter.stages.route = DeviceRoute(segmenter.engine, segmenter.config)
+    result = segmenter(scene())
+    assert len(fetched) == 2 and result.count == 2 and result.names[1] == "red"
+    np.testing.assert_array_equal(result.words, Segmenter(Colours())(scene()).words)
 
 
 def test_without_words_nothing_changes():
