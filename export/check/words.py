@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from export.check.eager import run_model
-from export.check.maps import BOUND, HALF_BOUND, HALF_PRECISION, OutputCheck, mean_divergence
+from export.check.maps import BOUND, HALF_BOUND, HALF_PRECISION, ROW_SUM_BOUND, OutputCheck, mean_divergence
 from export.model.families import BLOCKS
 from runtime.errors import DiffSegError
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from export.check.maps import Reference
     from export.model.load import LoadedModel
     from runtime.engine.spec import EngineSpec
+
+
+HALF_SUM_BOUND = 1e-2  # relative error of a map's sum that half precision may have
 
 
 def eager_words(
@@ -92,15 +95,27 @@ def compare_words(spec: EngineSpec, found: Sequence[NDArray[Any]], reference: Re
     shapes = ([m.shape for m in found], [m.shape for m in reference.words])
     if shapes[0] != shapes[1]:
         raise DiffSegError(f"the engine gives words' maps of shapes {shapes[0]}, PyTorch {shapes[1]}; export it again")
-    bounds = [BOUND] * len(reference.words)
+    bounds = [(BOUND, ROW_SUM_BOUND)] * len(reference.words)
     if reference.half_words:
         factor = HALF_PRECISION[spec.precision]
-        pairs = zip(reference.half_words, reference.words, strict=True)
-        bounds = [max(HALF_BOUND, factor * mean_divergence(_rows(half), _rows(whole))) for half, whole in pairs]
+        # A divergence grows with the square of an error, a sum's error with the error itself.
+        bounds = [
+            (
+                max(HALF_BOUND, factor * mean_divergence(_rows(half), _rows(whole))),
+                max(HALF_SUM_BOUND, factor**0.5 * _sum_error(half, whole)),
+            )
+            for half, whole in zip(reference.half_words, reference.words, strict=True)
+        ]
     return [
-        _compare(name, ours, theirs, bound)
+        _compare(name, ours, theirs, *bound)
         for name, ours, theirs, bound in zip(spec.word_outputs, found, reference.words, bounds, strict=True)
     ]
+
+
+def _sum_error(found: NDArray[Any], expected: NDArray[Any]) -> float:
+    """The largest relative error of a map's sum."""
+    sums = found.sum(axis=(-1, -2), dtype=np.float64) / expected.sum(axis=(-1, -2), dtype=np.float64)
+    return float(np.abs(sums - 1).max())
 
 
 def _rows(maps: NDArray[Any]) -> NDArray[np.float64]:
@@ -109,16 +124,18 @@ def _rows(maps: NDArray[Any]) -> NDArray[np.float64]:
     return np.asarray(rows / rows.sum(axis=-1, keepdims=True))
 
 
-def _compare(name: str, found: NDArray[Any], expected: NDArray[np.float32], bound: float) -> OutputCheck:
+def _compare(
+    name: str, found: NDArray[Any], expected: NDArray[np.float32], bound: float, sum_bound: float
+) -> OutputCheck:
     difference = np.abs(found.astype(np.float32) - expected)
-    sums = found.sum(axis=(-1, -2), dtype=np.float64) / expected.sum(axis=(-1, -2), dtype=np.float64)
     finite = bool(np.isfinite(found).all())
     return OutputCheck(
         name,
         float(difference.max()),
         float(difference.mean()),
         mean_divergence(_rows(found), _rows(expected)) if finite else math.nan,
-        float(np.abs(sums - 1).max()),
+        _sum_error(found, expected),
         finite,
         bound,
+        sum_bound,
     )

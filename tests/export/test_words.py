@@ -119,6 +119,17 @@ def test_a_map_that_is_too_large_is_caught(expected):
         checks([maps[:, :2] for maps in expected], expected)
 
 
+@pytest.mark.parametrize("model", ["small"], indirect=True)
+def test_half_precision_has_bounds_of_its_own(expected):
+    """Those of PyTorch's own bfloat16: here maps whose sums are 4 % too large."""
+    spec = EngineSpec("x", None, "attention", 32, 64, None, (Level(*expected[0].shape[2:], 1),), 300, "", "fp16",
+                      "fp16", 1.0, (), (1.0,), words=WORDS)  # fmt: skip
+    reference = Reference(FRAMES, (), (), expected, [maps * 1.04 for maps in expected])
+    for factor, passes in ((1.009, True), (1.011, False)):  # a quarter of it is accepted
+        (check,) = compare_words(spec, [expected[0] * factor], reference)
+        assert check.passed == passes and check.sum_bound == pytest.approx(0.01, rel=1e-3)
+
+
 def test_more_words_than_a_prompt_holds_are_several_prompts_in_one_batch(model):
     words = ("c", *("e f " * count + "g" for count in range(1, 10)))  # of up to 19 tokens
     loaded = load_model(model, words=words)
