@@ -74,11 +74,7 @@ class VideoSink(Sink):
         self, frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: NDArray[np.uint8] | None = None
     ) -> NDArray[np.uint8]:
         """The drawn picture, uint8 [H, W, 3] BGR."""
-        if self._draw is None:
-            from runtime.outputs.draw import draw_overlay
-
-            self._draw = draw_overlay
-        return self._draw(frame, labels, colours=colours)
+        return self.prepare_named(frame, labels, colours, None)
 
     def prepare_named(
         self,
@@ -91,7 +87,7 @@ class VideoSink(Sink):
         from runtime.outputs.draw import draw_overlay
 
         if self._draw not in (None, draw_overlay):
-            return self.prepare(frame, labels, colours)
+            return self._draw(frame, labels, colours=colours)  # type: ignore[misc]
         return draw_overlay(frame, labels, colours=colours, names=names)
 
     def write(self, number: int, time: Fraction, prepared: Any) -> Path:
