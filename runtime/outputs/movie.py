@@ -87,7 +87,7 @@ class VideoSink(Sink):
         from runtime.outputs.draw import draw_overlay
 
         if self._draw not in (None, draw_overlay):
-            return self._draw(frame, labels, colours=colours)  # type: ignore[misc]
+            return self._draw(frame, labels, colours=colours)
         return draw_overlay(frame, labels, colours=colours, names=names)
 
     def write(self, number: int, time: Fraction, prepared: Any) -> Path:
