@@ -74,10 +74,6 @@ def wrong_token(loaded):
     loaded.words.places = tuple((prompt, tuple(t - 1 for t in tokens)) for prompt, tokens in loaded.words.places)
 
 
-def one_token_of_two(loaded):
-    loaded.words.places = tuple((prompt, tokens[:1]) for prompt, tokens in loaded.words.places)
-
-
 def wrong_order(loaded):
     loaded.words.places = loaded.words.places[::-1]
 
@@ -89,12 +85,8 @@ def wrong_layer(loaded):
     first.to_q, second.to_q = second.to_q, first.to_q
 
 
-def wrong_prompt(loaded):
-    loaded.words.embeddings = loaded.words.embeddings.roll(1, dims=1)
-
-
 @pytest.mark.parametrize("model", ["small"], indirect=True)
-@pytest.mark.parametrize("mistake", [wrong_token, one_token_of_two, wrong_order, wrong_layer, wrong_prompt])
+@pytest.mark.parametrize("mistake", [wrong_token, wrong_order, wrong_layer])
 def test_a_mistake_exceeds_the_bound_a_hundredfold(model, expected, mistake, monkeypatch):
     from export.model.words import PromptWords
 
