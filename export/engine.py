@@ -13,6 +13,7 @@ from export.heads.registry import extra_inputs, find_head, load_head, refuse_opt
 from export.model.families import BLOCKS
 from export.parity import check_engine, check_installed_for
 from export.progress import Phases
+from runtime.engine.fields import words as checked_words
 from runtime.engine.spec import EngineSpec, Level, sidecar_path
 from runtime.errors import DiffSegError
 from runtime.pyramid.anchors import anchor_queries
@@ -40,7 +41,7 @@ class ExportRequest:
     `thresholds` (None: the family's), `grid` (None: 16, or less if the finest maps are smaller) and `weights` and
     `solver` (None: the head's): the engine's defaults for the merge, as in `runtime.merge.MergeConfig`; with the head
     labels, `grid`, `weights`, `solver` and the number of thresholds are part of the graph. `target`: gpu or cpu, for
-    which the attention is written; every host runs both.
+    which the attention is written; every host runs both. `words`: whose maps the engine gives, too.
     """
 
     model: str
@@ -61,6 +62,7 @@ class ExportRequest:
     weights: str | tuple[float, ...] = "proportional"
     solver: str | None = None
     target: str = "gpu"
+    words: tuple[str, ...] = ()
 
     @property
     def storage(self) -> str:
@@ -138,11 +140,15 @@ def export_engine(request: ExportRequest, path: Path, *, check: bool = True) -> 
 def check_request(request: ExportRequest, *, check: bool = True) -> None:
     """Refuse, before anything heavy is imported, what cannot be exported, or not be compared with PyTorch here.
 
-    Raises DiffSegError when there is no such head, it does not take one of the options, or `check` is True and the
-    package that checks the precision is not installed.
+    Raises DiffSegError when there is no such head, it does not take one of the options, a word cannot be one, or
+    `check` is True and the package that checks the precision is not installed.
     """
     given = [f.name for f in fields(request) if f.name != "model" and getattr(request, f.name) != f.default]
     refuse_options(find_head(request.head), given, request.solver)
+    try:
+        checked_words("--words", list(request.words))
+    except ValueError as error:
+        raise DiffSegError(str(error)) from None
     if check:
         check_installed_for(request.precision)
 
@@ -166,6 +172,7 @@ def _write(request: ExportRequest, path: Path, phases: Phases) -> tuple[EngineSp
             size=request.size,
             vae=request.vae,
             config=request.config,
+            words=request.words,
         )
     height, width = request.size or (model.native_size, model.native_size)
     parameters = sum(p.numel() for module in (model.unet, model.vae) for p in module.parameters())
@@ -238,6 +245,7 @@ def _describe(
         channels=channels,
         vae=model.vae_source,
         target=request.target,
+        words=request.words,
         producer={
             "diffseg": runtime.__version__,
             "torch": torch.__version__,

@@ -3,7 +3,7 @@
 import importlib.util
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,6 +26,7 @@ def check_engine(path: Path, model: str, *, vae: str | None = None, config: str 
     Raises DiffSegError when one of them cannot be loaded, or the engine's precision cannot be checked here.
     """
     from export.check.eager import eager_features, eager_pyramid
+    from export.check.words import eager_words
     from export.model.load import load_model
 
     sidecar = sidecar_path(path)
@@ -39,7 +40,7 @@ def check_engine(path: Path, model: str, *, vae: str | None = None, config: str 
     check_installed_for(spec.precision)
     frames = np.stack([random_frame(spec.height, spec.width, seed) for seed in range(spec.batch or 1)])
 
-    def eager(precision: str) -> list["NDArray[np.float32]"]:
+    def eager(precision: str) -> tuple[list["NDArray[np.float32]"], list["NDArray[np.float32]"]]:
         try:
             loaded = load_model(
                 model,
@@ -49,6 +50,7 @@ def check_engine(path: Path, model: str, *, vae: str | None = None, config: str 
                 revision=spec.revision,
                 vae=vae or spec.vae,
                 config=config,
+                words=spec.words,
             )
         except DiffSegError as error:
             if spec.vae is None or vae is not None:
@@ -57,10 +59,14 @@ def check_engine(path: Path, model: str, *, vae: str | None = None, config: str 
                 f"this engine has the VAE {spec.vae!r}; pass its folder or id by --vae ({error})"
             ) from None
         if find_head(spec.head).reads == "features":
-            return eager_features(loaded, frames, spec.timestep, noise_seed=spec.noise_seed)
-        return eager_pyramid(loaded, frames, spec.timestep, spec.blocks, noise_seed=spec.noise_seed)
+            return eager_features(loaded, frames, spec.timestep, noise_seed=spec.noise_seed), []
+        where: tuple[Any, ...] = (loaded, frames, spec.timestep, spec.blocks)
+        words = eager_words(*where, noise_seed=spec.noise_seed) if spec.words else []
+        return eager_pyramid(*where, noise_seed=spec.noise_seed), words
 
-    reference = Reference(frames, eager("fp32"), None if spec.precision == "fp32" else eager("bf16"))
+    maps, words = eager("fp32")
+    half, half_words = (None, []) if spec.precision == "fp32" else eager("bf16")
+    reference = Reference(frames, maps, half, words, half_words)
     # OpenVINO in "fp32" keeps the graph's own types: its default would compute softmax and maps in bfloat16, too.
     backend, options = (
         ("openvino", {"precision": "fp32", "cache": ""}) if spec.precision == "bf16" else ("onnxruntime", {})

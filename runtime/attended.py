@@ -61,7 +61,8 @@ class _KeptRoute(HostRoute):
             return super().merge(output, config=config, **options)
         proposals = self.kept.propose(chosen.thresholds)
         spec = self.engine.spec
-        return Merged(suppress(proposals, self.tokens[0], (spec.height, spec.width)), proposals, None)
+        words = self.word_maps(output[len(self.tokens) :])
+        return Merged(suppress(proposals, self.tokens[0], (spec.height, spec.width)), proposals, None, words)
 
 
 class Attended:
@@ -81,12 +82,13 @@ class Attended:
         route = stages.route
         batch = stages.gather([stages.resize(frame)])
         self.frame = frame
-        self.pyramid = [level[0] if len(level) == 1 else level[0].copy() for level in route.engine.infer(batch)]
+        self._output = [level[0] if len(level) == 1 else level[0].copy() for level in route.engine.infer(batch)]
+        self.pyramid = self._output[: len(route.tokens)]
         try:
             self._route = _KeptRoute(route, self.pyramid)
         except ValueError as error:  # as for a map with a NaN
             raise DiffSegError(str(error)) from None
-        self._stages = Stages(self._route, stages.refinement)
+        self._stages = Stages(self._route, stages.refinement, stages.naming)
         self._last: tuple[tuple[float, ...] | None, Result] | None = None
 
     def labels(self, threshold: float | Iterable[float] | None = None) -> NDArray[np.int32]:
@@ -102,7 +104,7 @@ class Attended:
         chosen = None if threshold is None else every_iteration(threshold, None, self._route.config.thresholds)
         if self._last is None or self._last[0] != chosen:
             config = None if chosen is None else self._config(chosen)
-            found = self._stages.finish(self._stages.merge(self.pyramid, config=config), self.frame)
+            found = self._stages.finish(self._stages.merge(self._output, config=config), self.frame)
             self._last = chosen, replace(found, frame=self.frame)
         return self._last[1]
 
@@ -136,7 +138,7 @@ class Attended:
 
     def hierarchy(self, thresholds: Iterable[float] | None = None) -> Hierarchy:
         """Nested segmentations, see `Segmenter.hierarchy`."""
-        return merge_levels(self._stages, self.pyramid, self.frame, thresholds)
+        return merge_levels(self._stages, self._output, self.frame, thresholds)
 
     def _attention(self, row: int, column: int) -> NDArray[np.float32]:
         height, width = self.frame.shape[:2]

@@ -14,6 +14,8 @@ from runtime.errors import DiffSegError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from runtime.words import Names
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:
@@ -24,12 +26,15 @@ class Segment:
         area: number of pixels.
         box: x, y, width, height of the smallest upright rectangle around it.
         centroid: x, y of its centre of mass; (0, 0) is the centre of the frame's first pixel.
+        name, score: its word, None where it has none, and the share of its best word; without words both are None.
     """
 
     index: int
     area: int
     box: tuple[int, int, int, int]
     centroid: tuple[float, float]
+    name: str | None = None
+    score: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,8 @@ class Result:
         identities: from `stream` and a Tracker, int32 [count]: the identities in sight, ascending. Then the labels are
             these numbers, which stay with their objects from frame to frame and have gaps; None: they are 0 … count−1.
         frame: on request, the frame itself, uint8 [H, W, 3] BGR, not a copy.
+        names: from an engine with words, the segments' words and their shares; `names[label]` is a word or None.
+        words: from such an engine, float32 [words, h, w]: a map of each word, in the order of `names.words`, mean 1.
     """
 
     labels: NDArray[np.int32]
@@ -55,6 +62,8 @@ class Result:
     attention: NDArray[np.float32] | None = field(default=None, repr=False)
     identities: NDArray[np.int32] | None = None
     frame: NDArray[np.uint8] | None = field(default=None, repr=False)
+    names: Names | None = None
+    words: NDArray[np.float32] | None = field(default=None, repr=False)
 
     def mask(self, index: int) -> NDArray[np.bool_]:
         """bool [H, W]: the pixels of a segment, given by its label. Raises IndexError for an unknown label."""
@@ -68,20 +77,32 @@ class Result:
 
     @property
     def segments(self) -> tuple[Segment, ...]:
-        """Area, box and centroid of every segment, in the order of their labels."""
+        """Area, box and centroid of every segment, and its word, in the order of their labels."""
         from runtime.outputs.measure import measure
 
+        names = self.names
         return tuple(
-            Segment(label, area, tuple(box), (round(x, 2), round(y, 2)))
+            Segment(
+                label,
+                area,
+                tuple(box),
+                (round(x, 2), round(y, 2)),
+                None if names is None else names[label],
+                None if names is None else names.score(label),
+            )
             for label, area, box, (x, y) in zip(*(values.tolist() for values in measure(self.labels)), strict=True)
         )
 
     def to_json(self) -> dict[str, Any]:
-        """For one line of JSON: `segments`, their number, and `regions`, a list of their index, area, box, centroid."""
+        """For one line of JSON: `segments`, their number, and `regions`, a list of their index, area, box, centroid.
+
+        From an engine with words a region has its `name` and `score`, too.
+        """
         line: dict[str, Any] = {
             "segments": self.count,
             "regions": [
                 {"index": s.index, "area": s.area, "box": list(s.box), "centroid": list(s.centroid)}
+                | ({} if self.names is None else {"name": s.name, "score": s.score})
                 for s in self.segments
             ],
         }
@@ -97,7 +118,7 @@ class Result:
         """
         from runtime.outputs.coco import dataset
 
-        return dataset(self.labels, name)
+        return dataset(self.labels, name, self.names)
 
     def to_panoptic(self) -> tuple[NDArray[np.uint8], list[dict[str, Any]]]:
         """COCO panoptic: the ids as a picture uint8 [H, W, 3] RGB, and `segments_info`.
@@ -106,7 +127,7 @@ class Result:
         """
         from runtime.outputs.panoptic import encode_ids, segments_info
 
-        return encode_ids(self.labels), segments_info(self.labels)
+        return encode_ids(self.labels), segments_info(self.labels, self.names)
 
     def to_sam(self) -> list[dict[str, Any]]:
         """As Segment Anything's automatic masks: `segmentation` bool [H, W], `area`, `bbox` (x, y, width, height)."""
@@ -126,14 +147,17 @@ class Result:
         return outlines(self.labels)
 
     def overlay(self) -> NDArray[np.uint8]:
-        """The frame under its segments' colours, uint8 [H, W, 3] BGR; the colours alone where no frame was kept."""
+        """The frame under its segments' colours and words, uint8 [H, W, 3] BGR.
+
+        Where no frame was kept, the colours alone.
+        """
         from runtime.outputs.draw import draw_overlay, paint
         from runtime.outputs.palette import Painter
 
         colours = Painter()(self.labels)
         if self.frame is None:
             return paint(self.labels, colours)
-        return draw_overlay(self.frame, self.labels, colours=colours)
+        return draw_overlay(self.frame, self.labels, colours=colours, names=self.names)
 
     def save(self, stem: str | Path, kinds: str = "overlay,labels", *, name: str | None = None) -> list[Path]:
         """Write what `--save KINDS` writes of a photograph: `<stem>_overlay.png` and so on. Returns the paths.
@@ -149,7 +173,7 @@ class Result:
 
         if not isinstance(stem, (str, Path)) or Path(stem).name in ("", "..") or str(stem).endswith(("/", os.sep)):
             raise DiffSegError(f"stem: expected a path such as 'out/cat', found {stem!r}")
-        return save_picture(Path(stem), kinds, self.labels, self.frame, name)
+        return save_picture(Path(stem), kinds, self.labels, self.frame, name, self.names)
 
     def plot(self, axes: Any = None) -> Any:
         """Draw the overlay with matplotlib, into `axes` or new ones, and return the axes.
@@ -181,8 +205,10 @@ class Merged(NamedTuple):
         raw: int32 [H, W] at the engine's size: the proposal that wins at every pixel.
         proposals: float32 [P, h·w], or None.
         attention: aggregated attention float32 [h·w, h·w], or None.
+        words: float32 [words, h, w], a map per word whose mean is 1; None from an engine without words.
     """
 
     raw: NDArray[np.int32]
     proposals: NDArray[np.float32] | None
     attention: NDArray[np.float32] | None
+    words: NDArray[np.float32] | None = None

@@ -89,6 +89,15 @@ def main(
         float,
         typer.Option(metavar="A", help="Smaller regions go to their neighbours: share of the frame, or pixels from 1."),
     ] = 0,
+    word_threshold: Annotated[
+        float | None,
+        typer.Option(
+            metavar="S", help="Of an engine with words: the least share that gives a segment its word, 0 to 1."
+        ),
+    ] = None,
+    merge_words: Annotated[
+        bool, typer.Option("--merge-words", help="Of an engine with words: neighbours of one word are one segment.")
+    ] = False,
     tiles: Annotated[
         str | None,
         typer.Option(
@@ -159,7 +168,8 @@ def main(
     from runtime.frames.opening import settle_sources
 
     with warnings_said(), one_line_errors(USAGE_ERROR):
-        from runtime.outputs.registry import parse_kinds
+        from runtime.engine.base import no_words
+        from runtime.outputs.registry import needing_words, parse_kinds
         from runtime.stream.options import parse_options
 
         kinds = parse_kinds(save)
@@ -199,10 +209,14 @@ def main(
                 alpha=alpha,
                 refine=refine,
                 min_area=min_area,
+                word_threshold=word_threshold,
+                merge_words=merge_words,
                 weights=weights if weights in (None, "proportional", "per-tensor") else _numbers(weights, "--weights"),  # type: ignore[arg-type]
                 grid=grid,
                 options={"precision": precision, "threads": threads},
             )
+        if (wordless := needing_words(kinds)) and segmenter.stages.naming is None:
+            raise DiffSegError(f"--save {wordless[0]}: {no_words(segmenter.engine.spec)}")
         if levels is not None:
             segmenter.stages.route.check_maps("--hierarchy")
         tiled = None if tiles is None else TiledStages(segmenter.stages, parse_tiles(tiles))

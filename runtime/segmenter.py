@@ -14,7 +14,7 @@ from runtime.errors import DiffSegError, check_iterable
 from runtime.options import default_config, settle_options
 from runtime.refine.refinement import Refinement
 from runtime.routes.registry import open_route
-from runtime.stages import Stages
+from runtime.stages import Stages, naming_of
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -43,15 +43,18 @@ class Segmenter:
         *,
         refinement: Refinement | None = None,
         auto: bool = False,
+        word_threshold: float | None = None,
+        merge_words: bool = False,
     ) -> None:
         """Take an open engine. `config` None: the defaults the engine was exported with.
 
         `refinement`: of the labels at the frame's own size. `auto`: segments are chosen for every
-        frame from a hierarchy (`runtime.merge.parts`).
-        Raises DiffSegError when the grid of anchors or the weights do not fit the engine's attention.
+        frame from a hierarchy (`runtime.merge.parts`). `word_threshold`, `merge_words`: see `open`.
+        Raises DiffSegError when the grid, the weights or the options of words do not fit the engine.
         """
         route = open_route(engine, config or default_config(engine), auto)
-        self._stages: Stages | None = Stages(route, refinement or Refinement())
+        named = naming_of(engine, word_threshold, merge_words)
+        self._stages: Stages | None = Stages(route, refinement or Refinement(), named)
 
     @property
     def stages(self) -> Stages:
@@ -93,6 +96,8 @@ class Segmenter:
         alpha: float | None = None,
         refine: str = "none",
         min_area: float = 0,
+        word_threshold: float | None = None,
+        merge_words: bool = False,
         options: Mapping[str, Any] | None = None,
         **unknown: Any,
     ) -> Segmenter:
@@ -112,6 +117,8 @@ class Segmenter:
             alpha: likewise.
             refine: "kmeans" (the solver), "snap" (borders move to edges of the frame), or both with a comma.
             min_area: regions below this share of the frame, or from 1 this many pixels, go to their neighbours.
+            word_threshold: of an engine with words: the least share that gives a segment its word, 0 … 1.
+            merge_words: likewise: neighbours of one word become one segment.
             options: of the backend, such as {"threads": 2, "precision": "fp32"}; see
                 `runtime.engine.registry.open_engine`.
             unknown: an error.
@@ -144,7 +151,8 @@ class Segmenter:
             refine=refine,
             min_area=min_area,
         )
-        return cls(opened, config, refinement=refinement, auto=auto)
+        words: dict[str, Any] = {"word_threshold": word_threshold, "merge_words": merge_words}
+        return cls(opened, config, refinement=refinement, auto=auto, **words)
 
     def __call__(
         self,

@@ -8,25 +8,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 
+from runtime.engine.base import no_words
 from runtime.errors import DiffSegError
 from runtime.frames.resize import resize_frame
-from runtime.labels import count_pixels
+from runtime.labels import count_pixels, relabel
 from runtime.merge.suppress import renumber
 from runtime.result import Merged, Result
+from runtime.words import Naming, join_neighbours, joined_proposals, name_segments
 
 if TYPE_CHECKING:
     from threading import Event
 
     from numpy.typing import NDArray
 
+    from runtime.engine.base import Engine
     from runtime.refine.refinement import Refinement
     from runtime.routes.base import Route
+    from runtime.words import Names
 
 
 class Stages:
@@ -35,11 +39,12 @@ class Stages:
     Attributes:
         route: how the engine's output becomes labels.
         refinement: of the labels at the frame's own size.
+        naming: how segments get words; None for an engine without words.
         frames: how many frames the network is best given at once.
     """
 
-    def __init__(self, route: Route, refinement: Refinement) -> None:
-        self.route, self.refinement = route, refinement
+    def __init__(self, route: Route, refinement: Refinement, naming: Naming | None = None) -> None:
+        self.route, self.refinement, self.naming = route, refinement, naming
         self.frames = route.engine.frames_at_once
 
     def resize(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -83,7 +88,27 @@ class Stages:
         if proposals and merged.proposals is not None:
             present = np.flatnonzero(count_pixels(fitted))
             kept = merged.proposals[present].reshape(count, *tokens)
-        return Result(labels, count, {}, kept, merged.attention)
+        return self.name(Result(labels, count, {}, kept, merged.attention, words=merged.words))
+
+    def name(self, result: Result) -> Result:
+        """The result with its segments' words, where it has the words' maps; neighbours of one word joined on request.
+
+        Segments with identities are named and never joined.
+        """
+        names = self.names_of(result.labels, result.words)
+        if self.naming is None or names is None or not self.naming.join or result.identities is not None:
+            return replace(result, names=names)
+        groups, count = renumber(join_neighbours(result.labels, names.indices()))
+        proposals = result.proposals
+        if proposals is not None:
+            proposals = joined_proposals(proposals, count_pixels(result.labels), groups)
+        labels = relabel(result.labels, groups)
+        names = self.names_of(labels, result.words)
+        return replace(result, labels=labels, count=count, proposals=proposals, names=names)
+
+    def names_of(self, labels: NDArray[np.int32], words: NDArray[np.float32] | None) -> Names | None:
+        """The words of segments, by `words`, a frame's maps of them; None without words."""
+        return None if self.naming is None or words is None else name_segments(labels, words, self.naming)
 
     def __call__(
         self,
@@ -119,11 +144,11 @@ class Stages:
             "auto": self.route.auto,
             "refine": list(self.refinement.names),
             "min_area": self.refinement.min_area,
-        }
+        } | ({} if self.naming is None else asdict(self.naming))
 
     def clone(self) -> Stages:
         """The same on a clone of the engine, for another thread."""
-        return Stages(self.route.clone(), self.refinement)
+        return Stages(self.route.clone(), self.refinement, self.naming)
 
 
 class Clock:
@@ -143,6 +168,21 @@ class Clock:
         parts = np.diff(self._times) * 1e3
         found = {name: round(float(part), 3) for name, part in zip(self._names, parts, strict=True)}
         return found | {"total": round((self._times[-1] - self._times[0]) * 1e3, 3)}
+
+
+def naming_of(engine: Engine, threshold: float | None, join: bool) -> Naming | None:
+    """How segments are named; None for an engine without words.
+
+    `threshold`: of `Naming`, None for the default. Raises DiffSegError where it is out of range, or an engine without
+    words is asked for anything but the defaults.
+    """
+    words = engine.spec.words
+    if words:
+        return Naming(words, Naming(words).threshold if threshold is None else threshold, join)
+    for name, given in (("word_threshold", threshold is not None), ("merge_words", join)):
+        if given:
+            raise DiffSegError(f"{name}: {no_words(engine.spec)}")
+    return None
 
 
 def check_frame(frame: Any) -> None:

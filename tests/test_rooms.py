@@ -28,6 +28,7 @@ RUNTIME = (
     ("engine",),
     ("result",),
     ("outputs",),
+    ("words",),
     ("pyramid",),
     ("gpu",),
     ("frames",),

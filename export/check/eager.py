@@ -81,7 +81,7 @@ def eager_maps(
             for name, processor in processors.items()
         }
     )
-    _run(model, frame, timestep, noise_seed)
+    run_model(model, frame, timestep, noise_seed)
     model.unet.set_attn_processor(processors)
     maps = collector.take()
     return [torch.stack(maps[n]).mean(dim=0) for n in sorted(maps, reverse=True)]
@@ -98,13 +98,25 @@ def eager_features(
     kept: list[Tensor] = []
     layer = find_feature_block(model.unet, model.source).attn1
     hook = layer.register_forward_hook(lambda _layer, _inputs, output: kept.append(output))
-    _run(model, frame, timestep, noise_seed)
+    run_model(model, frame, timestep, noise_seed)
     hook.remove()
     return [kept[0].float().cpu().numpy()]
 
 
-def _run(model: "LoadedModel", frame: "NDArray[np.uint8]", timestep: int, noise_seed: int | None) -> None:
-    """One pass of the model's own U-Net on frames uint8 [B, H, W, 3] BGR; see `eager_maps`."""
+def run_model(
+    model: "LoadedModel",
+    frame: "NDArray[np.uint8]",
+    timestep: int,
+    noise_seed: int | None,
+    prompt: Tensor | None = None,
+    pooled: Tensor | None = None,
+) -> None:
+    """One pass of the model's own U-Net on frames uint8 [B, H, W, 3] BGR; see `eager_maps`.
+
+    `prompt`: embedding [1, tokens, channels], and `pooled` [1, channels], in place of the model's own prompt.
+    """
+    embedding = model.prompt_embedding if prompt is None else prompt
+    _, height, width, _ = frame.shape
     # torch needs positive strides, so the reversed view is copied.
     rgb = torch.from_numpy(frame[..., ::-1].copy()).permute(0, 3, 1, 2)
     device = model.vae.device
@@ -117,10 +129,10 @@ def _run(model: "LoadedModel", frame: "NDArray[np.uint8]", timestep: int, noise_
             noise = fixed_noise(noise_seed, *latent.shape[1:]).to(latent)
             latent = noise_scheduler(model).add_noise(latent, noise, torch.tensor([timestep]))
         dtype = model.unet.dtype
-        conditions = added_conditions(model, *frame.shape[1:3]) or {}
+        conditions = added_conditions(model, height, width, pooled) or {}
         model.unet(
             latent.to(dtype),
             timestep,
-            encoder_hidden_states=model.prompt_embedding.to(device, dtype).expand(len(frame), -1, -1),
+            encoder_hidden_states=embedding.to(device, dtype).expand(len(frame), -1, -1),
             added_cond_kwargs={name: value.to(device).expand(len(frame), -1) for name, value in conditions.items()},
         )

@@ -25,6 +25,7 @@ from export.commands.options import (
     read_size,
     read_thresholds,
     read_weights,
+    read_words,
 )
 from export.commands.report import report
 from export.heads.registry import HEADS
@@ -79,6 +80,10 @@ def export_model(
         typer.Option(metavar="T", help=f"Diffusion timestep of the one U-Net pass.  [default: {_TIMESTEPS}]"),
     ] = None,
     prompt: Annotated[str, typer.Option(help="Text prompt, a constant of the engine.")] = "",
+    words: Annotated[
+        str | None,
+        typer.Option(metavar="WORD,WORD,...", help="Words that segments may be called; the U-Net runs a second time."),
+    ] = None,
     threshold: Annotated[
         str | None,
         typer.Option(metavar="T,T,...", help="Default KL thresholds, one per iteration; the model's if left out."),
@@ -143,6 +148,7 @@ def export_model(
             weights=read_weights(weights),
             solver=solver,
             target=target,
+            words=read_words(words),
         )
         check_extra("export")
         check_request(request)

@@ -81,6 +81,11 @@ def read_thresholds(text: str | None) -> tuple[float, ...] | None:
     return thresholds
 
 
+def read_words(text: str | None) -> tuple[str, ...]:
+    """`sky,a red car` → words. What they may be is checked where they are used."""
+    return () if text is None else tuple(" ".join(word.split()) for word in text.split(","))
+
+
 def read_weights(text: str) -> Weighting:
     """A rule's name, or `1,0,0,0` → numbers. Raises DiffSegError for anything else."""
     from runtime.pyramid.weights import as_weights

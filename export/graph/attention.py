@@ -1,5 +1,6 @@
 """Attention layers rewritten for export: self-attention that exposes its map, cross-attention on a constant prompt."""
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from export.model.families import BLOCKS
+from runtime.errors import DiffSegError
 
 if TYPE_CHECKING:
     from diffusers.models.attention_processor import Attention
@@ -31,7 +33,7 @@ class MapCollector:
         self.add_mean(probabilities.mean(dim=1, dtype=torch.float32))
 
     def add_mean(self, maps: Tensor) -> None:
-        """Keep a mean over heads, float32 [B, n, n]."""
+        """Keep a mean over heads, float32 [B, n, n], or of cross-attention [P, B, tokens, n]."""
         self._maps.setdefault(maps.shape[-1], []).append(maps)
 
     def wants(self, layer: str) -> bool:
@@ -107,9 +109,10 @@ class ExposedSelfAttention(nn.Module):
             _split_heads(linear(hidden_states), self.heads) for linear in (self.to_q, self.to_k, self.to_v)
         )
         query, key = shift_logits(query, key)
-        if self.collector is not None and self.target == "cpu" and query.shape[2] >= LARGE:
+        if self.target == "cpu" and query.shape[2] >= LARGE:
             context, mean = attend_by_head(query, key, value)
-            self.collector.add_mean(mean)
+            if self.collector is not None:
+                self.collector.add_mean(mean)
         else:
             context, probabilities = attend(query, key, value)
             if self.collector is not None:
@@ -118,13 +121,18 @@ class ExposedSelfAttention(nn.Module):
 
 
 class PromptCrossAttention(nn.Module):
-    """diffusers' cross-attention on a fixed prompt: keys and values are constants of the graph."""
+    """diffusers' cross-attention on fixed prompts: keys and values are constants of the graph."""
 
     key: Tensor
     value: Tensor
 
-    def __init__(self, attention: "Attention", prompt: Tensor) -> None:
+    def __init__(self, attention: "Attention", prompt: Tensor, collector: MapCollector | None = None) -> None:
+        """`prompt`: [P, tokens, channels], P = 1 if several are not needed. `collector`: gets the map, if there is one.
+
+        The pictures of each prompt come one after the other.
+        """
         super().__init__()
+        self.collector = collector
         self.heads: int = attention.heads
         self.to_q, self.to_out = attention.to_q, attention.to_out[0]
         with torch.no_grad():
@@ -138,7 +146,14 @@ class PromptCrossAttention(nn.Module):
     def forward(self, hidden_states: Tensor, **_: Any) -> Tensor:
         """hidden_states [B, n, C] → [B, n, C]."""
         query = _split_heads(self.to_q(hidden_states), self.heads)
-        context, _probabilities = attend(query, self.key, self.value)
+        if len(self.key) == 1 and self.collector is None:
+            context, _probabilities = attend(query, self.key, self.value)
+        else:  # [P, B, heads, n, d]
+            prompts = query.unflatten(0, (len(self.key), -1))
+            context, probabilities = attend(prompts, self.key[:, None], self.value[:, None])
+            context = context.flatten(0, 1)
+            if self.collector is not None:
+                self.collector.add_mean(probabilities.mean(dim=2).transpose(-1, -2))
         return self.to_out(context.transpose(1, 2).flatten(2))
 
 
@@ -160,3 +175,38 @@ def is_plain(attention: "Attention") -> bool:
         and not attention.residual_connection
         and attention.rescale_output_factor == 1.0
     )
+
+
+def expose_attention(
+    unet: Any,
+    prompt: Tensor,
+    collector: MapCollector | None,
+    target: str = "gpu",
+    words: MapCollector | None = None,
+) -> None:
+    """Replace the attention layers of every transformer block.
+
+    `prompt`: [P, tokens, channels]. `collector`, `words`: where the maps of self-attention and of cross-attention go.
+    Raises DiffSegError for a layer that the rewritten ones do not replace.
+    """
+    for name, block in list(unet.named_modules()):
+        if not hasattr(block, "attn1"):
+            continue
+        for attention in (block.attn1, block.attn2):
+            if attention is not None and not is_plain(attention):
+                raise DiffSegError(
+                    f"the attention layer in {name} has norms or residuals of its own; supported: the plain "
+                    "attention of Stable Diffusion"
+                )
+        if words is not None and block.attn2 is None:
+            raise DiffSegError(f"--words: the block {name} has no cross-attention; leave that option out")
+        kept, seen = (one if one is not None and one.wants(name) else None for one in (collector, words))
+        block.attn1 = ExposedSelfAttention(block.attn1, kept, target)
+        if block.attn2 is not None:
+            block.attn2 = PromptCrossAttention(block.attn2, prompt, seen)
+
+
+def grid_of(tokens: int, height: int, width: int) -> tuple[int, int]:
+    """(h, w) of the tokens of a [height, width] frame: the grid has the frame's proportions."""
+    h = round(math.sqrt(tokens * height / width))
+    return h, tokens // h

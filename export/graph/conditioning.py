@@ -19,23 +19,46 @@ class _NoTimeEmbedding(nn.Module):
         return None
 
 
-def added_conditions(model: "LoadedModel", height: int, width: int) -> dict[str, Tensor] | None:
-    """The further conditions of Stable Diffusion XL: pooled prompt [1, channels] and time ids [1, 6], float32.
+class _BiasedByPrompt(nn.Module):
+    """A convolution [P·B, …] with one bias for each of P prompts, which all have B pictures one after the other."""
+
+    biases: Tensor
+
+    def __init__(self, convolution: nn.Conv2d, biases: Tensor) -> None:
+        """`biases`: [P, channels], in place of the convolution's own."""
+        super().__init__()
+        self.convolution = convolution
+        convolution.bias = None
+        self.register_buffer("biases", biases[:, None, :, None, None])
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """[P·B, C, h, w] → [P·B, channels, h, w]."""
+        found = self.convolution(hidden_states).unflatten(0, (len(self.biases), -1))
+        return (found + self.biases).flatten(0, 1)
+
+
+def added_conditions(
+    model: "LoadedModel", height: int, width: int, pooled: Tensor | None = None
+) -> dict[str, Tensor] | None:
+    """The further conditions of Stable Diffusion XL: pooled prompts [P, channels] and time ids [P, 6], float32.
 
     The ids are the picture's original size, the corner of its crop and its target size (SDXL paper, section 2.2):
-    here those of a whole frame. None for families without these conditions.
+    here those of a whole frame. `pooled`: in place of the model's own prompt, where P is 1. None for families without
+    these conditions.
     """
-    if model.pooled_embedding is None:
+    pooled = model.pooled_embedding if pooled is None else pooled
+    if pooled is None:
         return None
     time_ids = torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32)
-    return {"text_embeds": model.pooled_embedding, "time_ids": time_ids}
+    return {"text_embeds": pooled, "time_ids": time_ids.expand(len(pooled), -1)}
 
 
 def fold_timestep(unet: Any, timestep: int, conditions: dict[str, Tensor] | None = None) -> None:
     """Make the timestep a constant: add each residual block's time projection to the bias of a convolution.
 
-    `conditions`: see `added_conditions`; they are part of the time embedding. The sum is computed in float32 and
-    rounded once, to the type of the bias. Raises DiffSegError for blocks that use the time in another way.
+    `conditions`: see `added_conditions`; they are part of the time embedding. Where they are of several prompts, the
+    U-Net takes the pictures of each prompt one after the other. The sum is computed in float32 and rounded once, to the
+    type of the bias. Raises DiffSegError for blocks that use the time in another way.
     """
     sample = torch.zeros(1, 1)  # float32: diffusers reads its type and batch only
     unet.time_embedding.float()
@@ -56,9 +79,13 @@ def fold_timestep(unet: Any, timestep: int, conditions: dict[str, Tensor] | None
                 f"residual block {name} conditions on time by '{block.time_embedding_norm}'; supported: 'default'"
             )
         activated = embedding if block.skip_time_act else block.nonlinearity(embedding)
-        shift = functional.linear(activated, projection.weight.float(), projection.bias.float())[0]
+        shift = functional.linear(activated, projection.weight.float(), projection.bias.float())
         bias = block.conv1.bias
-        block.conv1.bias = nn.Parameter((bias.float() + shift).to(bias.dtype), requires_grad=False)
+        biases = (bias.float() + shift).to(bias.dtype)
+        if len(biases) == 1:
+            block.conv1.bias = nn.Parameter(biases[0], requires_grad=False)
+        else:
+            block.conv1 = _BiasedByPrompt(block.conv1, biases)
         block.time_emb_proj = None
     unet.time_embedding, unet.time_embed_act = _NoTimeEmbedding(), None
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from export.graph.network import UNetPass, expose_attention, grid_of
+from export.graph.attention import expose_attention, grid_of
+from export.graph.network import UNetPass
 from runtime.engine.spec import Level
 from runtime.errors import DiffSegError
 

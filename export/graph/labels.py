@@ -249,8 +249,11 @@ class FrameToLabels(nn.Module):
     def forward(self, frame: Tensor, thresholds: Tensor) -> tuple[Tensor, ...]:
         """frame uint8 [B, H, W, 3] BGR and thresholds float32 [iterations] → labels [B, H, W], segments int32 [B].
 
-        The pyramid follows: being an output while it is traced gives its values names in the graph.
+        The words' maps follow, if the network gives them, and the pyramid: being an output while it is traced gives its
+        values names in the graph.
         """
+        found = self.network(frame)
+        levels = len(self.head.shapes)
         # Always float32: half precision does not resolve the divergences of similar maps.
-        pyramid = [level.float() for level in self.network(frame)]
-        return *self.head(pyramid, thresholds), *pyramid
+        pyramid = [level.float() for level in found[:levels]]
+        return *self.head(pyramid, thresholds), *found[levels:], *pyramid

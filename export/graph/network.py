@@ -1,17 +1,16 @@
 """Frame → pyramid as one torch module: VAE encoder, one U-Net pass, self-attention maps averaged per resolution."""
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from export.graph.attention import ExposedSelfAttention, MapCollector, PromptCrossAttention, is_plain
+from export.graph.attention import ExposedSelfAttention, MapCollector, expose_attention, grid_of
 from export.graph.conditioning import added_conditions, fixed_noise, fold_timestep, noise_constants
+from export.graph.words import WordsPass
 from export.model.families import BLOCKS, vae_stride
 from runtime.engine.spec import Level
-from runtime.errors import DiffSegError
 
 if TYPE_CHECKING:
     from export.model.load import LoadedModel
@@ -58,8 +57,11 @@ class UNetPass(nn.Module):
         if self.encoder_dtype != torch.float32:
             rewrite_encoder_attention(self.encoder)
 
-    def run(self, frame: Tensor) -> None:
-        """Run frames uint8 [B, H, W, 3] BGR through the U-Net; what is wanted of it is kept by its layers."""
+    def run(self, frame: Tensor) -> Tensor:
+        """Run frames uint8 [B, H, W, 3] BGR through the U-Net; what is wanted of it is kept by its layers.
+
+        Returns the latent that the U-Net got, [B, C, h, w].
+        """
         # Cast first: TensorRT accepts uint8 only at the graph's edge.
         image = frame.float().flip(-1).permute(0, 3, 1, 2) / 127.5 - 1.0
         latent = self.encoder(image.to(self.encoder_dtype))
@@ -69,13 +71,16 @@ class UNetPass(nn.Module):
         latent = latent[:, : self.latent_channels] * self.latent_factor
         if self.noise is not None:
             latent = latent + self.noise.to(latent.dtype)
-        self.unet(latent.to(self.dtype), 0, encoder_hidden_states=None)
+        latent = latent.to(self.dtype)
+        self.unet(latent, 0, encoder_hidden_states=None)
+        return latent
 
 
 class FrameToPyramid(UNetPass):
     """DiffSeg's network (paper section 3.2): uint8 frames [B, H, W, 3] BGR → attention maps, finest first.
 
-    Each map is float32 [B, n, n], mean over heads and over the layers of its resolution; rows sum to 1.
+    Each map is float32 [B, n, n], mean over heads and over the layers of its resolution; rows sum to 1. If the model
+    has words, their maps follow (`export.graph.words`), one float32 [B, words, h, w] per resolution.
     Takes the model's modules and rewrites them in place: do not use the model afterwards.
     """
 
@@ -95,33 +100,21 @@ class FrameToPyramid(UNetPass):
         takes it (Stable Diffusion XL) or noise is added. `noise_seed`: of that noise, None for no noise. `target`: gpu
         or cpu, for which the attention is written. Raises DiffSegError for layers that cannot be rewritten.
         """
+        # Before the U-Net is rewritten, whose weights the words' pass shares.
+        native = (model.native_size, model.native_size)
+        words = None if model.words is None else WordsPass(model, timestep, blocks, size or native, target)
         super().__init__(model, timestep, size=size, noise_seed=noise_seed)
+        self.words = words
         self.collector = MapCollector(blocks)
         expose_attention(self.unet, model.prompt_embedding, self.collector, target)
 
     def forward(self, frame: Tensor) -> tuple[Tensor, ...]:
-        """frame: uint8 [B, H, W, 3] BGR → one float32 [B, n, n] per resolution, finest first."""
-        self.run(frame)
+        """frame: uint8 [B, H, W, 3] BGR → one float32 [B, n, n] per resolution, finest first; then the words' maps."""
+        latent = self.run(frame)
         maps = self.collector.take()
         # A sum, not a stack: at 64×64 every copy of a map is 64 MB.
-        return tuple(sum(maps[n][1:], maps[n][0]) / len(maps[n]) for n in sorted(maps, reverse=True))
-
-
-def expose_attention(unet: Any, prompt: Tensor, collector: MapCollector | None, target: str = "gpu") -> None:
-    """Replace the attention layers of every transformer block; self-attention maps go to `collector`, if any."""
-    for name, block in list(unet.named_modules()):
-        if not hasattr(block, "attn1"):
-            continue
-        for attention in (block.attn1, block.attn2):
-            if attention is not None and not is_plain(attention):
-                raise DiffSegError(
-                    f"the attention layer in {name} has norms or residuals of its own; supported: the plain "
-                    "attention of Stable Diffusion"
-                )
-        wanted = collector if collector is not None and collector.wants(name) else None
-        block.attn1 = ExposedSelfAttention(block.attn1, wanted, target)
-        if block.attn2 is not None:
-            block.attn2 = PromptCrossAttention(block.attn2, prompt)
+        pyramid = tuple(sum(maps[n][1:], maps[n][0]) / len(maps[n]) for n in sorted(maps, reverse=True))
+        return pyramid if self.words is None else (*pyramid, *self.words(latent))
 
 
 class EncoderAttention(nn.Module):
@@ -166,9 +159,3 @@ def pyramid_levels(network: FrameToPyramid, height: int, width: int) -> tuple[Le
         Level(*grid_of(n, height, width), layers)
         for n, layers in sorted(network.collector.layers.items(), reverse=True)
     )
-
-
-def grid_of(tokens: int, height: int, width: int) -> tuple[int, int]:
-    """(h, w) of the tokens of a [height, width] frame: the grid has the frame's proportions."""
-    h = round(math.sqrt(tokens * height / width))
-    return h, tokens // h

@@ -61,7 +61,7 @@ def attention_part(path: Path, spec: EngineSpec) -> Iterator[Path]:
             waiting += [value.producer() for value in node.inputs if value is not None]
     model.graph.remove([node for node in model.graph if node not in needed])
     del model.graph.inputs[1:]
-    model.metadata_props[METADATA_KEY] = replace(spec, head="attention").to_json()
+    model.metadata_props[METADATA_KEY] = replace(spec, head="attention", words=()).to_json()
     part = path.with_name(f".{uuid.uuid4().hex}.onnx")
     try:
         onnx_ir.save(model, part)

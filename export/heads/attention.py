@@ -24,10 +24,13 @@ def assemble(network: nn.Module, spec: EngineSpec) -> nn.Module:
 
 
 def compare(path: Path, start: Callable[[Path], Engine], reference: Reference) -> list[Check]:
-    """The maps, and the labels that the merge core makes of them."""
+    """The maps, those of words too, and the labels that the merge core makes of the maps."""
+    from export.check.words import compare_words
+
     engine = start(path)
-    maps = engine.infer(reference.frames)
-    checks = compare_maps(engine.spec, maps, reference)
+    found = engine.infer(reference.frames)
+    maps, words = found[: len(engine.spec.levels)], found[len(engine.spec.levels) :]
+    checks = compare_maps(engine.spec, maps, reference) + compare_words(engine.spec, words, reference)
     if not all(check.finite for check in checks):
         return [*checks]  # maps that are not finite have no labels
     labels = compare_labels(engine.spec, lambda threshold: core_labels(engine.spec, maps, threshold), reference)

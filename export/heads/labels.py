@@ -28,16 +28,19 @@ def assemble(network: nn.Module, spec: EngineSpec) -> nn.Module:
 
 
 def compare(path: Path, start: Callable[[Path], Engine], reference: Reference) -> list[Check]:
-    """The maps inside the graph, and the labels.
+    """The maps inside the graph, the words' maps, and the labels.
 
     The labels alone would hide many faults: different maps often give the same labels.
     """
+    from export.check.words import compare_words
     from export.graph.onnx_file import attention_part
 
     engine = start(path)
     spec = engine.spec
+    words = engine.infer(reference.frames)[2:] if spec.words else []
     with attention_part(path, spec) as part:
         checks = compare_maps(spec, start(part).infer(reference.frames), reference)
+    checks += compare_words(spec, words, reference)
     if not all(check.finite for check in checks):
         return [*checks]  # maps that are not finite have no labels
 

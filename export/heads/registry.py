@@ -51,7 +51,8 @@ HEADS: tuple[HeadGraph, ...] = (
         "features",
         "features for the solver ncut",
         "export.heads.features",
-        dict.fromkeys(("blocks", "thresholds", "grid", "weights"), "features are cut, and no maps are merged"),
+        dict.fromkeys(("blocks", "thresholds", "grid", "weights"), "features are cut, and no maps are merged")
+        | {"words": "it gives no maps"},
         reads="features",
         timestep=50,
         noise_seed=0,

@@ -1,7 +1,7 @@
 """Loads U-Net, VAE encoder and the prompt's embedding, in the target precision."""
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from export.model.checkpoint import AGAIN
 from export.model.families import Config, Family, TextPart, check_frame_size, frame_stride, native_size
 from export.model.source import ModelSource, find_model, first_line, read_config
+from export.model.words import Places, PromptWords, place_words
 from runtime.errors import DiffSegError
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ class LoadedModel:
 
     `prompt_embedding`: float32 [1, tokens, channels]; `pooled_embedding`: float32 [1, channels], None for a family
     without one. `schedule`: the scheduler's configuration, None if the model has none. `source`, `revision`: of the
-    model, for the sidecar. `vae_source`: name of the VAE that replaced the model's own, None for its own.
+    model, for the sidecar. `vae_source`: name of the VAE that replaced the model's own, None for its own. `words`: of
+    the second pass, None for no words.
     """
 
     unet: Any
@@ -35,6 +37,7 @@ class LoadedModel:
     source: str
     revision: str | None
     vae_source: str | None = None
+    words: PromptWords | None = None
 
     @property
     def stride(self) -> int:
@@ -57,13 +60,14 @@ def load_model(
     size: tuple[int, int] | None = None,
     vae: str | None = None,
     config: str | None = None,
+    words: Sequence[str] = (),
 ) -> LoadedModel:
     """Load `model`, a diffusers folder, hub id or checkpoint file, in the target precision.
 
     `precision`: fp32, fp16 or bf16, the type of the weights. `storage`: a precision to which they are rounded first,
     so that a compact engine stores them exactly. `size`: (height, width) of the frames, None for no check of the size.
     `vae`: another VAE, folder or hub id. `config`: folder or hub id with a checkpoint file's configuration and
-    tokenizer.
+    tokenizer. `words`: of the second pass, as `runtime.engine.fields.words` takes them.
 
     Raises DiffSegError, before any weight is loaded, when there is no such model, it is incomplete, its family is not
     supported or the size does not fit.
@@ -75,7 +79,7 @@ def load_model(
 
     dtype = getattr(torch, PRECISIONS[precision])
     quiet_libraries()
-    prompt_embedding, pooled_embedding = _embed_prompt(source, prompt)
+    prompt_embedding, pooled_embedding, prompt_words = _embed_prompts(source, prompt, tuple(words))
     unet = _load_unet(source, dtype)
     encoder = _load_vae(source, dtype)
     for module in (unet, encoder):
@@ -93,6 +97,7 @@ def load_model(
         source=source.name,
         revision=source.revision,
         vae_source=source.vae_name,
+        words=prompt_words,
     )
 
 
@@ -198,14 +203,18 @@ def _attempt(load: Callable[[], Any], where: str) -> Any:
         ) from None
 
 
-def _embed_prompt(source: ModelSource, prompt: str) -> "tuple[torch.Tensor, torch.Tensor | None]":
-    """The prompt's embedding, as the family's pipeline computes it, and the pooled embedding: both float32.
+def _embed_prompts(
+    source: ModelSource, prompt: str, words: tuple[str, ...]
+) -> "tuple[torch.Tensor, torch.Tensor | None, PromptWords | None]":
+    """The prompt's embedding, as the family's pipeline computes it, and the pooled embedding; those of the words.
 
-    The text encoders are loaded one after the other and freed on return.
+    All are float32. The text encoders are loaded one after the other and freed on return.
     """
     import torch
 
-    states, pooled = [], None
+    states: list[list[torch.Tensor]] = []  # of each prompt, by each encoder
+    pooled: list[torch.Tensor | None] = []
+    places: Places = ()
     whole = None
     for text in source.family.text:
         tokenizer = _load_tokenizer(source, text)
@@ -223,13 +232,25 @@ def _embed_prompt(source: ModelSource, prompt: str) -> "tuple[torch.Tensor, torc
             raise DiffSegError(
                 f"--prompt has {found - 2} tokens, the {text.encoder} of this model takes {length - 2}; shorten it"
             )
-        tokens = tokenizer(prompt, padding="max_length", max_length=length, return_tensors="pt")
-        with torch.no_grad():
-            output = encoder(tokens.input_ids, output_hidden_states=text.hidden is not None)
-        states.append(output.last_hidden_state if text.hidden is None else output.hidden_states[text.hidden])
-        pooled = getattr(output, "text_embeds", None)
-    embedding = torch.cat(states, dim=-1).float()
-    return embedding, pooled.float() if source.family.addition and pooled is not None else None
+        prompts, placed = place_words(words, tokenizer, length) if words else ([], ())
+        if places and placed != places:
+            raise DiffSegError("--words: the model's two tokenizers split these words in different ways; reword them")
+        places = placed
+        states, pooled = states or [[] for _ in (prompt, *prompts)], []
+        for known, each in zip(states, (prompt, *prompts), strict=True):
+            tokens = tokenizer(each, padding="max_length", max_length=length, return_tensors="pt")
+            with torch.no_grad():
+                output = encoder(tokens.input_ids, output_hidden_states=text.hidden is not None)
+            known.append(output.last_hidden_state if text.hidden is None else output.hidden_states[text.hidden])
+            pooled.append(getattr(output, "text_embeds", None))
+    embedding, *others = (torch.cat(known, dim=-1).float() for known in states)
+    if not source.family.addition:
+        pooled = []
+    of_all = [one.float() for one in pooled if one is not None]
+    found_words = None
+    if words:
+        found_words = PromptWords(words, places, torch.cat(others), torch.cat(of_all[1:]) if of_all else None)
+    return embedding, of_all[0] if of_all else None, found_words
 
 
 def _load_tokenizer(source: ModelSource, text: TextPart) -> Any:

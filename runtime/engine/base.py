@@ -50,7 +50,7 @@ class Engine(ABC):
 
         Returns the head's outputs in the order of the spec: for `attention` one float [B, n, n] per level, finest
         first; for `labels` the labels [B, H, W], uint8 or int32, and the number of proposals int32 [B]; for `features`
-        one float [B, n, C].
+        one float [B, n, C]. If the engine has words, their maps float32 [B, words, h, w] follow, one per level.
         `thresholds`, `inputs`: the head's further inputs by name (`runtime.engine.heads`); None takes the engine's own
         values. The head `labels` takes `thresholds`, one per iteration in the graph.
         Raises DiffSegError when the frames have another shape or type, when the head takes no such input or another
@@ -136,9 +136,18 @@ def rebuild_command(spec: EngineSpec, options: str) -> str:
         f"--vae {spec.vae}": spec.vae is not None,
         f"--target {spec.target}": spec.target != "gpu",
         f"--solver {spec.solver}": spec.solver != "merge",
+        f"--words {shlex.quote(','.join(spec.words))}": bool(spec.words),
     }
     kept = " ".join(option for option, differs in differs_from_default.items() if differs)
     return f"'python -m export {spec.source} --head {spec.head} {kept} {options} --output engines/NAME'"
+
+
+def no_words(spec: EngineSpec) -> str:
+    """What a message says of an engine without words where one with them was expected."""
+    return (
+        "expected an engine with words, found one without; "
+        f"'python -m export {spec.source} --words sky,tree --output engines/NAME' makes one"
+    )
 
 
 def check_count(name: str, value: object) -> None:

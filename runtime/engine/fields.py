@@ -3,7 +3,10 @@
 import math
 from typing import Any
 
+from runtime.outputs.categories import UNNAMED
+
 LARGEST_SIDE, LARGEST_COUNT, LONGEST_TEXT, LONGEST_LIST = 1 << 16, 1 << 16, 1 << 16, 1000
+LONGEST_WORD, MOST_WORDS = 1000, 255  # a picture of 8 bits has an index for each word, and 0 for none
 
 
 def refuse_constant(name: str) -> float:
@@ -38,3 +41,20 @@ def items(name: str, value: Any) -> list[Any]:
     if not isinstance(value, list) or len(value) > LONGEST_LIST:
         raise TypeError(f"{name}: expected a list, found {repr(value)[:80]}")
     return value
+
+
+def words(name: str, value: Any) -> tuple[str, ...]:
+    """Words that segments may be called: each once (whatever its case), not empty, and not "segment"."""
+    found = tuple(text(name, word, LONGEST_WORD) for word in items(name, value))
+    if len(found) > MOST_WORDS:
+        raise ValueError(f"{name}: expected at most {MOST_WORDS} words, found {len(found)}")
+    seen: set[str] = set()
+    for word in found:
+        if not word.isprintable() or word != " ".join(word.split()) or not word or "," in word:
+            raise ValueError(f"{name}: expected words that are not empty, without commas, found {word!r}")
+        if word.casefold() in seen:
+            raise ValueError(f"{name}: expected each word once, found {word!r} twice")
+        seen.add(word.casefold())
+    if UNNAMED in seen:
+        raise ValueError(f"{name}: {UNNAMED!r} is what segments without a word are called; choose another word")
+    return found

@@ -16,6 +16,8 @@ class Map(Protocol):
     @property
     def output(self) -> str: ...
     @property
+    def word_output(self) -> str: ...
+    @property
     def height(self) -> int: ...
     @property
     def width(self) -> int: ...
@@ -36,6 +38,8 @@ class Described(Protocol):
     def thresholds(self) -> tuple[float, ...]: ...
     @property
     def channels(self) -> int | None: ...
+    @property
+    def words(self) -> tuple[str, ...]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +81,22 @@ class Head:
 
 
 def _map_outputs(spec: Described) -> dict[str, Shape]:
-    """One attention map [B, h·w, h·w] per level, finest first."""
+    """One attention map [B, h·w, h·w] per level, finest first; and the words' maps."""
     sizes = {level.output: level.height * level.width for level in spec.levels}
-    return {name: (spec.batch, size, size) for name, size in sizes.items()}
+    maps: dict[str, Shape] = {name: (spec.batch, size, size) for name, size in sizes.items()}
+    return maps | _word_outputs(spec)
 
 
 def _label_outputs(spec: Described) -> dict[str, Shape]:
-    """The labels [B, H, W] and the number of proposals [B]."""
-    return {"labels": (spec.batch, spec.height, spec.width), "segments": (spec.batch,)}
+    """The labels [B, H, W] and the number of proposals [B]; and the words' maps."""
+    return {"labels": (spec.batch, spec.height, spec.width), "segments": (spec.batch,)} | _word_outputs(spec)
+
+
+def _word_outputs(spec: Described) -> dict[str, Shape]:
+    """For an engine with words, their maps [B, words, h, w] per level, finest first."""
+    if not spec.words:
+        return {}
+    return {level.word_output: (spec.batch, len(spec.words), level.height, level.width) for level in spec.levels}
 
 
 def _feature_outputs(spec: Described) -> dict[str, Shape]:

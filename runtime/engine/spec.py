@@ -30,6 +30,11 @@ class Level:
         """Name of the engine's output that carries this level."""
         return f"attention_{self.height}x{self.width}"
 
+    @property
+    def word_output(self) -> str:
+        """Name of the output with the words' maps of this resolution, of an engine with words."""
+        return f"words_{self.height}x{self.width}"
+
 
 @dataclass(frozen=True, slots=True)
 class PlanInfo:
@@ -143,6 +148,7 @@ class EngineSpec:
         channels: numbers per token, of the head `features`; None for other heads.
         vae: the autoencoder that replaced the model's own; None for the model's own.
         target: what the attention in the graph is written for: gpu or cpu.
+        words: those whose maps the engine also gives, in the order of the maps; empty for none.
         producer: versions of the programs that wrote the file, by name.
         schema: version of these fields.
         plan: what only a plan has; None for an ONNX engine.
@@ -169,6 +175,7 @@ class EngineSpec:
     channels: int | None = None
     vae: str | None = None
     target: str = "gpu"
+    words: tuple[str, ...] = ()
     producer: Mapping[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
     plan: PlanInfo | None = None
@@ -178,12 +185,19 @@ class EngineSpec:
         """Names of the engine's outputs, in order, as its head defines them."""
         return tuple(HEADS[self.head].outputs(self))
 
+    @property
+    def word_outputs(self) -> tuple[str, ...]:
+        """Names of the outputs with the words' maps, finest first: the last of `outputs`, where there are words."""
+        return tuple(level.word_output for level in self.levels) if self.words else ()
+
     def to_json(self) -> str:
         """The text of the sidecar; `from_json` reads it."""
         data = asdict(self)
         for name in ("plan", "channels"):  # what few engines have
             if data[name] is None:
                 del data[name]
+        if not self.words:
+            del data["words"]
         return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
@@ -282,6 +296,7 @@ def _checked(data: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
         raise TypeError(f"producer: expected an object, found {producer!r}")
     for name, version in producer.items():
         checked.text("producer", name), checked.text("producer", version)
+    found["words"] = checked.words("words", found.get("words", []))
     if found.get("plan") is not None:
         found["plan"] = PlanInfo.from_data(found["plan"])
     return found

@@ -7,9 +7,13 @@ from collections.abc import Callable
 from ctypes import POINTER, c_char_p, c_int32, c_int64, c_uint8, c_uint16, c_uint64, c_void_p
 from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from runtime.errors import DiffSegError
 from runtime.gpu import driver
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 ON_GPU = (2, 13)  # DLPack's numbers: CUDA memory, and managed memory, which both sides read
 DEFAULT_STREAM = 1  # as DLPack and the CUDA array interface say it
@@ -62,6 +66,23 @@ class _Tensor(ctypes.Structure):
 
 class _Managed(ctypes.Structure):
     _fields_ = (("tensor", _Tensor), ("context", c_void_p), ("deleter", c_void_p))
+
+
+def to_host(array: DeviceArray) -> NDArray[Any]:
+    """A copy of a float32 array on the host, once what is under way on the GPU has written it.
+
+    Raises DiffSegError where the array is of another type, or the GPU failed.
+    """
+    import numpy as np
+
+    if array.dtype != "float32":
+        raise DiffSegError(f"expected an array float32 on the GPU, found {array.dtype}; export the engine again")
+    found = np.empty(array.shape, np.float32)
+    card = driver.gpu(array.device or 0)
+    card.wait()
+    card.use()
+    driver.download(found.ctypes.data, array.pointer, found.nbytes)
+    return found
 
 
 def device_array(array: Any, name: str, stream: int = 0) -> DeviceArray | None:

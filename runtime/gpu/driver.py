@@ -100,6 +100,12 @@ def device_of(pointer: int) -> int | None:
     return None if unknown or number.value < 0 else number.value
 
 
+def download(to: int, source: int, size: int) -> None:
+    """Copy `size` bytes from the address `source` on the GPU in use to the host's address `to`, and wait for it."""
+    _call("cuMemcpyDtoHAsync_v2", to, source, size, None)  # on the default stream
+    _call("cuCtxSynchronize")
+
+
 @lru_cache(maxsize=64)
 def gpu(number: int) -> Gpu:
     """The GPU of that number. Raises DiffSegError without a driver or without that GPU."""

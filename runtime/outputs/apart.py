@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from runtime.outputs.draw import Draw
+    from runtime.words import Names
 
 TASK = "runtime.outputs.apart:serve_movie"
 MEMORY = 256  # bytes a pixel that an encoder may hold: x264 looks some 40 frames ahead
@@ -55,6 +56,20 @@ class MovieApart(Sink):
     ) -> NDArray[np.uint8]:
         """The drawn picture, uint8 [H, W, 3] BGR."""
         return self._draw(frame, labels, colours=colours)
+
+    def prepare_named(
+        self,
+        frame: NDArray[np.uint8],
+        labels: NDArray[np.int32],
+        colours: NDArray[np.uint8] | None,
+        names: Names | None,
+    ) -> NDArray[np.uint8]:
+        """The drawn picture; an overlay with the segments' words."""
+        from runtime.outputs.draw import draw_overlay
+
+        if self._draw is not draw_overlay:
+            return self.prepare(frame, labels, colours)
+        return draw_overlay(frame, labels, colours=colours, names=names)
 
     def write(self, number: int, time: Fraction, prepared: Any) -> Path:
         """Encode one picture, uint8 [H, W, 3] BGR, all of one size."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from runtime.errors import DiffSegError
+from runtime.outputs.categories import FIRST, categories, category_of
 from runtime.outputs.listing import Listing, ListSink
 
 if TYPE_CHECKING:
@@ -17,8 +18,9 @@ if TYPE_CHECKING:
     from runtime.outputs.form import ClipForm
     from runtime.outputs.sinks import Sink
     from runtime.outputs.target import Target
+    from runtime.words import Names
 
-CATEGORIES = [{"id": 1, "name": "segment", "supercategory": ""}]
+CATEGORY: dict[str, object] = {"supercategory": ""}
 
 
 def picture(target: Target) -> Sink:
@@ -30,11 +32,13 @@ def clip(target: Target, form: ClipForm, warn: Callable[[str], None]) -> Sink:
     """`<stem>_instances.json`, in the form of YouTube-VIS."""
     from runtime.outputs.tracks import TracksSink
 
-    return TracksSink(target.path("_instances.json"), target.key, describe, CATEGORIES)
+    return TracksSink(target.path("_instances.json"), target.key, describe, CATEGORY)
 
 
-def describe(labels: NDArray[np.int32]) -> list[dict[str, Any]]:
+def describe(labels: NDArray[np.int32], names: Names | None = None) -> list[dict[str, Any]]:
     """For every segment of labels int [H, W], not negative: `label`, `segmentation`, `area`, `bbox`, `iscrowd`.
+
+    With `names` also `category_id` and `score`.
 
     `segmentation` is pycocotools' compressed RLE, with `counts` as text; `bbox` is x, y, width, height.
     Raises DiffSegError where pycocotools is missing.
@@ -55,17 +59,18 @@ def describe(labels: NDArray[np.int32]) -> list[dict[str, Any]]:
             "area": int(area),
             "bbox": [int(number) for number in box],
             "iscrowd": 0,
+            **category_of(label, names),
         }
         for label, one, area, box in zip(present, encoded, areas, boxes, strict=True)
     ]
 
 
-def dataset(labels: NDArray[np.int32], name: str = "") -> dict[str, Any]:
+def dataset(labels: NDArray[np.int32], name: str = "", names: Names | None = None) -> dict[str, Any]:
     """The whole data set of one picture, as `pycocotools.coco.COCO.dataset` has it."""
-    entry = {"name": name, "size": list(labels.shape), "annotations": describe(labels)}
+    entry = {"name": name, "size": list(labels.shape), "annotations": describe(labels, names)}
     numbers = iter(range(1, len(entry["annotations"]) + 1))
     return {"images": list(_images(entry, 1, numbers)), "annotations": list(_annotations(entry, 1, numbers))} | {
-        "categories": CATEGORIES
+        "categories": categories(() if names is None else names.words, CATEGORY)
     }
 
 
@@ -85,8 +90,8 @@ def _run_lengths(labels: NDArray[np.int32]) -> tuple[list[int], list[list[int]]]
     return present.tolist(), counts
 
 
-def _entry(target: Target, labels: NDArray[np.int32]) -> dict[str, Any]:
-    return {"name": target.name, "size": list(labels.shape), "annotations": describe(labels)}
+def _entry(target: Target, labels: NDArray[np.int32], names: Names | None) -> dict[str, Any]:
+    return {"name": target.name, "size": list(labels.shape), "annotations": describe(labels, names)}
 
 
 def _images(entry: dict[str, Any], number: int, numbers: Iterator[int]) -> Iterable[dict[str, Any]]:
@@ -96,13 +101,13 @@ def _images(entry: dict[str, Any], number: int, numbers: Iterator[int]) -> Itera
 
 def _annotations(entry: dict[str, Any], number: int, numbers: Iterator[int]) -> Iterable[dict[str, Any]]:
     for annotation in entry["annotations"]:
-        yield {"id": next(numbers), "image_id": number, "category_id": 1, **annotation}
+        yield {"id": next(numbers), "image_id": number, "category_id": FIRST, **annotation}
 
 
 def _restored(name: str, size: list[int], annotations: list[dict[str, Any]]) -> dict[str, Any]:
-    keys = ("label", "segmentation", "area", "bbox", "iscrowd")
-    found = [{key: annotation[key] for key in keys} for annotation in annotations]
+    keys, optional = ("label", "segmentation", "area", "bbox", "iscrowd"), ("category_id", "score")
+    found = [{key: one[key] for key in keys} | {key: one[key] for key in optional if key in one} for one in annotations]
     return {"name": name, "size": size, "annotations": found}
 
 
-LISTING = Listing("instances", {"images": _images, "annotations": _annotations}, {"categories": CATEGORIES}, _restored)
+LISTING = Listing("instances", {"images": _images, "annotations": _annotations}, {}, _restored, "annotations", CATEGORY)

@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import cv2
 import numpy as np
 
+from runtime.outputs.lettering import write_names
 from runtime.outputs.palette import palette
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from runtime.words import Names
 
 
 class Draw(Protocol):
@@ -75,6 +78,7 @@ def draw_overlay(
     opacity: float = 0.5,
     *,
     colours: NDArray[np.uint8] | None = None,
+    names: Names | None = None,
 ) -> NDArray[np.uint8]:
     """The frame under its segments' colours, with white borders between them: uint8 [H, W, 3] BGR.
 
@@ -85,6 +89,7 @@ def draw_overlay(
         labels: integers [H, W], not negative.
         opacity: of the colours, from 0 (the frame alone) to 1 (colours alone).
         colours: see `paint`.
+        names: of the segments, each written where it is farthest from the segment's border.
 
     Raises:
         ValueError: if frame and labels are no arrays or differ in size, the opacity is not from 0 to 1, or a label has
@@ -101,7 +106,10 @@ def draw_overlay(
     cv2.addWeighted(frame, 1 - opacity, overlay, opacity, 0, dst=overlay)
     # About one pixel of border for every 400 of the frame, so that it shows at any size.
     edges = borders(labels, 1 + min(frame.shape[:2]) // 400).view(np.uint8)
-    return np.asarray(cv2.copyTo(np.full_like(overlay, 255), edges, overlay), np.uint8)
+    drawn = np.asarray(cv2.copyTo(np.full_like(overlay, 255), edges, overlay), np.uint8)
+    if names is not None:
+        write_names(drawn, labels, names)
+    return drawn
 
 
 def label_image(labels: NDArray[np.int32]) -> NDArray[np.uint8] | NDArray[np.uint16]:

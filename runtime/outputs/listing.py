@@ -12,11 +12,12 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any
 
 from runtime.errors import DiffSegError
 from runtime.files import OWN_JSON, part_path
+from runtime.outputs.categories import FIRST, Union, categories
 from runtime.outputs.failures import explain
 from runtime.outputs.journal import Journal, Lines, entries, scan
 from runtime.outputs.sinks import Sink, refuse_foreign
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from runtime.outputs.target import Target
+    from runtime.words import Names
 
 _END = b"\n}\n"  # of an assembled file
 
@@ -45,12 +47,16 @@ class Listing:
         sections: the lists in the assembled file, by their keys.
         rest: what else is in the file.
         restored: a picture's name, size and annotations → its entry.
+        segments: where an entry has a list of segments whose `category_id` follows its `words`, the key of that list.
+        category: what each category has beside its `id` and `name`, where there is such a list.
     """
 
     name: str
     sections: Mapping[str, Section]
     rest: Mapping[str, object]
     restored: Callable[[str, list[int], list[dict[str, Any]]], dict[str, Any]]
+    segments: str | None = None
+    category: Mapping[str, object] = field(default_factory=dict)
 
     def path(self, folder: Path) -> Path:
         """The assembled file."""
@@ -119,11 +125,12 @@ class Listing:
             parts: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in listed["images"]}
             for annotation in listed["annotations"]:
                 parts[annotation["image_id"]].append(annotation)
+            words = [one["name"] for one in listed.get("categories", ()) if one["id"] > FIRST]
             stems = Counter(image["file_name"].rpartition(".")[0] for image in listed["images"])
             for image in listed["images"]:
                 name, size = image["file_name"], [image["height"], image["width"]]
                 stem = name.rpartition(".")[0]
-                found = self.restored(name, size, parts[image["id"]])
+                found = {**({"words": words} if words else {}), **self.restored(name, size, parts[image["id"]])}
                 # The target has the suffix where there are others of its stem.
                 entries[image["id"]] = {"target": stem if stem and stems[stem] == 1 else name, **found}
         except OSError as error:
@@ -152,6 +159,7 @@ class Listing:
 
     def _assemble(self, journal: IO[bytes], part: Path) -> None:
         counting = scan(journal).counting()
+        union = Union()
         with part.open("wb") as out:
             out.write(b'{"info": ' + json.dumps(OWN_JSON | {"description": "segments of DiffSeg"}).encode())
             for key, section in self.sections.items():
@@ -159,11 +167,16 @@ class Listing:
                 inner = itertools.count(1)
                 separator = b"\n"
                 for number, entry in enumerate(entries(journal, counting), 1):
+                    if self.segments is not None:
+                        union.renumber(entry.get("words", ()), entry[self.segments])
                     for item in section(entry, number, inner):
                         out.write(separator + json.dumps(item, separators=(",", ":")).encode())
                         separator = b",\n"
                 out.write(b"\n]")
-            for key, value in self.rest.items():
+            rest = dict(self.rest)
+            if self.segments is not None:
+                rest["categories"] = categories(union.words, self.category)
+            for key, value in rest.items():
                 out.write(b',\n"%s": %s' % (key.encode(), json.dumps(value).encode()))
             out.write(_END)
 
@@ -172,9 +185,12 @@ class ListSink(Sink):
     """One line of a file that lists all pictures."""
 
     def __init__(
-        self, listing: Listing, target: Target, entry: Callable[[Target, NDArray[np.int32]], dict[str, Any]]
+        self,
+        listing: Listing,
+        target: Target,
+        entry: Callable[[Target, NDArray[np.int32], Names | None], dict[str, Any]],
     ) -> None:
-        """`entry`: what is listed of a picture with these labels."""
+        """`entry`: what is listed of a picture with these labels, and with words where it has them."""
         self.path = listing.path(target.folder)
         self._listing, self._target, self._entry = listing, target, entry
 
@@ -187,12 +203,19 @@ class ListSink(Sink):
         self, frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: NDArray[np.uint8] | None = None
     ) -> Any:
         """The line."""
-        return (
-            json.dumps(
-                {"target": self._target.key, **self._entry(self._target, labels)}, separators=(",", ":")
-            ).encode()
-            + b"\n"
-        )
+        return self.prepare_named(frame, labels, colours, None)
+
+    def prepare_named(
+        self,
+        frame: NDArray[np.uint8],
+        labels: NDArray[np.int32],
+        colours: NDArray[np.uint8] | None,
+        names: Names | None,
+    ) -> Any:
+        """The line."""
+        words = {} if names is None else {"words": names.words}
+        entry = {"target": self._target.key, **words, **self._entry(self._target, labels, names)}
+        return json.dumps(entry, separators=(",", ":")).encode() + b"\n"
 
     def write(self, number: int, time: Fraction, prepared: Any) -> Path:
         """Add the line to the journal."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from runtime.outputs.draw import Draw
+    from runtime.words import Names
 
 FINEST_TICK, USUAL_TICK = Fraction(1, 1_000_000), Fraction(1, 90_000)  # seconds
 HIGHEST_RATE = Fraction(1000)  # frames per second that are told to the encoder
@@ -73,11 +74,21 @@ class VideoSink(Sink):
         self, frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: NDArray[np.uint8] | None = None
     ) -> NDArray[np.uint8]:
         """The drawn picture, uint8 [H, W, 3] BGR."""
-        if self._draw is None:
-            from runtime.outputs.draw import draw_overlay
+        return self.prepare_named(frame, labels, colours, None)
 
-            self._draw = draw_overlay
-        return self._draw(frame, labels, colours=colours)
+    def prepare_named(
+        self,
+        frame: NDArray[np.uint8],
+        labels: NDArray[np.int32],
+        colours: NDArray[np.uint8] | None,
+        names: Names | None,
+    ) -> NDArray[np.uint8]:
+        """The drawn picture; an overlay with the segments' words."""
+        from runtime.outputs.draw import draw_overlay
+
+        if self._draw not in (None, draw_overlay):
+            return self._draw(frame, labels, colours=colours)
+        return draw_overlay(frame, labels, colours=colours, names=names)
 
     def write(self, number: int, time: Fraction, prepared: Any) -> Path:
         """Encode one picture, uint8 [H, W, 3] BGR, all of one size."""

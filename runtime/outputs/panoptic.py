@@ -9,6 +9,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from runtime.files import OWN_JSON, part_path
+from runtime.outputs.categories import FIRST, categories, category_of
 from runtime.outputs.failures import explain
 from runtime.outputs.listing import Listing, ListSink
 from runtime.outputs.measure import measure
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
     from runtime.outputs.form import ClipForm
     from runtime.outputs.sinks import Sink
     from runtime.outputs.target import Target
+    from runtime.words import Names
 
-CATEGORIES = [{"id": 1, "name": "segment", "supercategory": "", "isthing": 1, "color": [220, 20, 60]}]
+CATEGORY: dict[str, object] = {"supercategory": "", "isthing": 1, "color": [220, 20, 60]}
 
 
 def picture(target: Target) -> Sink:
@@ -55,7 +57,17 @@ class PanopticSink(ListSink):
         self, frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: NDArray[np.uint8] | None = None
     ) -> tuple[bytes, bytes]:
         """The PNG, and the line."""
-        return _png(frame, labels, colours), super().prepare(frame, labels)
+        return self.prepare_named(frame, labels, colours, None)
+
+    def prepare_named(
+        self,
+        frame: NDArray[np.uint8],
+        labels: NDArray[np.int32],
+        colours: NDArray[np.uint8] | None,
+        names: Names | None,
+    ) -> tuple[bytes, bytes]:
+        """The PNG, and the line."""
+        return _png(frame, labels, colours), super().prepare_named(frame, labels, colours, names)
 
     def write(self, number: int, time: Fraction, prepared: Any) -> Path:
         """Write the PNG first, so that all that is listed is there."""
@@ -73,6 +85,7 @@ class PanopticClip(FrameFolder):
         self._json = target.path("_panoptic.json")
         self._part = part_path(target.stem)
         self._size = (0, 0)
+        self._words: tuple[str, ...] = ()
         self._numbers = array("Q")
         self._out: IO[str] | None = None
         refuse_foreign(self._json)
@@ -85,12 +98,23 @@ class PanopticClip(FrameFolder):
     def prepare(
         self, frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: NDArray[np.uint8] | None = None
     ) -> Any:
-        """The PNG, the size, and the segments."""
-        return super().prepare(frame, labels, colours), labels.shape, segments_info(labels)
+        """The PNG, the size, the segments, and the words."""
+        return self.prepare_named(frame, labels, colours, None)
+
+    def prepare_named(
+        self,
+        frame: NDArray[np.uint8],
+        labels: NDArray[np.int32],
+        colours: NDArray[np.uint8] | None,
+        names: Names | None,
+    ) -> Any:
+        """The PNG, the size, the segments, and the words."""
+        png = super().prepare(frame, labels, colours)
+        return png, labels.shape, segments_info(labels, names), () if names is None else names.words
 
     def write(self, number: int, time: Fraction, prepared: Any) -> Path:
         """Write the PNG, and list it."""
-        png, self._size, segments = prepared
+        png, self._size, segments, self._words = prepared
         path = super().write(number, time, png)
         entry = {"png": path.relative_to(self._json.parent).as_posix(), "segments_info": segments}
         try:
@@ -117,7 +141,7 @@ class PanopticClip(FrameFolder):
                     entry = {"name": f"{self._name}/{number:06d}.jpg", "size": self._size}
                     (image,) = _images(entry, number + 1, iter(()))
                     out.write(f"{',' if index else ''}\n{json.dumps(image)}")
-                out.write(f'\n],\n"categories": {json.dumps(CATEGORIES)}\n}}\n')
+                out.write(f'\n],\n"categories": {json.dumps(categories(self._words, CATEGORY))}\n}}\n')
             self._part.replace(self._json)
         except OSError as error:
             raise explain(self._json, error, "the pictures of the frames are whole") from None
@@ -140,18 +164,22 @@ def encode_ids(labels: NDArray[np.int32]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(ids[..., None].view(np.uint8)[..., :3])
 
 
-def segments_info(labels: NDArray[np.int32]) -> list[dict[str, Any]]:
-    """For every segment of labels int [H, W] its id, category_id, area, bbox (x, y, width, height) and iscrowd."""
+def segments_info(labels: NDArray[np.int32], names: Names | None = None) -> list[dict[str, Any]]:
+    """For every segment of labels int [H, W] its id, category_id, area, bbox (x, y, width, height) and iscrowd.
+
+    With `names` also its score.
+    """
     found = measure(labels)
     return [
-        {"id": label + 1, "category_id": 1, "area": area, "bbox": box, "iscrowd": 0}
+        {"id": label + 1, "category_id": FIRST, "area": area, "bbox": box, "iscrowd": 0} | category_of(label, names)
         for label, area, box in zip(found.labels.tolist(), found.areas.tolist(), found.boxes.tolist(), strict=True)
     ]
 
 
-def _entry(target: Target, labels: NDArray[np.int32]) -> dict[str, Any]:
+def _entry(target: Target, labels: NDArray[np.int32], names: Names | None) -> dict[str, Any]:
     png = target.path("_panoptic.png").relative_to(target.folder).as_posix()
-    return {"name": target.name, "png": png, "size": list(labels.shape), "segments_info": segments_info(labels)}
+    segments = segments_info(labels, names)
+    return {"name": target.name, "png": png, "size": list(labels.shape), "segments_info": segments}
 
 
 def _images(entry: dict[str, Any], number: int, numbers: Iterator[int]) -> Iterable[dict[str, Any]]:
@@ -173,4 +201,6 @@ def _restored(name: str, size: list[int], annotations: list[dict[str, Any]]) -> 
     }
 
 
-LISTING = Listing("panoptic", {"images": _images, "annotations": _annotations}, {"categories": CATEGORIES}, _restored)
+LISTING = Listing(
+    "panoptic", {"images": _images, "annotations": _annotations}, {}, _restored, "segments_info", CATEGORY
+)

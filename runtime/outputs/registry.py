@@ -30,6 +30,7 @@ class OutputKind:
     Attributes:
         packages: packages that it needs and the runtime does not, by the names they are imported by.
         needs_frame: whether it shows the frame itself.
+        needs_words: whether it is made of the segments' words.
     """
 
     name: str
@@ -37,6 +38,7 @@ class OutputKind:
     help: str
     packages: tuple[str, ...] = ()
     needs_frame: bool = False
+    needs_words: bool = False
 
 
 KINDS = (
@@ -51,6 +53,7 @@ KINDS = (
     OutputKind("yolo", "runtime.outputs.yolo", "Ultralytics' text of polygons"),
     OutputKind("coco", "runtime.outputs.coco", "COCO instances; of a clip, YouTube-VIS", ("pycocotools",)),
     OutputKind("panoptic", "runtime.outputs.panoptic", "COCO panoptic: PNGs of ids and a JSON file"),
+    OutputKind("semantic", "runtime.outputs.semantic", "one word index per pixel, and the words", needs_words=True),
 )
 
 
@@ -98,6 +101,11 @@ def clip_sinks(names: Iterable[str], target: Target, form: ClipForm, warn: Calla
 def needing_frame(names: Iterable[str]) -> list[str]:
     """Those of the kinds that show the frame itself."""
     return [name for name in names if _kind(name).needs_frame]
+
+
+def needing_words(names: Iterable[str]) -> list[str]:
+    """Those of the kinds that are made of the segments' words."""
+    return [name for name in names if _kind(name).needs_words]
 
 
 def listings(names: Iterable[str]) -> list[Listing]:

@@ -11,7 +11,7 @@ import numpy as np
 from runtime.errors import DiffSegError
 from runtime.outputs.journal import INDEX, Journal
 from runtime.outputs.palette import Painter
-from runtime.outputs.registry import listings, needing_frame, parse_kinds, picture_sinks
+from runtime.outputs.registry import listings, needing_frame, needing_words, parse_kinds, picture_sinks
 from runtime.outputs.sinks import refuse_foreign
 from runtime.outputs.target import Target
 
@@ -20,12 +20,24 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from runtime.words import Names
+
 
 def save_picture(
-    stem: Path, kinds: str, labels: NDArray[np.int32], frame: NDArray[np.uint8] | None, name: str | None = None
+    stem: Path,
+    kinds: str,
+    labels: NDArray[np.int32],
+    frame: NDArray[np.uint8] | None,
+    name: str | None = None,
+    words: Names | None = None,
 ) -> list[Path]:
-    """See `runtime.result.Result.save`. `frame` None: it was not kept."""
+    """See `runtime.result.Result.save`. `frame` None: it was not kept. `words`: of the segments, if they have them."""
     names = parse_kinds(kinds, "kinds")
+    if words is None and (needed := needing_words(names)):
+        raise DiffSegError(
+            f"kinds: {', '.join(needed)}: expected a result with words, found one without; export an engine "
+            "with --words"
+        )
     if frame is None:
         if needed := needing_frame(names):
             raise DiffSegError(f"kinds: {', '.join(needed)} needs the frame; call the segmenter with keep_frame=True")
@@ -43,7 +55,7 @@ def save_picture(
         index.add(json.dumps({"target": target.key, "made": "Result.save"}).encode() + b"\n")
     colours = Painter()(labels)
     for sink in sinks:
-        sink.write(0, Fraction(0), sink.prepare(frame, labels, colours))
+        sink.write(0, Fraction(0), sink.prepare_named(frame, labels, colours, words))
         sink.close()
     for listing in files:
         listing.finish(target.folder)

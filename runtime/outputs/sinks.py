@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from runtime.outputs.draw import Draw
+    from runtime.words import Names
 
     # Frame, labels, colours → a file's content.
     Encode = Callable[[NDArray[np.uint8], NDArray[np.int32], NDArray[np.uint8] | None], bytes]
@@ -45,6 +46,16 @@ class Sink(ABC):
 
         `colours`: uint8 [N, 3] BGR of the labels; None: the palette's.
         """
+
+    def prepare_named(
+        self,
+        frame: NDArray[np.uint8],
+        labels: NDArray[np.int32],
+        colours: NDArray[np.uint8] | None,
+        names: Names | None,
+    ) -> Any:
+        """As `prepare`, with the segments' words, if they have them. Kinds that show no words leave them aside."""
+        return self.prepare(frame, labels, colours)
 
     @abstractmethod
     def write(self, number: int, time: Fraction, prepared: Any) -> Path | None:

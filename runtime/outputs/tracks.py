@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from runtime.files import OWN_JSON, part_path
+from runtime.outputs.categories import FIRST, categories
 from runtime.outputs.failures import explain
 from runtime.outputs.sinks import Sink
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
     import numpy as np
     from numpy.typing import NDArray
+
+    from runtime.words import Names
 
 
 class TracksSink(Sink):
@@ -30,11 +33,15 @@ class TracksSink(Sink):
         self,
         path: Path,
         name: str,
-        annotations: Callable[[NDArray[np.int32]], list[dict[str, Any]]],
-        categories: list[dict[str, Any]],
+        annotations: Callable[[NDArray[np.int32], Names | None], list[dict[str, Any]]],
+        category: Mapping[str, object],
     ) -> None:
-        """`name`: of the clip. `annotations`: of a frame's labels, with `label`, `segmentation`, `area` and `bbox`."""
-        self.path, self._name, self._annotations, self._categories = path, name, annotations, categories
+        """`name`: of the clip. `annotations`: of a frame's labels, with `label`, `segmentation`, `area` and `bbox`.
+
+        `category`: what each category has beside its `id` and `name`. An identity has the word of most frames.
+        """
+        self.path, self._name, self._annotations, self._category = path, name, annotations, category
+        self._words: tuple[str, ...] = ()
         self._part = part_path(path)
         self._store = part_path(path)
         self._base: sqlite3.Connection | None = None
@@ -43,13 +50,24 @@ class TracksSink(Sink):
 
     def prepare(
         self, frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: NDArray[np.uint8] | None = None
-    ) -> tuple[tuple[int, int], list[dict[str, Any]]]:
-        """The frame's size and annotations."""
-        return (labels.shape[0], labels.shape[1]), self._annotations(labels)
+    ) -> Any:
+        """The frame's size, annotations and words."""
+        return self.prepare_named(frame, labels, colours, None)
+
+    def prepare_named(
+        self,
+        frame: NDArray[np.uint8],
+        labels: NDArray[np.int32],
+        colours: NDArray[np.uint8] | None,
+        names: Names | None,
+    ) -> Any:
+        """The frame's size, annotations and words."""
+        words = () if names is None else names.words
+        return (labels.shape[0], labels.shape[1]), self._annotations(labels, names), words
 
     def write(self, number: int, time: Fraction, prepared: Any) -> Path:
         """Keep one frame's annotations."""
-        self._size, annotations = prepared
+        self._size, annotations, self._words = prepared
         try:
             if self._base is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,15 +78,21 @@ class TracksSink(Sink):
                 self._base.execute("CREATE TABLE frames (position INTEGER PRIMARY KEY, number INTEGER)")
                 self._base.execute(
                     "CREATE TABLE masks (label INTEGER, position INTEGER, segmentation TEXT, bbox TEXT, area TEXT, "
+                    "category INTEGER, "
                     "PRIMARY KEY (label, position)) WITHOUT ROWID"
                 )
             self._base.execute("BEGIN")
             self._base.execute("INSERT INTO frames VALUES (?, ?)", (self._frames, number))
             rows = [
-                (one["label"], self._frames, *(json.dumps(one[column]) for column in ("segmentation", "bbox", "area")))
+                (
+                    one["label"],
+                    self._frames,
+                    *(json.dumps(one[column]) for column in ("segmentation", "bbox", "area")),
+                    one.get("category_id", FIRST),
+                )
                 for one in annotations
             ]
-            self._base.executemany("INSERT INTO masks VALUES (?, ?, ?, ?, ?)", rows)
+            self._base.executemany("INSERT INTO masks VALUES (?, ?, ?, ?, ?, ?)", rows)
             self._base.execute("COMMIT")
         except (OSError, sqlite3.Error) as error:
             raise self._failed(error) from None
@@ -103,14 +127,18 @@ class TracksSink(Sink):
         yield ']}],\n"annotations": ['
         labels = base.execute("SELECT DISTINCT label FROM masks ORDER BY label")
         for index, (label,) in enumerate(labels):
-            head = {"id": label + 1, "video_id": 1, "category_id": 1, "iscrowd": 0, "label": label}
+            most = (
+                "SELECT category FROM masks WHERE label = ? GROUP BY category ORDER BY COUNT(*) DESC, category LIMIT 1"
+            )
+            ((category,),) = base.execute(most, (label,))
+            head = {"id": label + 1, "video_id": 1, "category_id": category, "iscrowd": 0, "label": label}
             yield f"{',' if index else ''}\n{json.dumps({**head, 'width': width, 'height': height})[:-1]}"
             for name, column in (("segmentations", "segmentation"), ("bboxes", "bbox"), ("areas", "area")):
                 yield f', "{name}": ['
                 yield from self._items(base, label, column)
                 yield "]"
             yield "}"
-        yield f'\n],\n"categories": {json.dumps(self._categories)}\n}}\n'
+        yield f'\n],\n"categories": {json.dumps(categories(self._words, self._category))}\n}}\n'
 
     def _items(self, base: sqlite3.Connection, label: int, column: str) -> Iterator[str]:
         """An item for every frame, null where the identity is not in sight."""

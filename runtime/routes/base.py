@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import DiffSegError, EngineFault
 from runtime.merge.registry import DEFAULT, solver_of
 from runtime.pyramid.weights import resolution_ratios
+from runtime.words import combine
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,6 +88,18 @@ class Route(ABC):
         """The error for an output that is no segmentation. `text`: what was expected and what was found."""
         name = getattr(self.engine, "path", None) or type(self.engine).__name__
         return EngineFault(f"the engine {name} gives {text}; export it again, or choose another --precision")
+
+    def word_maps(self, levels: Sequence[NDArray[Any]]) -> NDArray[np.float32] | None:
+        """One map per word, float32 [words, h, w], of a frame's words' maps per resolution; None without words.
+
+        The weights of the resolutions are those of the merge. Raises EngineFault where a map is invalid.
+        """
+        if not levels:
+            return None
+        try:
+            return combine(levels, resolution_ratios(self.config.weights, self.tokens, self.layers))
+        except ValueError as error:
+            raise self.fault(f"maps of words that are no probabilities: {error}") from None
 
     def check_maps(self, what: str) -> None:
         """Raise DiffSegError where `what` is made from maps and this route has none."""

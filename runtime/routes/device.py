@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from runtime import native
 from runtime.errors import DiffSegError
+from runtime.gpu.arrays import to_host
 from runtime.merge.likeness import profile_cells
 from runtime.merge.parts import choose_parts
 from runtime.merge.suppress import suppress
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
 
 
 class DeviceRoute(Route):
-    """An output is the attention pyramid of one frame on the GPU. It lasts until the network's next pass."""
+    """An output is the attention pyramid of one frame on the GPU, and the words' maps.
+
+    It lasts until the network's next pass.
+    """
 
     overlaps = False
 
@@ -55,14 +59,15 @@ class DeviceRoute(Route):
         spec = self.engine.spec
         size = (spec.height, spec.width)
         where: tuple[Any, ...] = (self.tokens, self.layers, self.engine.device, self._library)
+        output, words = output[: len(self.tokens)], self.word_maps([to_host(m) for m in output[len(self.tokens) :]])
         try:
             if config is None and self.auto:
                 maps = DeviceMaps(output, self.config, profile_cells(self.tokens[0]), *where)
                 parts = choose_parts(maps, self.tokens[0], self.config.thresholds)
                 raw = suppress(parts.scores, self.tokens[0], size)
-                return Merged(raw, parts.proposals, maps.whole() if details else None)
+                return Merged(raw, parts.proposals, maps.whole() if details else None, words)
             found = native.run(output, config or self.config, size, *where, proposals=proposals, details=details)
         except ValueError as error:  # as for instance a map with a NaN
             raise self.fault(f"maps that are no probabilities: {error}") from None
         kept = None if found.proposals is None else found.proposals[: int(found.segments[0])]
-        return Merged(found.labels, kept, found.attention)
+        return Merged(found.labels, kept, found.attention, words)

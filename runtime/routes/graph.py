@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class GraphRoute(Route):
-    """An output is the raw labels of one frame, [H, W] at the engine's size."""
+    """An output is the raw labels of one frame, [H, W] at the engine's size; the words' maps follow."""
 
     has_maps = False
 
@@ -30,17 +30,17 @@ class GraphRoute(Route):
         if auto:
             self.check_maps("thresholds 'auto'")
 
-    def network(self, frames: NDArray[np.uint8]) -> list[NDArray[Any]]:
+    def network(self, frames: NDArray[np.uint8]) -> list[list[NDArray[Any]]]:
         """See `Route.network`. Raises EngineFault where a label is of no segment."""
-        labels, segments = self.engine.infer(frames, self.config.thresholds)
+        labels, segments, *words = self.engine.infer(frames, self.config.thresholds)
         for found, count in zip(labels, segments, strict=True):
             if not 0 <= int(found.min()) <= int(found.max()) < int(count):
                 raise self.fault(f"labels from {found.min()} to {found.max()}, expected 0 to {int(count) - 1}")
-        return list(labels)
+        return [[part[frame] for part in (labels, *words)] for frame in range(len(frames))]
 
     def merge(
         self,
-        output: NDArray[Any],
+        output: list[NDArray[Any]],
         *,
         config: MergeConfig | None = None,
         proposals: bool = False,
@@ -53,7 +53,7 @@ class GraphRoute(Route):
         """
         if details or config is not None:
             self.check_maps("details" if details else "another config")
-        return Merged(output.astype(np.int32, copy=False), None, None)
+        return Merged(output[0].astype(np.int32, copy=False), None, None, self.word_maps(output[1:]))
 
     def _check_graph(self) -> None:
         spec, config = self.engine.spec, self.config

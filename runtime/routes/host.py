@@ -26,7 +26,7 @@ ROUNDING = 0.05  # by which a sum of 4096 probabilities of half precision may di
 
 
 class HostRoute(Route):
-    """An output is the attention pyramid of one frame: float [n, n] per resolution."""
+    """An output is the attention pyramid of one frame: float [n, n] per resolution; the words' maps follow."""
 
     def network(self, frames: NDArray[np.uint8]) -> list[list[NDArray[Any]]]:
         """See `Route.network`."""
@@ -46,13 +46,15 @@ class HostRoute(Route):
 
         Raises EngineFault where the maps are not probabilities.
         """
-        self._check_sums(output)
+        maps, words = output[: len(self.tokens)], self.word_maps(output[len(self.tokens) :])
+        self._check_sums(maps)
         try:
-            return self._merge(output, config or self.config, config is None and self.auto, details, seeds)
+            merged = self._merge(maps, config or self.config, config is None and self.auto, details, seeds)
         except ValueError as error:
             if str(error).startswith("pyramid["):  # as for a map with a NaN
                 raise self.fault(f"maps that are no probabilities: {error}") from None
             raise DiffSegError(str(error)) from None
+        return merged._replace(words=words)
 
     def _check_sums(self, output: list[NDArray[Any]]) -> None:
         """Raise EngineFault where rows do not sum to 1. Some rows are enough: the graph makes all in one way."""

@@ -81,14 +81,15 @@ def _coco(frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: NDArray[
 
 def _panoptic(frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: NDArray[np.uint8] | None) -> bytes:
     """COCO panoptic's JSON of one picture; `png` is the picture of ids in base64."""
-    from runtime.outputs.panoptic import CATEGORIES, encode_ids, segments_info
+    from runtime.outputs.categories import categories
+    from runtime.outputs.panoptic import CATEGORY, encode_ids, segments_info
     from runtime.outputs.png import encode_png
 
     height, width = labels.shape
     png = base64.b64encode(encode_png(encode_ids(labels)[..., ::-1], flat=True)).decode()
     annotation = {"image_id": 1, "file_name": f"{NAME}.png", "segments_info": segments_info(labels), "png": png}
     image = {"id": 1, "file_name": NAME, "height": height, "width": width}
-    return _json({"images": [image], "annotations": [annotation], "categories": CATEGORIES})
+    return _json({"images": [image], "annotations": [annotation], "categories": categories((), CATEGORY)})
 
 
 def _regions(frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: NDArray[np.uint8] | None) -> bytes:

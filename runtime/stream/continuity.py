@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 import cv2
+import numpy as np
 
 from runtime.errors import DiffSegError
+from runtime.labels import count_pixels
 from runtime.stages import check_frame
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from runtime.result import Result
@@ -74,6 +76,7 @@ class Continuity:
         self._shape: tuple[int, ...] | None = None
         self._seen: NDArray[np.uint8] | None = None  # the frame that the labels shown last belong to, resized
         self._last: Result | None = None
+        self._shares: dict[int, NDArray[np.float32]] = {}  # of every label, for words, as it had them last
         self._aside: Stages | None = None
         self._tracker: Tracker | None = self._fresh_tracker() if temporal or every > 1 else None
 
@@ -122,18 +125,32 @@ class Continuity:
             if self._tracker.cut:  # another scene: there is nothing to carry over. The network is frames ahead.
                 self._aside = self._aside or self._stages.clone()
                 result = self._identify(frame, self._aside(frame, proposals=self.temporal))
+            else:
+                result = self._named_as_before(result)
         else:
             assert result is not None
             result = self._identify(frame, result)
+        if result.names is not None:
+            self._shares.update(zip(result.names.labels, result.names.shares, strict=True))
         self._last = result
         return result
+
+    def _named_as_before(self, result: Result) -> Result:
+        """A result whose segments have the words that their labels had last."""
+        if self._last is None or self._last.names is None:
+            return result
+        last = self._last.names
+        labels = tuple(np.flatnonzero(count_pixels(result.labels)).tolist())
+        nothing = np.zeros(len(last.words), np.float32)
+        shares = np.stack([self._shares.get(label, nothing) for label in labels])
+        return replace(result, names=replace(last, labels=labels, shares=shares))
 
     def _identify(self, frame: NDArray[np.uint8], result: Result) -> Result:
         """Identities, or without `temporal` the segments as they are, from which the next frames are carried over."""
         if self._tracker is None:
             return result
         if self.temporal:
-            return self._tracker.update(frame, result)
+            return self._stages.name(self._tracker.update(frame, result))
         self._tracker = self._fresh_tracker()
         self._tracker.update(frame, result)
         return result

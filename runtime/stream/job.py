@@ -213,14 +213,15 @@ class Stream:
             views |= {level: job.hierarchy.labels(level) for level in range(job.hierarchy.levels)}
         colours = {level: Painter()(labels) for level, labels in views.items()} if job.colours is None else {}
         for place in job.places:
-            chosen = colours.get(place.level, job.colours)
-            job.prepared.append(place.sink.prepare(_frame(job), views[place.level], chosen))
+            labels, chosen = views[place.level], colours.get(place.level, job.colours)
+            named = self._stages.names_of(labels, job.result.words) if place.level is not None else job.result.names
+            job.prepared.append(place.sink.prepare_named(_frame(job), labels, chosen, named))
 
     def _write(self, job: Job) -> None:
         for place, prepared in zip(job.places, job.prepared, strict=True):
             path = place.sink.write(job.number, job.time, prepared)
             if path is not None:
-                job.written += [path] if place.sink.listing is None else [path, place.sink.listing]
+                job.written += [one for one in (path, place.sink.listing) if one is not None and one not in job.written]
 
     def _leave(self, job: Job) -> None:
         self._room.give(job.room)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from runtime.words import Names
+
 
 class Drawn(Sink):
     """Draws an overlay that is shown and written nowhere."""
@@ -29,6 +31,16 @@ class Drawn(Sink):
     ) -> NDArray[np.uint8]:
         """The overlay."""
         return draw_overlay(frame, labels, colours=colours)
+
+    def prepare_named(
+        self,
+        frame: NDArray[np.uint8],
+        labels: NDArray[np.int32],
+        colours: NDArray[np.uint8] | None,
+        names: Names | None,
+    ) -> NDArray[np.uint8]:
+        """The overlay with the segments' words."""
+        return draw_overlay(frame, labels, colours=colours, names=names)
 
     def write(self, number: int, time: Fraction, prepared: Any) -> Path | None:
         """Writes nothing."""

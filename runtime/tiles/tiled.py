@@ -55,7 +55,7 @@ class TiledStages(Stages):
             raise DiffSegError(f"tiles: expected 'auto', or rows and columns such as (3, 4), found {tiles!r}")
         if min(given) < 1:
             raise DiffSegError(f"tiles: expected at least one row and one column, found {tiles!r}")
-        super().__init__(stages.route, stages.refinement)
+        super().__init__(stages.route, stages.refinement, stages.naming)
         self.frames, self.tiles = 1, tiles
         self._stopping = Event()
 
@@ -93,7 +93,8 @@ class TiledStages(Stages):
 
     def network(self, batch: NDArray[np.uint8], count: int) -> list[Any]:
         """Labels of the whole frame, as `merge` gives them."""
-        return [Merged(self._segment(batch[0]), None, None)]
+        labels, words = self._segment(batch[0])
+        return [Merged(labels, None, None, words)]
 
     def merge(self, output: Any, **options: Any) -> Merged:
         """What `network` gave."""
@@ -109,22 +110,24 @@ class TiledStages(Stages):
         ]
         labels = self.refinement(merged.raw, frame, (grid[0], grid[1]))
         if labels is merged.raw:  # numbered without gaps, and too large to do it again for nothing
-            return Result(labels, int(labels.max()) + 1, {})
-        return Result(*renumber(labels), {})
+            return self.name(Result(labels, int(labels.max()) + 1, {}, words=merged.words))
+        return self.name(Result(*renumber(labels), {}, words=merged.words))
 
     def _place(self, frame: NDArray[np.uint8]) -> tuple[Axis, Axis]:
         spec = self.route.engine.spec
         return place_tiles((frame.shape[0], frame.shape[1]), (spec.height, spec.width), self.tiles)
 
-    def _segment(self, frame: NDArray[np.uint8]) -> NDArray[np.int32]:
-        """int32 [H, W]. Beyond it and the frame there are two tiles, the lower edges of a row of tiles, and a few
-        numbers for every node.
+    def _segment(self, frame: NDArray[np.uint8]) -> tuple[NDArray[np.int32], NDArray[np.float32] | None]:
+        """int32 [H, W], and the words' maps of the view of the whole picture.
+
+        Beyond it and the frame there are two tiles, the lower edges of a row of tiles, and a few numbers for each node.
         """
         rows, columns = self._place(frame)
         tokens = self.route.tokens[0]
         if len(rows.starts) == len(columns.starts) == 1:
-            return _resized(self._look(frame, 0)[0], frame.shape)
-        view, _ = self._look(frame)
+            labels, _, words = self._look(frame, 0)
+            return _resized(labels, frame.shape), words
+        view, _, words = self._look(frame)
         threshold = self.route.config.thresholds[-1]
         far = _far_from_borders(view, tokens)
         whole = np.empty(frame.shape[:2], np.int32)
@@ -139,7 +142,7 @@ class TiledStages(Stages):
                 if self._stopping.is_set():
                     raise DiffSegError("interrupted in the middle of a picture, which is left out")
                 place = np.s_[top : top + rows.side, left : left + columns.side]
-                labels, maps = self._look(frame[place])
+                labels, maps, _ = self._look(frame[place])
                 labels = _resized(labels, (rows.side, columns.side))
                 seen.append(_seen(labels, _crop(far, place, frame.shape), int(view.max()) + 1))
                 numbers = np.arange(count, count + len(maps), dtype=np.int32)
@@ -164,14 +167,14 @@ class TiledStages(Stages):
         groups[there] = numbers
         for piece in pieces:
             piece[...] = groups[piece]
-        return whole
+        return whole, words
 
     def _look(
         self, picture: NDArray[np.uint8], least: float = LEAST_REGION
-    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32] | None]:
         """Labels int32 at the engine's size without gaps, and their proposals float32 [K, h, w], of a whole picture.
 
-        Regions of fewer than `least` tokens go to their neighbours.
+        The words' maps follow. Regions of fewer than `least` tokens go to their neighbours.
         """
         output = super().network(super().gather([super().resize(picture)]), 1)[0]
         merged = self.route.merge(output, proposals=True)
@@ -180,7 +183,7 @@ class TiledStages(Stages):
         spec = self.route.engine.spec
         raw = absorb(merged.raw, least * spec.height * spec.width / (tokens[0] * tokens[1]))
         present = np.flatnonzero(np.bincount(raw.ravel()))
-        return renumber(raw)[0], merged.proposals[present].reshape(-1, *tokens)
+        return renumber(raw)[0], merged.proposals[present].reshape(-1, *tokens), merged.words
 
     def _link(self, one: _Tile, other: _Tile, threshold: float) -> Links:
         height, width = other.nodes.shape  # the new tile, which is whole; all tiles have one size

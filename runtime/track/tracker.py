@@ -261,6 +261,7 @@ class Tracker:
             milliseconds=milliseconds,
             proposals=proposals,
             identities=identities,
+            names=None,  # they were of other labels
         )
 
 

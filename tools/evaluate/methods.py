@@ -107,7 +107,8 @@ class Evaluator:
         if self._frame is not frame:
             self._frame, self._pyramids = frame, {}
         if path not in self._pyramids:
-            self._pyramids[path] = self._infer(path, frame, plain)
+            found = self._infer(path, frame, plain)
+            self._pyramids[path] = found[: len(self.engine(path).spec.levels)]  # words' maps may follow
         return self._pyramids[path]
 
     def _infer(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,12 +99,13 @@ def build_scheduler() -> Any:
     )
 
 
-def build_tokenizer(folder: Path, length: int = 4) -> Any:
-    """A `CLIPTokenizer` of four words, written to `folder`; `length`: tokens of every prompt."""
+def build_tokenizer(folder: Path, length: int = 4, more: Sequence[str] = ()) -> Any:
+    """A `CLIPTokenizer` of four words and `more`, written to `folder`; `length`: tokens of every prompt."""
     from transformers import CLIPTokenizer
 
     folder.mkdir(parents=True, exist_ok=True)
     words = {"a</w>": 0, "b</w>": 1, "<|startoftext|>": 2, "<|endoftext|>": 3}
+    words |= {f"{word}</w>": number for number, word in enumerate(more, len(words))}
     (folder / "vocab.json").write_text(json.dumps(words))
     (folder / "merges.txt").write_text("#version: 0.2\n")
     return CLIPTokenizer(

@@ -3,6 +3,7 @@
 Random weights give almost uniform maps, in which a comparison finds no difference. Queries and keys of self-attention
 are therefore scaled until the mean KL divergence of rows to uniform exceeds 0.5.
 """
+# Long because the shapes of all published families are one table.
 
 from __future__ import annotations
 
@@ -19,6 +20,14 @@ if TYPE_CHECKING:
     import torch
 
 TOKENS = 77
+WORDS = (
+    ",",
+    "c",
+    "d",
+    "e",
+    "f",
+    "g",
+)  # what the tokenizer knows in addition, on request: of one letter, as it has no merges
 _CROSS_DOWN, _CROSS_UP = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
 
 
@@ -198,12 +207,14 @@ def save_random_pipeline(
     sharpness: float | None = None,
     seed: int = 0,
     quick: str | None = None,
+    words: bool = False,
     **unet: Any,
 ) -> Path:
     """Write a diffusers folder of random weights, component by component, and return `folder`.
 
     `family`: a name in `FAMILIES`. `sharpness`: in place of the family's. `unet`: settings of the U-Net that differ.
-    `quick`: a type for weights that are drawn in a tenth of the time, too roughly for meaningful maps.
+    `quick`: a type for weights that are drawn in a tenth of the time, too roughly for meaningful maps. `words`: the
+    tokenizer knows `WORDS`, and the queries and keys of cross-attention are scaled, too.
     """
     import diffusers
     import torch
@@ -217,6 +228,7 @@ def save_random_pipeline(
     dtype = getattr(torch, quick or shape.dtype)
     torch.manual_seed(seed)
     index: dict[str, Any] = {}
+    more = WORDS if words else ()
 
     def save(part: str, module: Any) -> None:
         if quick and hasattr(module, "parameters"):  # a tokenizer has none
@@ -225,16 +237,19 @@ def save_random_pipeline(
         index[part] = (type(module).__module__.split(".")[0], type(module).__name__)
 
     # One after the other, so that memory holds only one of them at a time.
-    with default_dtype(dtype), _unfilled() if quick else nullcontext(), tempfile.TemporaryDirectory() as words:
-        save("unet", _sharpen(diffusers.UNet2DConditionModel(**{**shape.unet, **unet}), sharpness or shape.sharpness))
+    with default_dtype(dtype), _unfilled() if quick else nullcontext(), tempfile.TemporaryDirectory() as scratch:
+        layers = ("attn1", "attn2") if words else ("attn1",)
+        settings = {**shape.unet, **unet}
+        save("unet", _sharpen(diffusers.UNet2DConditionModel(**settings), sharpness or shape.sharpness, *layers))
         save("vae", diffusers.AutoencoderKL(**shape.vae))
         for number, text in enumerate(shape.text):
+            known = {**text, "vocab_size": text["vocab_size"] + len(more)}
             config = CLIPTextConfig(
-                **text, max_position_embeddings=TOKENS, bos_token_id=2, eos_token_id=3, pad_token_id=3
+                **known, max_position_embeddings=TOKENS, bos_token_id=2, eos_token_id=3, pad_token_id=3
             )
             suffix = f"_{number + 1}" if number else ""
             save(f"text_encoder{suffix}", (CLIPTextModelWithProjection if number else CLIPTextModel)(config))
-            save(f"tokenizer{suffix}", build_tokenizer(Path(words), TOKENS))
+            save(f"tokenizer{suffix}", build_tokenizer(Path(scratch), TOKENS, more))
     schedule = {"prediction_type": "epsilon", **shape.schedule}
     save("scheduler", diffusers.DDIMScheduler.from_config(build_scheduler().config, **schedule))
     cls = "StableDiffusionXLPipeline" if len(shape.text) > 1 else "StableDiffusionPipeline"
@@ -243,13 +258,13 @@ def save_random_pipeline(
     return folder
 
 
-def _sharpen(unet: Any, sharpness: float) -> Any:
-    """Multiply the queries and keys of every self-attention."""
+def _sharpen(unet: Any, sharpness: float, *layers: str) -> Any:
+    """Multiply the queries and keys of every self-attention, attn1, or cross-attention, attn2."""
     import torch
 
     with torch.no_grad():
         for name, module in unet.named_modules():
-            if name.endswith(("attn1.to_q", "attn1.to_k")):
+            if name.endswith(tuple(f"{layer}.{part}" for layer in layers for part in ("to_q", "to_k"))):
                 module.weight.mul_(sharpness)
     return unet
 

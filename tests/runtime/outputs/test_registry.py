@@ -59,7 +59,7 @@ def test_a_new_kind_is_one_entry_and_one_module(tmp_path, monkeypatch, stand_in)
 
 def test_kinds_on_the_command_line():
     assert parse_kinds("overlay, labels,overlay") == ["overlay", "labels"] and parse_kinds("none") == []
-    known = "overlay, labels, segments, archive, npz, masks, cutouts, polygons, yolo, coco, panoptic"
+    known = "overlay, labels, segments, archive, npz, masks, cutouts, polygons, yolo, coco, panoptic, semantic"
     for text in ("", "overlay,sound", "none,labels"):
         with pytest.raises(DiffSegError, match=f"--save: expected some of {known}, or none"):
             parse_kinds(text)

@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from runtime import DiffSegError, Segmenter
 from runtime.engine.registry import open_engine
 from runtime.gpu import driver as cuda
-from runtime.gpu.arrays import DeviceArray
+from runtime.gpu.arrays import DeviceArray, to_host
 
 FRAMES = np.arange(256 * 256 * 3, dtype=np.uint32).astype(np.uint8).reshape(1, 256, 256, 3)
 UPLOAD = ["wait for event", "after", "upload", "mark", "after", "copy", "mark"]
@@ -297,3 +298,12 @@ def test_batches_of_different_frames_are_uploaded_ahead(tensorrt, driver, tmp_pa
     notes = driver.notes()
     assert notes.count("execute") == 3
     assert notes.count("upload") == 2 * 3  # the frames and the thresholds of every call, and nothing twice
+
+
+def test_an_array_comes_to_the_host(driver):
+    maps = np.arange(6, dtype=np.float32).reshape(2, 3)
+    there = DeviceArray(maps.ctypes.data, (2, 3), "float32", 0, maps)
+    found = to_host(there)
+    assert "download" in driver.notes() and np.array_equal(found, maps) and not np.shares_memory(found, maps)
+    with pytest.raises(DiffSegError, match="expected an array float32 on the GPU, found float16"):
+        to_host(replace(there, dtype="float16"))
