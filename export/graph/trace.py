@@ -3,10 +3,11 @@
 import contextlib
 import io
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from runtime.engine.spec import EngineSpec
+from runtime.errors import DiffSegError
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -30,7 +31,7 @@ def trace(network: "nn.Module", spec: EngineSpec, extra: "Mapping[str, NDArray[A
     frame = torch.zeros(2 if dynamic else spec.batch or 1, spec.height, spec.width, 3, dtype=torch.uint8)
     inputs = {"frame": frame} | {name: torch.from_numpy(value) for name, value in extra.items()}
     first = {0: torch.export.Dim("batch", min=1)}
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+    with explained(dynamic), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             network,
@@ -47,6 +48,22 @@ def trace(network: "nn.Module", spec: EngineSpec, extra: "Mapping[str, NDArray[A
     del model.graph.outputs[len(spec.outputs) :]
     _clean(model)
     return model
+
+
+@contextlib.contextmanager
+def explained(dynamic: bool) -> "Iterator[None]":
+    """What the tracer cannot do with a dynamic batch, as with words that need three prompts, in one line."""
+    import torch
+
+    try:
+        yield
+    except torch.onnx.OnnxExporterError as error:
+        if not dynamic:
+            raise
+        reason = " ".join(str(error.__cause__ or error).split())[:200]
+        raise DiffSegError(
+            f"--batch dynamic: PyTorch cannot trace this network so ({reason}); give --batch 1"
+        ) from None
 
 
 def _clean(model: "onnx_ir.Model") -> None:

@@ -146,7 +146,7 @@ def no_words(spec: EngineSpec) -> str:
     """What a message says of an engine without words where one with them was expected."""
     return (
         "expected an engine with words, found one without; "
-        f"'python -m export {spec.source} --words sky,tree --output engines/NAME' makes one"
+        "'python -m export MODEL --words sky,tree --output engines/NAME' makes one"
     )
 
 

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from runtime.outputs.categories import UNNAMED
+from runtime.outputs.categories import NO_CLASS, UNNAMED
 
 LARGEST_SIDE, LARGEST_COUNT, LONGEST_TEXT, LONGEST_LIST = 1 << 16, 1 << 16, 1 << 16, 1000
 LONGEST_WORD, MOST_WORDS = 1000, 255  # a picture of 8 bits has an index for each word, and 0 for none
@@ -44,7 +44,7 @@ def items(name: str, value: Any) -> list[Any]:
 
 
 def words(name: str, value: Any) -> tuple[str, ...]:
-    """Words that segments may be called: each once (whatever its case), not empty, and not "segment"."""
+    """Words that segments may be called: each once (whatever its case), not empty, and not "segment" or "unnamed"."""
     found = tuple(text(name, word, LONGEST_WORD) for word in items(name, value))
     if len(found) > MOST_WORDS:
         raise ValueError(f"{name}: expected at most {MOST_WORDS} words, found {len(found)}")
@@ -55,6 +55,6 @@ def words(name: str, value: Any) -> tuple[str, ...]:
         if word.casefold() in seen:
             raise ValueError(f"{name}: expected each word once, found {word!r} twice")
         seen.add(word.casefold())
-    if UNNAMED in seen:
-        raise ValueError(f"{name}: {UNNAMED!r} is what segments without a word are called; choose another word")
+    for reserved in seen & {UNNAMED, NO_CLASS}:
+        raise ValueError(f"{name}: {reserved!r} is what segments without a word are called; choose another word")
     return found

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from runtime.words import Names
 
 UNNAMED = "segment"  # the category of a segment without a word
+NO_CLASS = "unnamed"  # what index 0 of `semantic` is called
 FIRST = 1  # its number; the words follow
 
 

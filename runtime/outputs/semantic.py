@@ -11,6 +11,7 @@ import numpy as np
 from runtime.errors import DiffSegError
 from runtime.files import OWN_JSON, write_atomically
 from runtime.labels import relabel
+from runtime.outputs.categories import NO_CLASS
 from runtime.outputs.failures import explain
 from runtime.outputs.png import encode_png
 from runtime.outputs.sinks import FileSink, FrameFolder, Sink, refuse_foreign
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from runtime.words import Names
 
 CLASSES = "semantic.json"
-NO_CLASS = "unnamed"  # what index 0 is called
 
 
 def picture(target: Target) -> Sink:

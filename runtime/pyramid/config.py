@@ -13,6 +13,7 @@ from runtime.errors import DiffSegError
 from runtime.pyramid.weights import Weighting, as_weights
 
 MOST_TAU = 2.0  # no cut has a larger value
+MOST_ALPHA = 1000.0  # above it next to every affinity is 0
 MOST_ITERATIONS = 100  # far beyond the iteration after which nothing merges any more
 
 
@@ -60,7 +61,7 @@ class MergeConfig:
             )
         if not isinstance(self.solver, str) or not self.solver:
             raise ValueError(f"solver: expected a solver's name, found {self.solver!r}; give for example 'merge'")
-        for name, most in (("tau", MOST_TAU), ("alpha", np.inf)):
+        for name, most in (("tau", MOST_TAU), ("alpha", MOST_ALPHA)):
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), most)
         object.__setattr__(self, "thresholds", thresholds)
@@ -73,7 +74,9 @@ def check_number(name: str, value: Any, most: float = np.inf) -> None:
     number = isinstance(value, Real) and not isinstance(value, bool)
     if not number or not 0 < value <= most or value == np.inf:
         limit = "" if most == np.inf else f" and at most {most:g}"
-        raise ValueError(f"{name}: expected a finite number above 0{limit}, found {value!r}; give for example 0.5")
+        raise ValueError(
+            f"{name}: expected a finite number above 0{limit}, found {value!r}; give for example {0.5 if most <= MOST_TAU else 10}"
+        )
 
 
 def as_config(config: MergeConfig | None) -> MergeConfig:

@@ -278,7 +278,10 @@ def test_unwritable_output(photos):
         (["--weights", "heavy"], ["--weights: expected numbers"]),
         (["--solver", "magic"], ["error: --solver: expected 'merge', 'kmeans', 'ncut' or 'kcut', found 'magic'"]),
         (["--solver", "ncut", "--tau", "3"], ["error: --tau: expected a finite number above 0 and at most 2"]),
-        (["--solver", "kcut", "--alpha", "nan"], ["error: --alpha: expected a finite number above 0, found nan"]),
+        (
+            ["--solver", "kcut", "--alpha", "nan"],
+            ["error: --alpha: expected a finite number above 0 and at most 1000, found nan"],
+        ),
         (["--tau", "0.4"], ["error: --tau: belongs to ncut, found the solver 'merge'"]),
         (["--threshold", "auto", "--solver", "ncut"], ["'auto': expected the solver merge, found ncut"]),
         (["--refine", "magic"], ["error: --refine: expected none, or one or more of kmeans, ncut, kcut, snap, pamr"]),

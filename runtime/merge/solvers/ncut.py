@@ -14,7 +14,7 @@ import numpy as np
 from runtime.merge.likeness import profiles, segment_means, unit_rows
 from runtime.merge.suppress import suppress
 from runtime.merge.threads import one_thread
-from runtime.pyramid.config import MOST_TAU, check_number
+from runtime.pyramid.config import MOST_ALPHA, MOST_TAU, check_number
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -68,7 +68,7 @@ def normalized_cut(
             "one frame, a row per token"
         )
     check_number("tau", tau, MOST_TAU)
-    check_number("alpha", alpha)
+    check_number("alpha", alpha, MOST_ALPHA)
     unit = unit_rows(features)
     means = segment_means(unit, cut_tokens(affinities(unit, alpha), tau))
     return suppress(np.matmul(means, unit.T), (h, w), (size[0], size[1]))
@@ -204,4 +204,6 @@ def _second_eigenvector(
             pass  # eigenvalues too near each other
     whole = affinity * inverse[:, None] * inverse - 2 * np.outer(first, first)
     values, vectors = eigh(whole.astype(np.float64), subset_by_index=[n - 1, n - 1])
-    return float(values[0]), vectors[:, 0]
+    if not len(values):  # LAPACK finds none where all are the same, as with a high power of the affinity
+        values, vectors = eigh(whole.astype(np.float64))
+    return float(values[-1]), vectors[:, -1]

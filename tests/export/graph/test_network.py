@@ -204,3 +204,12 @@ def test_attention_by_head_for_a_cpu_equals_diffusers(small_pipeline, monkeypatc
     by_head = torch.export.export(network_of(model, target="cpu"), (torch.from_numpy(FRAMES),))
     softmaxes = [sum("softmax" in str(node.target) for node in program.graph.nodes) for program in (plain, by_head)]
     assert softmaxes[1] == softmaxes[0] + (3 + 3) * (4 - 1)  # layers of the two finest levels, four heads each
+
+
+def test_what_cannot_be_traced_with_a_dynamic_batch_is_one_line():
+    from export.graph.trace import explained
+
+    with pytest.raises(DiffSegError, match=r"--batch dynamic: .*\(too many prompts\); give --batch 1"), explained(True):
+        raise torch.onnx.OnnxExporterError("it failed\nbadly") from ValueError("too many\nprompts")
+    with pytest.raises(torch.onnx.OnnxExporterError), explained(False):
+        raise torch.onnx.OnnxExporterError("a bug")

@@ -36,8 +36,14 @@ def test_config_is_a_value():
         ({"solver": None}, "found None; give for example 'merge'"),
         ({"tau": 0, "solver": "ncut"}, "tau: expected a finite number above 0 and at most 2, found 0; give"),
         ({"tau": 2.1, "solver": "ncut"}, "tau: expected a finite number above 0 and at most 2, found 2.1; give"),
-        ({"alpha": float("nan"), "solver": "ncut"}, "alpha: expected a finite number above 0, found nan; give"),
-        ({"alpha": True, "solver": "ncut"}, "alpha: expected a finite number above 0, found True; give"),
+        (
+            {"alpha": float("nan"), "solver": "ncut"},
+            "alpha: expected a finite number above 0 and at most 1000, found nan; give",
+        ),
+        (
+            {"alpha": True, "solver": "ncut"},
+            "alpha: expected a finite number above 0 and at most 1000, found True; give",
+        ),
     ],
 )
 def test_config_errors(arguments, message):

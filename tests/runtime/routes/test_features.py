@@ -81,7 +81,7 @@ NO_MAPS = "an engine with the head features gives no maps; expected the head att
         ({"grid": 4}, f"grid: {NO_MAPS}"),
         ({"weights": "per-tensor"}, f"weights: {NO_MAPS}"),
         ({"tau": 2.5}, "tau: expected a finite number above 0 and at most 2, found 2.5"),
-        ({"alpha": -1.0}, "alpha: expected a finite number above 0, found -1.0"),
+        ({"alpha": -1.0}, "alpha: expected a finite number above 0 and at most 1000, found -1.0"),
     ],
 )
 def test_options_of_a_merge_are_refused(engine, options, message):

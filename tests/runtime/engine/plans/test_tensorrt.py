@@ -253,7 +253,9 @@ def test_merge_core_that_cannot_be_had(tensorrt, driver, tmp_path, monkeypatch, 
         Segmenter.open(path, "cuda:0", grid=4)
     segmenter = Segmenter.open(path, grid=4)
     assert caplog.messages == ["merging on the CPU: no CUDA compiler"]
-    with pytest.raises(DiffSegError, match="no probabilities: attention_8x8"):  # the stand-in's maps are zeros: they came to the host
+    with pytest.raises(
+        DiffSegError, match="no probabilities: attention_8x8"
+    ):  # the stand-in's maps are zeros: they came to the host
         segmenter(FRAMES[0])
 
 
