@@ -74,8 +74,9 @@ def check_number(name: str, value: Any, most: float = np.inf) -> None:
     number = isinstance(value, Real) and not isinstance(value, bool)
     if not number or not 0 < value <= most or value == np.inf:
         limit = "" if most == np.inf else f" and at most {most:g}"
+        example = 0.5 if most <= MOST_TAU else 10
         raise ValueError(
-            f"{name}: expected a finite number above 0{limit}, found {value!r}; give for example {0.5 if most <= MOST_TAU else 10}"
+            f"{name}: expected a finite number above 0{limit}, found {value!r}; give for example {example}"
         )
 
 
