@@ -79,7 +79,7 @@ def test_features_equal_those_of_diffusers(family):
     assert relative_error(found, of_diffusers(family)) < BOUND
 
 
-@pytest.mark.slow
+@pytest.mark.proof  # 15 s
 def test_maps_of_a_distilled_model_equal_those_of_diffusers():
     model = pipeline("small-ssd-1b")
     expected = eager_pyramid(load_model(model), FRAMES, 300)

@@ -44,7 +44,16 @@ SLOW = pytest.mark.slow
 
 
 @SLOW
-@pytest.mark.parametrize("index", range(3))
+@pytest.mark.parametrize(
+    ("library", "index"),
+    [
+        *(("cpu", index) for index in range(3)),
+        ("tensor", 0),
+        # 20 s each, emulated.
+        *(pytest.param("tensor", index, marks=pytest.mark.proof) for index in (1, 2)),
+    ],
+    indirect=["library"],
+)
 def test_reference_labels(library, index):
     pyramid, vector = reference(index)
     config = MergeConfig(tuple(vector["thresholds"]), int(vector["grid"]))
