@@ -48,6 +48,7 @@ SLOW = pytest.mark.slow
     ("library", "index"),
     [
         *(("cpu", index) for index in range(3)),
+        *(pytest.param("cuda", index, marks=pytest.mark.gpu) for index in range(3)),
         ("tensor", 0),
         # 20 s each, emulated.
         *(pytest.param("tensor", index, marks=pytest.mark.proof) for index in (1, 2)),
