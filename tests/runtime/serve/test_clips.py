@@ -26,6 +26,7 @@ def answer(socket, data):
     return (line, None) if "error" in line else (line, decoded(socket.recv()))
 
 
+@pytest.mark.slow
 def test_labels_are_the_identities_of_a_stream(service):
     wanted = [result.labels for result in Segmenter(Bright()).stream(FRAMES)]
     with connect(service) as one, connect(service) as other:

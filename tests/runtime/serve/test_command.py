@@ -32,6 +32,7 @@ from tests.runtime.serve.conftest import picture
         (["--max-pixels", "0"], "--max-pixels: expected"),
     ],
 )
+@pytest.mark.slow
 def test_what_is_wrong_is_one_line(words, text, embedded_stays_open):
     result = CliRunner().invoke(app, words)
     assert result.exit_code in (1, 2) and len(result.stderr.splitlines()) == 1
@@ -45,6 +46,7 @@ def test_a_port_in_use_is_one_line(embedded_stays_open):
     assert "cannot listen there (Address already in use)" in result.stderr
 
 
+@pytest.mark.slow
 def test_sigterm_finishes_what_was_accepted_and_exits_0(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "runtime.serve", "--port", "0", "--threads", "1"],

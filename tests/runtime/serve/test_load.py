@@ -134,6 +134,7 @@ def test_a_worker_for_each_device():
 
 
 @pytest.mark.parametrize("kind", ["head", "body", "reader"])
+@pytest.mark.slow
 def test_slow_clients_are_left(kind):
     import socket
 

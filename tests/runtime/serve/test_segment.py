@@ -45,6 +45,7 @@ def test_forms(service):
     assert len(ask("yolo").splitlines()) >= expected.count
 
 
+@pytest.mark.slow
 def test_parameters_are_those_of_the_segmenter(tiny, embedded_stays_open):
     frame = cv2.imdecode(np.frombuffer(SCENE, np.uint8), 1)
     for query, options in (

@@ -45,6 +45,7 @@ def test_health_and_metadata(triton):
 
 
 @pytest.mark.parametrize("binary", [True, False])
+@pytest.mark.slow
 def test_labels_are_those_of_the_segmenter(tiny, triton, frames, binary):
     frames = frames[: 2 if binary else 1]
     wanted = [tiny.segmenter(frame) for frame in frames]
@@ -55,6 +56,7 @@ def test_labels_are_those_of_the_segmenter(tiny, triton, frames, binary):
     assert answer.get_response()["id"] == "7"
 
 
+@pytest.mark.slow
 def test_thresholds_and_chosen_outputs(tiny, triton, frames):
     attended = tiny.segmenter.attend(frames[0])
     one = [client_module.InferRequestedOutput("segments", binary_data=False)]
