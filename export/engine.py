@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from export.model.load import LoadedModel
 
 
-NO_NOISE = -1  # a seed that stands for none
+NO_NOISE = -1  # in place of a seed: no noise is added
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -80,7 +80,7 @@ def test_extras_are_those_of_the_project():
 
 
 def test_extras_pull_no_wheel_that_cannot_work_on_arm():
-    """There JetPack brings TensorRT, and PyPI's wheels are for servers; of onnxruntime-gpu there is none."""
+    """On ARM, JetPack brings TensorRT, PyPI's wheels of it are for servers, and onnxruntime-gpu has no wheel."""
     from packaging.requirements import Requirement
 
     for name, package in (("tensorrt", "tensorrt"), ("gpu", "onnxruntime-gpu")):

@@ -95,7 +95,7 @@ def find_feature_block(unet: Any, source: str) -> Any:
 
     It is the last one of the deepest block on the way down that has attention: of `down_blocks[-2]` in Stable Diffusion
     1.x and 2.x, of `down_blocks[-1]` in the shapes of Stable Diffusion XL. `source`: the model's name.
-    Raises DiffSegError when there is none.
+    Raises DiffSegError when no block on the way down has attention.
     """
     for down in reversed(unet.down_blocks):
         if getattr(down, "attentions", None):

@@ -42,7 +42,7 @@ def has_pyav() -> bool:
 
 
 def open_apart(address: str, name: str, start: Fraction) -> Clip | None:
-    """As `open_here`, in a child process; None where there is none (`runtime.children.pool.borrow`)."""
+    """As `open_here`, in a child process; None where no child can be used (`runtime.children.pool.borrow`)."""
     path = address.removeprefix(FILE)
     if address.startswith(FILE) and path.startswith(("/dev/", "/proc/")):  # of a process, and a child is another one
         address = FILE + os.path.realpath(path)

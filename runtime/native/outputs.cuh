@@ -1,4 +1,4 @@
-// What a caller may have besides labels: rows of the aggregated attention or of proposals, whole or summed in blocks.
+// What a caller may ask for in addition to labels: rows of the aggregated attention or of proposals, whole or summed in blocks.
 #pragma once
 
 #include "platform.cuh"

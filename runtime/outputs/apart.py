@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -12,6 +11,7 @@ from runtime.children import pool
 from runtime.children.channel import Channel
 from runtime.errors import DiffSegError, NoMoreSpace
 from runtime.files import part_path
+from runtime.frames.apart import has_pyav
 from runtime.frames.limits import most_pixels
 from runtime.outputs.form import ClipForm
 from runtime.outputs.sinks import Sink
@@ -32,7 +32,7 @@ def open_movie(path: Path, form: ClipForm, warn: Callable[[str], None], draw: Dr
 
     Raises DiffSegError where PyAV is missing.
     """
-    if not pool.is_possible() or importlib.util.find_spec("av") is None:
+    if not pool.is_possible() or not has_pyav():
         from runtime.outputs.movie import VideoSink
 
         return VideoSink(path, form, warn, draw)
@@ -52,24 +52,14 @@ class MovieApart(Sink):
         self._frames = 0
 
     def prepare(
-        self, frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: NDArray[np.uint8] | None = None
-    ) -> NDArray[np.uint8]:
-        """The drawn picture, uint8 [H, W, 3] BGR."""
-        return self._draw(frame, labels, colours=colours)
-
-    def prepare_named(
         self,
         frame: NDArray[np.uint8],
         labels: NDArray[np.int32],
-        colours: NDArray[np.uint8] | None,
-        names: Names | None,
+        colours: NDArray[np.uint8] | None = None,
+        names: Names | None = None,
     ) -> NDArray[np.uint8]:
-        """The drawn picture; an overlay with the segments' words."""
-        from runtime.outputs.draw import draw_overlay
-
-        if self._draw is not draw_overlay:
-            return self.prepare(frame, labels, colours)
-        return draw_overlay(frame, labels, colours=colours, names=names)
+        """The drawn picture, uint8 [H, W, 3] BGR."""
+        return self._draw(frame, labels, colours=colours, names=names)
 
     def write(self, number: int, time: Fraction, prepared: Any) -> Path:
         """Encode one picture, uint8 [H, W, 3] BGR, all of one size."""

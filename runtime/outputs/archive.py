@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from runtime.outputs.form import ClipForm
     from runtime.outputs.target import Target
+    from runtime.words import Names
 
 __all__ = ["ArchiveSink", "clip", "picture"]  # a photograph's labels need no archive
 
@@ -46,7 +47,11 @@ class ArchiveSink(Sink):
         self._times: list[float] = []
 
     def prepare(
-        self, frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: NDArray[np.uint8] | None = None
+        self,
+        frame: NDArray[np.uint8],
+        labels: NDArray[np.int32],
+        colours: NDArray[np.uint8] | None = None,
+        names: Names | None = None,
     ) -> NDArray[Any]:
         """Labels uint8 or uint16."""
         return label_image(labels)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from runtime.words import Names
+
     # Frame, mask bool [H, W], box x, y, width, height → a picture.
     Cut = Callable[[NDArray[np.uint8], NDArray[np.bool_], tuple[int, int, int, int]], NDArray[np.uint8]]
 
@@ -31,7 +33,11 @@ class SegmentFolder(Sink):
         self.path, self._cut = folder, cut
 
     def prepare(
-        self, frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: NDArray[np.uint8] | None = None
+        self,
+        frame: NDArray[np.uint8],
+        labels: NDArray[np.int32],
+        colours: NDArray[np.uint8] | None = None,
+        names: Names | None = None,
     ) -> dict[str, bytes]:
         """The PNGs by name."""
         found = measure(labels)

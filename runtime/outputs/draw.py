@@ -17,10 +17,15 @@ if TYPE_CHECKING:
 
 
 class Draw(Protocol):
-    """Turns a frame uint8 [H, W, 3] and its labels int32 [H, W] into a picture; `colours` as for `paint`."""
+    """Turns a frame uint8 [H, W, 3] and its labels int32 [H, W] into a picture; the rest as for `draw_overlay`."""
 
     def __call__(
-        self, frame: NDArray[np.uint8], labels: NDArray[np.int32], *, colours: NDArray[np.uint8] | None
+        self,
+        frame: NDArray[np.uint8],
+        labels: NDArray[np.int32],
+        *,
+        colours: NDArray[np.uint8] | None,
+        names: Names | None,
     ) -> NDArray[Any]: ...
 
 

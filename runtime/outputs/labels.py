@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def picture(target: Target) -> Sink:
     """`<stem>_labels.png`."""
-    return PictureSink(target.path("_labels.png"), lambda frame, labels, *, colours: label_image(labels))
+    return PictureSink(target.path("_labels.png"), lambda frame, labels, *, colours, names: label_image(labels))
 
 
 def clip(target: Target, form: ClipForm, warn: Callable[[str], None]) -> Sink:
@@ -30,4 +30,4 @@ class LabelFolder(FrameFolder):
     """`<folder>/000000.png` and so on: one label picture per frame, named by the frame's number."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(folder, ".png", lambda frame, labels, colours: encode_png(label_image(labels)))
+        super().__init__(folder, ".png", lambda frame, labels, colours, names: encode_png(label_image(labels)))

@@ -200,17 +200,11 @@ class ListSink(Sink):
         return ()
 
     def prepare(
-        self, frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: NDArray[np.uint8] | None = None
-    ) -> Any:
-        """The line."""
-        return self.prepare_named(frame, labels, colours, None)
-
-    def prepare_named(
         self,
         frame: NDArray[np.uint8],
         labels: NDArray[np.int32],
-        colours: NDArray[np.uint8] | None,
-        names: Names | None,
+        colours: NDArray[np.uint8] | None = None,
+        names: Names | None = None,
     ) -> Any:
         """The line."""
         words = {} if names is None else {"words": names.words}

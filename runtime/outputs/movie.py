@@ -71,24 +71,18 @@ class VideoSink(Sink):
         self._shortened = Fraction(0)  # seconds by which pauses were made shorter
 
     def prepare(
-        self, frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: NDArray[np.uint8] | None = None
-    ) -> NDArray[np.uint8]:
-        """The drawn picture, uint8 [H, W, 3] BGR."""
-        return self.prepare_named(frame, labels, colours, None)
-
-    def prepare_named(
         self,
         frame: NDArray[np.uint8],
         labels: NDArray[np.int32],
-        colours: NDArray[np.uint8] | None,
-        names: Names | None,
+        colours: NDArray[np.uint8] | None = None,
+        names: Names | None = None,
     ) -> NDArray[np.uint8]:
-        """The drawn picture; an overlay with the segments' words."""
-        from runtime.outputs.draw import draw_overlay
+        """The drawn picture, uint8 [H, W, 3] BGR."""
+        if self._draw is None:
+            from runtime.outputs.draw import draw_overlay
 
-        if self._draw not in (None, draw_overlay):
-            return self._draw(frame, labels, colours=colours)
-        return draw_overlay(frame, labels, colours=colours, names=names)
+            self._draw = draw_overlay
+        return self._draw(frame, labels, colours=colours, names=names)
 
     def write(self, number: int, time: Fraction, prepared: Any) -> Path:
         """Encode one picture, uint8 [H, W, 3] BGR, all of one size."""

@@ -22,13 +22,16 @@ if TYPE_CHECKING:
     from runtime.outputs.form import ClipForm
     from runtime.outputs.sinks import Sink
     from runtime.outputs.target import Target
+    from runtime.words import Names
 
 
 def picture(target: Target) -> Sink:
     """`<stem>_labels.npz`: `labels` and `settings`."""
     settings = _settings(target)
 
-    def encode(frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: NDArray[np.uint8] | None) -> bytes:
+    def encode(
+        frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: NDArray[np.uint8] | None, names: Names | None
+    ) -> bytes:
         data = io.BytesIO()
         with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
             archive.comment = OWN_ARCHIVE

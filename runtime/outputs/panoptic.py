@@ -54,20 +54,14 @@ class PanopticSink(ListSink):
         return (self.path,)
 
     def prepare(
-        self, frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: NDArray[np.uint8] | None = None
-    ) -> tuple[bytes, bytes]:
-        """The PNG, and the line."""
-        return self.prepare_named(frame, labels, colours, None)
-
-    def prepare_named(
         self,
         frame: NDArray[np.uint8],
         labels: NDArray[np.int32],
-        colours: NDArray[np.uint8] | None,
-        names: Names | None,
+        colours: NDArray[np.uint8] | None = None,
+        names: Names | None = None,
     ) -> tuple[bytes, bytes]:
         """The PNG, and the line."""
-        return _png(frame, labels, colours), super().prepare_named(frame, labels, colours, names)
+        return _png(frame, labels, colours, names), super().prepare(frame, labels, colours, names)
 
     def write(self, number: int, time: Fraction, prepared: Any) -> Path:
         """Write the PNG first, so that all that is listed is there."""
@@ -96,17 +90,11 @@ class PanopticClip(FrameFolder):
         return (self.path, self._json)
 
     def prepare(
-        self, frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: NDArray[np.uint8] | None = None
-    ) -> Any:
-        """The PNG, the size, the segments, and the words."""
-        return self.prepare_named(frame, labels, colours, None)
-
-    def prepare_named(
         self,
         frame: NDArray[np.uint8],
         labels: NDArray[np.int32],
-        colours: NDArray[np.uint8] | None,
-        names: Names | None,
+        colours: NDArray[np.uint8] | None = None,
+        names: Names | None = None,
     ) -> Any:
         """The PNG, the size, the segments, and the words."""
         png = super().prepare(frame, labels, colours)
@@ -149,7 +137,9 @@ class PanopticClip(FrameFolder):
             self._part.unlink(missing_ok=True)
 
 
-def _png(frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: NDArray[np.uint8] | None) -> bytes:
+def _png(
+    frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: NDArray[np.uint8] | None, names: Names | None
+) -> bytes:
     return encode_png(encode_ids(labels)[..., ::-1], flat=True)
 
 

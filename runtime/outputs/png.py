@@ -21,20 +21,15 @@ if TYPE_CHECKING:
 #   labels, 16 bits        default 0.65, 3660    RLE UP 0.66, 2992    Huffman SUB 1.96,  39654
 #   colours alone          default 0.95, 5683    RLE UP 0.96, 5286    Huffman SUB 2.88,  60389
 #   overlays               default 5.5, 246000   RLE UP 5.4, 259428   Huffman SUB 4.3,  248592   level 0: 0.5, 464387
-# OpenCV knows filters from 4.12 on; before, files are a little larger.
-_UP, _SUB = (
-    (cv2.IMWRITE_PNG_FILTER, getattr(cv2, name)) if hasattr(cv2, name) else ()
-    for name in ("IMWRITE_PNG_FILTER_UP", "IMWRITE_PNG_FILTER_SUB")
-)
 _FLAT = (
     *(cv2.IMWRITE_PNG_COMPRESSION, 1),
     *(cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE),
-    *_UP,
+    *(cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP),
 )
 _PHOTOGRAPH = (
     *(cv2.IMWRITE_PNG_COMPRESSION, 1),
     *(cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_HUFFMAN_ONLY),
-    *_SUB,
+    *(cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_SUB),
 )
 _HEADER = 8 + 25  # bytes: the signature and IHDR, which the mark follows
 _MARK = (len(OWN_MARK) - 4).to_bytes(4, "big") + OWN_MARK + zlib.crc32(OWN_MARK).to_bytes(4, "big")

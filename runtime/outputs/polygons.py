@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from runtime.outputs.form import ClipForm
     from runtime.outputs.sinks import Sink
     from runtime.outputs.target import Target
+    from runtime.words import Names
 
 
 def picture(target: Target) -> Sink:
@@ -53,5 +54,7 @@ def geojson(labels: NDArray[np.int32]) -> dict[str, Any]:
     return {"type": "FeatureCollection", "size": [height, width], "features": features}
 
 
-def _encoded(frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: NDArray[np.uint8] | None) -> bytes:
+def _encoded(
+    frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: NDArray[np.uint8] | None, names: Names | None
+) -> bytes:
     return json.dumps(OWN_JSON | geojson(labels), separators=(",", ":")).encode()

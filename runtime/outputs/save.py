@@ -55,7 +55,7 @@ def save_picture(
         index.add(json.dumps({"target": target.key, "made": "Result.save"}).encode() + b"\n")
     colours = Painter()(labels)
     for sink in sinks:
-        sink.write(0, Fraction(0), sink.prepare_named(frame, labels, colours, words))
+        sink.write(0, Fraction(0), sink.prepare(frame, labels, colours, words))
         sink.close()
     for listing in files:
         listing.finish(target.folder)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from runtime.outputs.form import ClipForm
     from runtime.outputs.sinks import Sink
     from runtime.outputs.target import Target
+    from runtime.words import Names
 
 
 def picture(target: Target) -> Sink:
@@ -30,6 +31,10 @@ def clip(target: Target, form: ClipForm, warn: Callable[[str], None]) -> Sink:
 
 
 def _painted(
-    frame: NDArray[np.uint8], labels: NDArray[np.int32], *, colours: NDArray[np.uint8] | None
+    frame: NDArray[np.uint8],
+    labels: NDArray[np.int32],
+    *,
+    colours: NDArray[np.uint8] | None,
+    names: Names | None,
 ) -> NDArray[np.uint8]:
     return paint(labels, colours)

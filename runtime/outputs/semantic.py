@@ -31,12 +31,12 @@ CLASSES = "semantic.json"
 
 def picture(target: Target) -> Sink:
     """`<stem>_semantic.png`, and `semantic.json` of the folder."""
-    return SemanticSink(target)
+    return SemanticSink(target, FileSink(target.path("_semantic.png"), _encoded))
 
 
 def clip(target: Target, form: ClipForm, warn: Callable[[str], None]) -> Sink:
     """`<stem>_semantic/000000.png` and so on, and `semantic.json` of the folder."""
-    return SemanticFolder(target)
+    return SemanticSink(target, FrameFolder(target.path("_semantic"), ".png", _encoded))
 
 
 def semantic_image(labels: NDArray[np.int32], names: Names) -> NDArray[np.uint8]:
@@ -44,66 +44,49 @@ def semantic_image(labels: NDArray[np.int32], names: Names) -> NDArray[np.uint8]
     return relabel(labels, names.indices()).astype(np.uint8)
 
 
-def _encoded(labels: NDArray[np.int32], names: Names | None) -> tuple[bytes, tuple[str, ...]]:
-    """The PNG, and the words. Raises DiffSegError without words."""
+def _encoded(
+    frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: NDArray[np.uint8] | None, names: Names | None
+) -> bytes:
+    return encode_png(semantic_image(labels, _present(names)))
+
+
+def _present(names: Names | None) -> Names:
     if names is None:
         raise DiffSegError("semantic: expected segments with words, found none; export an engine with --words")
-    return encode_png(semantic_image(labels, names)), names.words
+    return names
 
 
-def _wordless(frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: NDArray[np.uint8] | None) -> bytes:
-    return _encoded(labels, None)[0]
+class SemanticSink(Sink):
+    """PNGs, and before the first one the list of words."""
 
-
-class SemanticSink(FileSink):
-    """One PNG."""
-
-    def __init__(self, target: Target) -> None:
-        super().__init__(target.path("_semantic.png"), _wordless)
+    def __init__(self, target: Target, files: Sink) -> None:
+        """`files`: the PNG of a photograph, or those of a clip's frames."""
+        self.path, self._files = files.path, files
         self.listing = target.folder / CLASSES
+        self._listed = False
 
-    def prepare_named(
+    def prepare(
         self,
         frame: NDArray[np.uint8],
         labels: NDArray[np.int32],
-        colours: NDArray[np.uint8] | None,
-        names: Names | None,
+        colours: NDArray[np.uint8] | None = None,
+        names: Names | None = None,
     ) -> Any:
         """The PNG, and the words."""
-        return _encoded(labels, names)
+        return self._files.prepare(frame, labels, colours, names), _present(names).words
 
-    def write(self, number: int, time: Fraction, prepared: Any) -> Path:
-        """Write the PNG, and the list of words where it is not there yet."""
+    def write(self, number: int, time: Fraction, prepared: Any) -> Path | None:
+        """Write one PNG, and the list of words where it is not there yet."""
         png, words = prepared
         assert self.listing is not None
-        list_classes(self.listing, words)
-        return super().write(number, time, png)
-
-
-class SemanticFolder(FrameFolder):
-    """A PNG for every frame."""
-
-    def __init__(self, target: Target) -> None:
-        super().__init__(target.path("_semantic"), ".png", _wordless)
-        self.listing = target.folder / CLASSES
-
-    def prepare_named(
-        self,
-        frame: NDArray[np.uint8],
-        labels: NDArray[np.int32],
-        colours: NDArray[np.uint8] | None,
-        names: Names | None,
-    ) -> Any:
-        """The PNG, and the words."""
-        return _encoded(labels, names)
-
-    def write(self, number: int, time: Fraction, prepared: Any) -> Path:
-        """Write one PNG; before the first one the list of words."""
-        png, words = prepared
-        assert self.listing is not None
-        if not self._written:
+        if not self._listed:
             list_classes(self.listing, words)
-        return super().write(number, time, png)
+            self._listed = True
+        return self._files.write(number, time, png)
+
+    def close(self) -> None:
+        """Finish the PNGs."""
+        self._files.close()
 
 
 def list_classes(path: Path, words: tuple[str, ...]) -> None:

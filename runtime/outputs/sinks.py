@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from runtime.outputs.draw import Draw
     from runtime.words import Names
 
-    # Frame, labels, colours → a file's content.
-    Encode = Callable[[NDArray[np.uint8], NDArray[np.int32], NDArray[np.uint8] | None], bytes]
+    # Frame, labels, colours, names → a file's content.
+    Encode = Callable[[NDArray[np.uint8], NDArray[np.int32], NDArray[np.uint8] | None, Names | None], bytes]
 
 
 class Sink(ABC):
@@ -40,22 +40,16 @@ class Sink(ABC):
 
     @abstractmethod
     def prepare(
-        self, frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: NDArray[np.uint8] | None = None
-    ) -> Any:
-        """Draw and encode what `write` takes. From any thread, several frames at a time, in any order.
-
-        `colours`: uint8 [N, 3] BGR of the labels; None: the palette's.
-        """
-
-    def prepare_named(
         self,
         frame: NDArray[np.uint8],
         labels: NDArray[np.int32],
-        colours: NDArray[np.uint8] | None,
-        names: Names | None,
+        colours: NDArray[np.uint8] | None = None,
+        names: Names | None = None,
     ) -> Any:
-        """As `prepare`, with the segments' words, if they have them. Kinds that show no words leave them aside."""
-        return self.prepare(frame, labels, colours)
+        """Draw and encode what `write` takes. From any thread, several frames at a time, in any order.
+
+        `colours`: uint8 [N, 3] BGR of the labels; None: the palette's. `names`: the segments' words, if they have them.
+        """
 
     @abstractmethod
     def write(self, number: int, time: Fraction, prepared: Any) -> Path | None:
@@ -76,10 +70,14 @@ class FileSink(Sink):
         self.path, self._encode = path, encode
 
     def prepare(
-        self, frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: NDArray[np.uint8] | None = None
+        self,
+        frame: NDArray[np.uint8],
+        labels: NDArray[np.int32],
+        colours: NDArray[np.uint8] | None = None,
+        names: Names | None = None,
     ) -> bytes:
         """The file's content."""
-        return self._encode(frame, labels, colours)
+        return self._encode(frame, labels, colours, names)
 
     def write(self, number: int, time: Fraction, prepared: Any) -> Path:
         """Write the file, whole or not at all."""
@@ -100,7 +98,10 @@ class PictureSink(FileSink):
         from runtime.outputs.png import encode_png
 
         super().__init__(
-            path, lambda frame, labels, colours: encode_png(draw(frame, labels, colours=colours), flat=flat)
+            path,
+            lambda frame, labels, colours, names: encode_png(
+                draw(frame, labels, colours=colours, names=names), flat=flat
+            ),
         )
 
 
@@ -132,10 +133,14 @@ class FrameFolder(Sink):
         self._written = Numbers()
 
     def prepare(
-        self, frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: NDArray[np.uint8] | None = None
+        self,
+        frame: NDArray[np.uint8],
+        labels: NDArray[np.int32],
+        colours: NDArray[np.uint8] | None = None,
+        names: Names | None = None,
     ) -> bytes:
         """The file's content."""
-        return self._encode(frame, labels, colours)
+        return self._encode(frame, labels, colours, names)
 
     def write(self, number: int, time: Fraction, prepared: Any) -> Path:
         """Write one file, whole or not at all."""

@@ -49,17 +49,11 @@ class TracksSink(Sink):
         self._frames = 0
 
     def prepare(
-        self, frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: NDArray[np.uint8] | None = None
-    ) -> Any:
-        """The frame's size, annotations and words."""
-        return self.prepare_named(frame, labels, colours, None)
-
-    def prepare_named(
         self,
         frame: NDArray[np.uint8],
         labels: NDArray[np.int32],
-        colours: NDArray[np.uint8] | None,
-        names: Names | None,
+        colours: NDArray[np.uint8] | None = None,
+        names: Names | None = None,
     ) -> Any:
         """The frame's size, annotations and words."""
         words = () if names is None else names.words

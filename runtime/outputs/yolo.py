@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from runtime.outputs.form import ClipForm
     from runtime.outputs.sinks import Sink
     from runtime.outputs.target import Target
+    from runtime.words import Names
 
 
 def picture(target: Target) -> Sink:
@@ -57,5 +58,7 @@ def bridged(piece: list[NDArray[np.float32]]) -> NDArray[np.float32]:
     return ring
 
 
-def _encoded(frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: NDArray[np.uint8] | None) -> bytes:
+def _encoded(
+    frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: NDArray[np.uint8] | None, names: Names | None
+) -> bytes:
     return "".join(line + YOLO_END for line in yolo_lines(labels)).encode()

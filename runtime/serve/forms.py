@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    Encode = Callable[[NDArray[np.uint8], NDArray[np.int32], NDArray[np.uint8] | None], bytes]
+    from runtime.outputs.sinks import Encode
+    from runtime.words import Names
 
 PNG, JSON = "image/png", "application/json"
 NAME = "picture"  # what files and lists call what was sent
@@ -34,8 +34,7 @@ class Form:
         name: what `?format=` takes.
         media: its media type. The first form of a media type is what `Accept` gets.
         help: for people.
-        encode: from frame uint8 [H, W, 3] BGR, labels int32 [H, W] and colours (None: the palette's) to bytes. None:
-            what `--save` writes of the kind of this name.
+        encode: the bytes, from what `Sink.prepare` takes. None: what `--save` writes of the kind of this name.
     """
 
     name: str
@@ -57,10 +56,14 @@ class Kept(Sink):
         self._encode = encode
 
     def prepare(
-        self, frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: NDArray[np.uint8] | None = None
+        self,
+        frame: NDArray[np.uint8],
+        labels: NDArray[np.int32],
+        colours: NDArray[np.uint8] | None = None,
+        names: Names | None = None,
     ) -> bytes:
-        """The answer."""
-        return self._encode(frame, labels, colours)
+        """The answer, which has no words."""
+        return self._encode(frame, labels, colours, None)
 
     def write(self, number: int, time: Fraction, prepared: Any) -> None:
         """Writes nothing."""
@@ -73,13 +76,17 @@ def _json(data: Any) -> bytes:
     return json.dumps(data, separators=(",", ":")).encode()
 
 
-def _coco(frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: NDArray[np.uint8] | None) -> bytes:
+def _coco(
+    frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: NDArray[np.uint8] | None, names: Names | None
+) -> bytes:
     from runtime.outputs.coco import dataset
 
     return _json(dataset(labels, NAME))
 
 
-def _panoptic(frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: NDArray[np.uint8] | None) -> bytes:
+def _panoptic(
+    frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: NDArray[np.uint8] | None, names: Names | None
+) -> bytes:
     """COCO panoptic's JSON of one picture; `png` is the picture of ids in base64."""
     from runtime.outputs.categories import categories
     from runtime.outputs.panoptic import CATEGORY, encode_ids, segments_info
@@ -92,7 +99,9 @@ def _panoptic(frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: NDAr
     return _json({"images": [image], "annotations": [annotation], "categories": categories((), CATEGORY)})
 
 
-def _regions(frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: NDArray[np.uint8] | None) -> bytes:
+def _regions(
+    frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: NDArray[np.uint8] | None, names: Names | None
+) -> bytes:
     """Area, box and centroid of every segment, as the command line's `--json` has them."""
     from runtime.result import Result
 

@@ -25,7 +25,7 @@ MOST_HEAD = 32 << 10  # bytes
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket that listens. Raises DiffSegError where the address is taken, or is none of this machine."""
+    """A socket that listens. Raises DiffSegError where the address is taken, or does not belong to this machine."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listening = socket.socket(family, socket.SOCK_STREAM)

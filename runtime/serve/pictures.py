@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from runtime.serve.metrics import Metrics
     from runtime.stages import Stages
+    from runtime.words import Names
 
 VIEW = 1024  # pixels of the longer side of what a page shows
 HEAT = 128  # pixels of the longer side of a heat map
@@ -113,7 +114,9 @@ def keep(stages: Stages, frame: NDArray[np.uint8]) -> Picture:
     return Picture(frame, view, attended, attended.seen(view))
 
 
-def _draw_view(frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: NDArray[np.uint8] | None) -> bytes:
+def _draw_view(
+    frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: NDArray[np.uint8] | None, names: Names | None
+) -> bytes:
     """The segments' colours with white borders between them, which a page lays over the picture."""
     colours = paint(labels, Painter()(labels) if colours is None else colours)
     colours[borders(labels, 1 + min(labels.shape) // 400)] = 255

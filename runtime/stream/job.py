@@ -215,7 +215,7 @@ class Stream:
         for place in job.places:
             labels, chosen = views[place.level], colours.get(place.level, job.colours)
             named = self._stages.names_of(labels, job.result.words) if place.level is not None else job.result.names
-            job.prepared.append(place.sink.prepare_named(_frame(job), labels, chosen, named))
+            job.prepared.append(place.sink.prepare(_frame(job), labels, chosen, named))
 
     def _write(self, job: Job) -> None:
         for place, prepared in zip(job.places, job.prepared, strict=True):

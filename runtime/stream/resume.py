@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from fractions import Fraction
     from pathlib import Path
 
-    import numpy as np
-    from numpy.typing import NDArray
-
     from runtime.frames.source import Source
     from runtime.outputs.target import Target
     from runtime.stages import Stages
@@ -227,9 +224,7 @@ class _Mark(Sink):
         """It has no files."""
         return ()
 
-    def prepare(
-        self, frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: NDArray[np.uint8] | None = None
-    ) -> None:
+    def prepare(self, *given: object, **more: object) -> None:
         """Nothing."""
 
     def write(self, number: int, time: Fraction, prepared: Any) -> None:

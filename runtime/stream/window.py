@@ -27,17 +27,11 @@ class Drawn(Sink):
     """Draws an overlay that is shown and written nowhere."""
 
     def prepare(
-        self, frame: NDArray[np.uint8], labels: NDArray[np.int32], colours: NDArray[np.uint8] | None = None
-    ) -> NDArray[np.uint8]:
-        """The overlay."""
-        return draw_overlay(frame, labels, colours=colours)
-
-    def prepare_named(
         self,
         frame: NDArray[np.uint8],
         labels: NDArray[np.int32],
-        colours: NDArray[np.uint8] | None,
-        names: Names | None,
+        colours: NDArray[np.uint8] | None = None,
+        names: Names | None = None,
     ) -> NDArray[np.uint8]:
         """The overlay with the segments' words."""
         return draw_overlay(frame, labels, colours=colours, names=names)

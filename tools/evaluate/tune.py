@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from inspect import signature
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
@@ -99,12 +98,6 @@ def tune(
 def describe(setting: dict[str, Any]) -> str:
     """Settings as text."""
     return ", ".join(f"{name} {value:g}" for name, value in setting.items())
-
-
-def chosen(method: str) -> dict[str, Any]:
-    """The settings that a classical method has here: its defaults."""
-    parameters = signature(METHODS[method]).parameters.values()
-    return {one.name: one.default for one in parameters if one.default is not one.empty}
 
 
 def _pictures(bsds500: Path | None, camvid: Path | None, scenes: int) -> dict[str, list[Picture]]:

@@ -21,7 +21,7 @@ class CountSink(Sink):
     def __init__(self, path):
         self.path, self.lines = path, []
 
-    def prepare(self, frame, labels, colours=None):
+    def prepare(self, frame, labels, colours=None, names=None):
         return f"{labels.max() + 1}\n"
 
     def write(self, number, time, prepared):
