@@ -57,7 +57,8 @@ def run_photographs(
             if ledger is not None and entry is not None and ledger.is_done(entry):
                 skipped(source)
                 continue
-            job = Job(source, Still(source), levels=levels)
+            still = Still(source) if ledger is None or entry is None else ledger.still(source, entry)
+            job = Job(source, still, levels=levels)
             try:
                 for level in (None, *range(len(levels or ()))):
                     part = target if level is None else replace(target, stem=target.path(f"_level{level}"))

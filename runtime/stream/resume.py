@@ -14,14 +14,13 @@ from functools import cached_property
 from typing import IO, TYPE_CHECKING, Any
 
 from runtime import __version__
-from runtime.engine.external import external_data
-from runtime.engine.spec import sidecar_path
 from runtime.errors import DiffSegError
-from runtime.frames.pictures import numbered_pictures
+from runtime.frames.still import Still
 from runtime.merge.threads import usable_cores
 from runtime.outputs.journal import INDEX, Journal, entries, key_of, scan
 from runtime.outputs.registry import listings
 from runtime.outputs.sinks import Sink
+from runtime.stream.contents import HashedStill, content_of, content_of_engine
 
 if TYPE_CHECKING:
     from fractions import Fraction
@@ -36,9 +35,12 @@ MOST_AHEAD = 32  # inputs that are hashed before they are needed
 _SHOWN_ONLY = ("show", "reconnect")  # options of clips that change no output
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Entry:
-    """One input of this run. `content`: hash of its bytes, None where it cannot be read twice. `made`: what by."""
+    """One input of this run. `content`: hash of its bytes, None where it cannot be read twice. `made`: what by.
+
+    The content of a photograph is known once it is read, where nothing asks for it before.
+    """
 
     target: Target
     content: str | None
@@ -94,8 +96,8 @@ class Ledger:
             self._file.close()
 
     def hashed(self, sources: Iterable[Source]) -> Iterator[tuple[Source, str | None]]:
-        """The sources in their order, each with the hash of its content; None for those that have none."""
-        if not self.active:
+        """The sources in their order, each with the hash of its content; None without `resume`, or if it has none."""
+        if not self.resume or not self.active:
             yield from ((source, None) for source in sources)
             return
         with ThreadPoolExecutor(min(4, usable_cores())) as pool:
@@ -115,6 +117,16 @@ class Ledger:
     def entry(self, target: Target, content: str | None, *, clip: bool = False) -> Entry:
         """What this run makes of an input."""
         return Entry(target, content, self._clips if clip else self._photographs)
+
+    def still(self, source: Source, entry: Entry) -> Still:
+        """The photograph of an entry, to be read; the entry then has its hash."""
+        if not self.active or self.resume:
+            return Still(source)
+
+        def found(content: str | None) -> None:
+            entry.content = content
+
+        return HashedStill(source, found)
 
     def is_done(self, entry: Entry) -> bool:
         """Whether all outputs are there, whole, and made of the same content by the same engine and settings."""
@@ -233,42 +245,6 @@ class _Mark(Sink):
 
     def close(self) -> None:
         """Nothing is left to do."""
-
-
-def content_of(source: Source) -> str | None:
-    """A hash of what a source is read from; None for cameras and streams, and for what cannot be read."""
-    digest = hashlib.sha256()
-    try:
-        if source.data is not None:
-            digest.update(source.data)
-        elif source.address:
-            return None
-        elif source.path.is_file():
-            _update(digest, source.path)
-        else:  # numbered pictures
-            for path in numbered_pictures(source.path):
-                digest.update(path.name.encode(errors="surrogateescape") + b"\0")
-                _update(digest, path)
-    except (OSError, DiffSegError):
-        return None
-    return digest.hexdigest()
-
-
-def content_of_engine(path: Path) -> str:
-    """A hash of an engine file, its sidecar, and its weights in other files."""
-    digest = hashlib.sha256()
-    weights = [path.parent / name for name in external_data(path)] if path.suffix.lower() == ".onnx" else []
-    for file in (path, sidecar_path(path), *weights):
-        if file.is_file():
-            digest.update(b"%d " % file.stat().st_size)
-            _update(digest, file)
-    return digest.hexdigest()
-
-
-def _update(digest: Any, path: Path) -> None:
-    with path.open("rb", buffering=0) as file:
-        while data := file.read(1 << 20):
-            digest.update(data)
 
 
 def _settings(stages: Stages) -> dict[str, object]:

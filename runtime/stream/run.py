@@ -16,9 +16,10 @@ from runtime.outputs.journal import INDEX
 from runtime.outputs.registry import listings
 from runtime.outputs.target import Target
 from runtime.stream.clip import run_clip
+from runtime.stream.contents import content_of
 from runtime.stream.frame import Job, json_line
 from runtime.stream.photographs import run_photographs
-from runtime.stream.resume import Ledger, content_of
+from runtime.stream.resume import Ledger
 from runtime.terminal import interruptions_held, warnings_said
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from runtime import Result
 from runtime.outputs.journal import INDEX, Journal, Lines, key_of, scan
 from runtime.segment import app
-from runtime.stream.resume import content_of_engine
+from runtime.stream.contents import content_of_engine
 from tests.runtime.clips import StandIn, draw, small_disk, write_clip
 
 ROOT = Path(__file__).parents[3]
