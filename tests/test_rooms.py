@@ -49,7 +49,8 @@ EXPORT = (
 TOOLS = (
     ("soak", "attend", "gpu_check", "pictures", "sanitize"),
     ("benchmark", "fuzz"),
-    ("evaluate", "tiny"),
+    ("tiny",),
+    ("evaluate",),
     ("scenes",),
     ("command",),
 )

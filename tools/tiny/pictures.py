@@ -42,7 +42,7 @@ class TuneRecipe:
 
 
 def segment_photos(recipe: TuneRecipe, photos: list[NDArray[np.uint8]], work: Path, progress: Any) -> int:
-    """Write views uint8 [N, 256, 256, 3] and their segmentations uint16 [N, 24, 64, 64] to `work`; return N."""
+    """Write views uint8 [N, 256, 256, 3] and their segmentations uint16 [N, 22, 64, 64] to `work`; return N."""
     order = np.random.default_rng(recipe.seed).permutation(len(photos))
     count = recipe.views
     views, labels = (work / f"{name}_{count}.npy" for name in ("views", "labels"))

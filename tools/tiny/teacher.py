@@ -1,8 +1,8 @@
 """Targets of the tiny model's attention: how often classical segmentations put two places into one segment.
 
-A single graph-based segmentation (Felzenszwalb and Huttenlocher, IJCV 2004) is a poor target: its borders move with its
-parameters. The agreement of two dozen of them, at several scales, is a better one: DiffSeg's own merge of that
-agreement segments better than each of them. No person's label is used.
+A single segmentation by graph (Felzenszwalb and Huttenlocher, IJCV 2004) or by mean shift (Comaniciu and Meer, PAMI
+2002) is a poor target: its borders move with its parameters. The agreement of two dozen of them, at several scales, is
+a better one: DiffSeg's own merge of that agreement segments better than each of them. No person's label is used.
 """
 
 from __future__ import annotations
@@ -12,28 +12,36 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
+from tools.evaluate.classical import mean_shift
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SCALES = (100, 200, 400, 800)
-SIGMAS = (0.5, 0.8, 1.2)  # pixels of smoothing beforehand
+SIGMAS = (0.5, 1.2)  # pixels of smoothing beforehand
+RADII = ((8, 16), (8, 24), (8, 32), (12, 16), (12, 24), (12, 32))  # of mean shift: pixels, levels of Lab
+SMALLEST = 300  # pixels of a segment, of 256×256
 CELL = 4  # pixels of a label: four labels to a token of 8×8 pixels
-MEMBERS = 2 * len(SCALES) * len(SIGMAS)
+MEMBERS = 2 * len(SCALES) * len(SIGMAS) + len(RADII)
 POWER = 3  # the best of 2, 3 and 4 on 40 development photographs
 FLOOR = 2e-5  # instead of 0 for places never together, so that all divergences are finite
 
 
 def teach(picture: NDArray[np.uint8]) -> NDArray[np.uint16]:
-    """Segmentations of `picture` uint8 [H, W, 3] BGR and of its mean-shift-filtered copy: uint16 [24, H/4, W/4]."""
+    """Segmentations of `picture` uint8 [H, W, 3] BGR: uint16 [22, H/4, W/4].
+
+    Those by graph are of the picture and of its mean-shift-filtered copy.
+    """
     from skimage.segmentation import felzenszwalb
 
-    segmentations = []
-    for version in (picture, cv2.pyrMeanShiftFiltering(picture, 10, 20)):
-        for sigma in SIGMAS:
-            for scale in SCALES:
-                labels = felzenszwalb(version, scale=scale, sigma=sigma, min_size=max(20, scale // 4))
-                segmentations.append(labels[CELL // 2 :: CELL, CELL // 2 :: CELL])
-    return np.stack(segmentations).astype(np.uint16)
+    segmentations = [
+        felzenszwalb(version, scale=scale, sigma=sigma, min_size=SMALLEST)
+        for version in (picture, cv2.pyrMeanShiftFiltering(picture, 10, 20))
+        for sigma in SIGMAS
+        for scale in SCALES
+    ]
+    segmentations += [mean_shift(picture, space, colour, smallest=SMALLEST) for space, colour in RADII]
+    return np.stack([labels[CELL // 2 :: CELL, CELL // 2 :: CELL] for labels in segmentations]).astype(np.uint16)
 
 
 def together(labels: NDArray[np.integer], rng: np.random.Generator) -> NDArray[np.float32]:

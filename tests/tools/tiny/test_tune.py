@@ -112,7 +112,9 @@ def test_pictures_and_targets_fit_each_other(tmp_path):
     cells = rng.integers(0, 3, (4, 4)).repeat(16, 0).repeat(16, 1)
     view = np.array([(20, 20, 20), (120, 120, 120), (230, 230, 230)], np.uint8)[cells].repeat(4, 0).repeat(4, 1)
     np.save(tmp_path / "views_2.npy", np.stack([view, view]))
-    np.save(tmp_path / "labels_2.npy", np.stack([cells, cells])[:, None].repeat(24, 1).astype(np.uint16))
+    np.save(
+        tmp_path / "labels_2.npy", np.stack([cells, cells])[:, None].repeat(tiny_teacher.MEMBERS, 1).astype(np.uint16)
+    )
     pictures = tiny_pictures.Pictures(recipe, tmp_path, 0)
     for _ in range(12):
         picture, labels = pictures._picture()
