@@ -41,7 +41,7 @@ def open_media(address: str) -> Any:
     return av.open(
         address if is_url(address) or address.startswith(FILE) else FILE + address,
         options=media_options(address),
-        metadata_errors="ignore",
+        **({"metadata_errors": "ignore"} if int(av.__version__.partition(".")[0]) < 19 else {}),  # later always so
         timeout=(OPEN_SECONDS, READ_SECONDS) if is_url(address) else None,
     )
 
