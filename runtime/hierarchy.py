@@ -82,7 +82,7 @@ def merge_levels(
     config = replace(stages.route.config, thresholds=(sweep[0],) * len(stages.route.config.thresholds))
     merged = stages.merge(output, config=config, proposals=True)
     clock("merge")
-    result = stages.finish(merged, frame, proposals=True)
+    result = stages.finish(merged, frame, proposals=True, whole=True)
     clock("labels")
     assert result.proposals is not None
     areas = count_pixels(result.labels, result.count)

@@ -37,6 +37,7 @@ def settle_options(
     alpha: float | None = None,
     refine: str = "none",
     min_area: float = 0,
+    pieces: str = "keep",
 ) -> tuple[MergeConfig, Refinement, bool]:
     """Options of `Segmenter.open` as parameters of the merge, a refinement, and whether segments are chosen by "auto".
 
@@ -54,6 +55,6 @@ def settle_options(
             tau=tau,
             alpha=alpha,
         )
-        return config, Refinement(names, min_area), auto
+        return config, Refinement(names, min_area, pieces), auto
     except (TypeError, ValueError) as error:
         raise DiffSegError(str(error)) from None

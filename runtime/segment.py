@@ -89,6 +89,10 @@ def main(
         float,
         typer.Option(metavar="A", help="Smaller regions go to their neighbours: share of the frame, or pixels from 1."),
     ] = 0,
+    pieces: Annotated[
+        str,
+        typer.Option(metavar="WORD", help="split: pieces of a segment that do not touch become segments; or keep."),
+    ] = "keep",
     word_threshold: Annotated[
         float | None,
         typer.Option(
@@ -209,6 +213,7 @@ def main(
                 alpha=alpha,
                 refine=refine,
                 min_area=min_area,
+                pieces=pieces,
                 word_threshold=word_threshold,
                 merge_words=merge_words,
                 weights=weights if weights in (None, "proportional", "per-tensor") else _numbers(weights, "--weights"),  # type: ignore[arg-type]

@@ -96,6 +96,7 @@ class Segmenter:
         alpha: float | None = None,
         refine: str = "none",
         min_area: float = 0,
+        pieces: str = "keep",
         word_threshold: float | None = None,
         merge_words: bool = False,
         options: Mapping[str, Any] | None = None,
@@ -117,6 +118,9 @@ class Segmenter:
             alpha: likewise.
             refine: "kmeans" (the solver), "snap" (borders move to edges of the frame), or both with a comma.
             min_area: regions below this share of the frame, or from 1 this many pixels, go to their neighbours.
+            pieces: "keep", or "split": places that do not touch are segments of their own; those below `min_area`, or
+                0.2 % of the frame, go to their neighbours. Levels of a hierarchy, and objects of a clip that have
+                identities, keep theirs.
             word_threshold: of an engine with words: the least share that gives a segment its word, 0 … 1.
             merge_words: likewise: neighbours of one word become one segment.
             options: of the backend, such as {"threads": 2, "precision": "fp32"}; see
@@ -150,6 +154,7 @@ class Segmenter:
             alpha=alpha,
             refine=refine,
             min_area=min_area,
+            pieces=pieces,
         )
         words: dict[str, Any] = {"word_threshold": word_threshold, "merge_words": merge_words}
         return cls(opened, config, refinement=refinement, auto=auto, **words)

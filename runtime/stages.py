@@ -78,15 +78,21 @@ class Stages:
         """Labels at the engine's size. `options`: see `runtime.routes.base.Route.merge`."""
         return self.route.merge(output, **options)
 
-    def finish(self, merged: Merged, frame: NDArray[np.uint8], *, proposals: bool = False) -> Result:
-        """The result at the frame's own size, refined and numbered without gaps; on request with its proposals."""
+    def finish(
+        self, merged: Merged, frame: NDArray[np.uint8], *, proposals: bool = False, whole: bool = False
+    ) -> Result:
+        """The result at the frame's own size, refined and numbered without gaps; on request with its proposals.
+
+        `whole`: segments in several pieces stay one, whatever the refinement says of pieces.
+        """
         fitted: Any = cv2.resize(merged.raw, frame.shape[1::-1], interpolation=cv2.INTER_NEAREST_EXACT)
         tokens = self.route.tokens[0]
         fitted = self.refinement(fitted, frame, tokens)
-        labels, count = renumber(fitted)
+        pieces = None if whole else self.refinement.split(fitted)
+        labels, count = renumber(fitted) if pieces is None else (pieces[0], len(pieces[1]))
         kept = None
         if proposals and merged.proposals is not None:
-            present = np.flatnonzero(count_pixels(fitted))
+            present = np.flatnonzero(count_pixels(fitted)) if pieces is None else pieces[1]
             kept = merged.proposals[present].reshape(count, *tokens)
         return self.name(Result(labels, count, {}, kept, merged.attention, words=merged.words))
 
@@ -144,6 +150,7 @@ class Stages:
             "auto": self.route.auto,
             "refine": list(self.refinement.names),
             "min_area": self.refinement.min_area,
+            "pieces": self.refinement.pieces,
         } | ({} if self.naming is None else asdict(self.naming))
 
     def clone(self) -> Stages:

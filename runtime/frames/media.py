@@ -38,10 +38,12 @@ def open_media(address: str) -> Any:
     """
     import av
 
+    # From PyAV 19 on that is always so.
+    tolerant: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.partition(".")[0]) < 19 else {}
     return av.open(
         address if is_url(address) or address.startswith(FILE) else FILE + address,
         options=media_options(address),
-        **({"metadata_errors": "ignore"} if int(av.__version__.partition(".")[0]) < 19 else {}),  # later always so
+        **tolerant,
         timeout=(OPEN_SECONDS, READ_SECONDS) if is_url(address) else None,
     )
 

@@ -28,7 +28,7 @@ def absorb(labels: NDArray[np.int32], min_area: float) -> NDArray[np.int32]:
     Returns:
         int32 [H, W]: no new labels; a label whose regions were all small is gone.
     """
-    regions, owner = _regions(labels)
+    regions, owner = connected_regions(labels)
     areas = count_pixels(regions).tolist()
     small = [(area, region) for region, area in enumerate(areas) if area < min_area]
     if not small:
@@ -62,8 +62,11 @@ def absorb(labels: NDArray[np.int32], min_area: float) -> NDArray[np.int32]:
     return relabel(regions, np.asarray(owner, np.int32)[np.asarray(parent)])
 
 
-def _regions(labels: NDArray[np.int32]) -> tuple[NDArray[np.int32], list[int]]:
-    """Number of every pixel's region, int32 [H, W] from 0, and the label of each region."""
+def connected_regions(labels: NDArray[np.int32]) -> tuple[NDArray[np.int32], list[int]]:
+    """Number of every pixel's region, int32 [H, W] from 0, and the label of each region.
+
+    Regions are numbered in the order of their labels; those of one label in the order of their first pixels.
+    """
     regions = np.empty(labels.shape, np.int32)
     owner: list[int] = []
     for label in np.flatnonzero(count_pixels(labels)).tolist():

@@ -11,6 +11,7 @@ import numpy as np
 
 from runtime.merge import registry as solvers
 from runtime.refine import registry
+from runtime.refine.absorb import absorb, connected_regions
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from runtime.pyramid.weights import Shape
 
 LARGEST = 2048 * 2048  # pixels; a larger frame is refined at this size, which bounds time and memory
+PIECES = ("keep", "split")
+LEAST_PIECE = 0.002  # share of the frame that a piece has at least, to be a segment of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +33,15 @@ class Refinement:
     Attributes:
         names: of refinements that the registry knows. They are applied in the registry's order.
         min_area: see `absorb`; below 1 a share of the frame, from 1 pixels, 0 for nothing.
+        pieces: "keep", or "split": see `split`.
 
     Raises:
-        ValueError: if a name is unknown, or `min_area` is neither a share nor whole pixels.
+        ValueError: if a name or the word for pieces is unknown, or `min_area` is neither a share nor whole pixels.
     """
 
     names: tuple[str, ...] = ()
     min_area: float = 0.0
+    pieces: str = "keep"
 
     def __post_init__(self) -> None:
         known = registry.refinement_names()
@@ -49,6 +54,9 @@ class Refinement:
                 f"min_area: expected a share of the frame below 1, or whole pixels from 1, found {area!r}; give for "
                 "example 0.002 or 500"
             )
+
+        if self.pieces not in PIECES:
+            raise ValueError(f"pieces: expected {' or '.join(PIECES)}, found {self.pieces!r}; choose one of them")
 
     def __call__(self, labels: NDArray[np.int32], frame: NDArray[np.uint8], tokens: Shape) -> NDArray[np.int32]:
         """Refine labels.
@@ -64,7 +72,7 @@ class Refinement:
         Returns:
             int32 [H, W]: the same labels; some may be gone.
         """
-        area = self.min_area * labels.size if self.min_area < 1 else self.min_area
+        area = self._pixels(self.min_area, labels)
         scale = (LARGEST / labels.size) ** 0.5
         if not self.names or scale >= 1:
             return self._refine(labels, frame, tokens, area)
@@ -73,6 +81,26 @@ class Refinement:
         seen = np.asarray(cv2.resize(frame, size, interpolation=cv2.INTER_AREA), np.uint8)
         small = self._refine(small, seen, tokens, area * small.size / labels.size)
         return np.asarray(cv2.resize(small, labels.shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT), np.int32)
+
+    def split(self, labels: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.intp]] | None:
+        """Make every connected piece of a segment a segment of its own; None where pieces are kept.
+
+        Pieces below `min_area`, or 0.2 % of the frame where it is 0, go to their neighbours first.
+
+        Args:
+            labels: int32 [H, W], not negative, refined.
+
+        Returns:
+            int32 [H, W], labels from 0 without gaps, and the label that each of them is a piece of, int [N].
+        """
+        if self.pieces == "keep":
+            return None
+        regions, owner = connected_regions(absorb(labels, self._pixels(self.min_area or LEAST_PIECE, labels)))
+        return regions, np.asarray(owner, np.intp)
+
+    @staticmethod
+    def _pixels(area: float, labels: NDArray[np.int32]) -> float:
+        return area * labels.size if area < 1 else area
 
     def _refine(
         self, labels: NDArray[np.int32], frame: NDArray[np.uint8], tokens: Shape, area: float

@@ -99,9 +99,10 @@ class Desk:
                     refine="none" if options.refine is None else options.refine,
                     solver=base.route.config.solver if options.refine is None else None,
                     min_area=base.refinement.min_area if options.min_area is None else options.min_area,
+                    pieces=base.refinement.pieces,
                 )
                 if options.refine is None:
-                    refinement = Refinement(base.refinement.names, refinement.min_area)
+                    refinement = Refinement(base.refinement.names, refinement.min_area, refinement.pieces)
                 auto = auto or (base.route.auto and options.thresholds is None)
                 self._variants[key] = Stages(type(base.route)(base.route.engine, config, auto), refinement)
             except (DiffSegError, ValueError) as error:

@@ -196,7 +196,8 @@ class Stream:
             return
         clip = self._continuity
         merged, job.merged = job.merged, None
-        job.result = self._of(job).finish(merged, _frame(job), proposals=clip is not None and clip.temporal)
+        temporal = clip is not None and clip.temporal
+        job.result = self._of(job).finish(merged, _frame(job), proposals=temporal, whole=temporal)
         if clip is not None:
             clip.remember(job.result)
 

@@ -101,7 +101,9 @@ class TiledStages(Stages):
         merged: Merged = output
         return merged
 
-    def finish(self, merged: Merged, frame: NDArray[np.uint8], *, proposals: bool = False) -> Result:
+    def finish(
+        self, merged: Merged, frame: NDArray[np.uint8], *, proposals: bool = False, whole: bool = False
+    ) -> Result:
         """The result, refined and numbered without gaps."""
         tokens = self.route.tokens[0]
         grid = [
@@ -109,6 +111,8 @@ class TiledStages(Stages):
             for count, side, axis in zip(tokens, frame.shape, self._place(frame), strict=False)
         ]
         labels = self.refinement(merged.raw, frame, (grid[0], grid[1]))
+        if not whole and (pieces := self.refinement.split(labels)):
+            return self.name(Result(pieces[0], len(pieces[1]), {}, words=merged.words))
         if labels is merged.raw:  # numbered without gaps, and too large to do it again for nothing
             return self.name(Result(labels, int(labels.max()) + 1, {}, words=merged.words))
         return self.name(Result(*renumber(labels), {}, words=merged.words))

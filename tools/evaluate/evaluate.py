@@ -95,6 +95,10 @@ def evaluate(
         list[float] | None,
         typer.Option(help="Smaller regions go to neighbours: a share of the image, or pixels. Repeat to compare."),
     ] = None,
+    pieces: Annotated[
+        list[str] | None,
+        typer.Option(help="keep, or split: pieces that do not touch are segments. Repeat to compare."),
+    ] = None,
     protocol: Annotated[
         ProtocolName | None,
         typer.Option(
@@ -164,6 +168,7 @@ def evaluate(
         "solver": solver,
         "tau": tau,
         "alpha": alpha,
+        "pieces": pieces,
     }
     methods = [one.value for one in method or [Method.diffseg]]
     if engine and not any(name in ATTENTION_METHODS for name in methods):

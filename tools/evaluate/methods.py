@@ -75,10 +75,14 @@ class Evaluator:
             labels = self._segment(variant, frame, truths, cropped)
         if data.protocol.background:
             labels = join_background(labels, truths[0], len(data.protocol.classes))
-        if variant.engine is not None and (variant.refine or variant.min_area):
+        if variant.engine is not None and (variant.refine or variant.min_area or variant.pieces):
             finest = self.engine(variant.engine).spec.levels[0]
-            refinement = Refinement(split_refine(variant.refine or "none")[1], variant.min_area or 0)
+            refinement = Refinement(
+                split_refine(variant.refine or "none")[1], variant.min_area or 0, variant.pieces or "keep"
+            )
             labels = refinement(labels, shown, (finest.height, finest.width))
+            if pieces := refinement.split(labels):
+                labels = pieces[0]
         return labels
 
     def _segment(

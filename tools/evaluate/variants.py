@@ -23,9 +23,9 @@ class Variant:
     """One method in one setting: a row of the table. None: the setting does not apply, or is not used.
 
     `thresholds` (one per iteration), `grid` and `similarity` ("kl" or "js") belong to DiffSeg's merge; with `auto` the
-    segments are chosen for every image. `weights` belong to the aggregation, which K-means uses, too. `refine` and
-    `min_area` are the runtime's refinements; of these the paper has only "kmeans". `solver`, `tau`
-    and `alpha` are in place of the merge, and belong to it alone.
+    segments are chosen for every image. `weights` belong to the aggregation, which K-means uses, too. `refine`,
+    `min_area` and `pieces` are the runtime's refinements; of these the paper has only "kmeans". `solver`, `tau` and
+    `alpha` are in place of the merge, and belong to it alone.
     """
 
     method: str
@@ -40,6 +40,7 @@ class Variant:
     solver: str | None = None
     tau: float | None = None
     alpha: float | None = None
+    pieces: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,7 @@ class Wish:
     solver: str | None = None
     tau: float | None = None
     alpha: float | None = None
+    pieces: str | None = None
 
 
 def settle(method: str, engine: str, spec: EngineSpec, protocol: Protocol, wish: Wish) -> Variant:
@@ -103,7 +105,7 @@ def settle(method: str, engine: str, spec: EngineSpec, protocol: Protocol, wish:
         grid = min(spec.grid, most) if wish.grid is None else wish.grid
         config = MergeConfig(thresholds, grid, weights, solver, wish.tau, wish.alpha)
         solver_of(config)
-        Refinement(min_area=wish.min_area or 0)
+        Refinement(min_area=wish.min_area or 0, pieces=wish.pieces or "keep")
     except ValueError as error:
         raise DiffSegError(str(error)) from None
     return Variant(
@@ -119,6 +121,7 @@ def settle(method: str, engine: str, spec: EngineSpec, protocol: Protocol, wish:
         None if solver == DEFAULT else solver,
         wish.tau,
         wish.alpha,
+        None if wish.pieces == "keep" else wish.pieces,
     )
 
 

@@ -116,6 +116,34 @@ def test_segmenter_refines_and_keeps_proposals_in_step():
     assert np.array_equal(segmenter.clone()(frame).labels, segmenter(frame).labels)
 
 
+def test_pieces_become_segments():
+    """Two squares of one label and a speck of it: two segments, and nothing of the speck."""
+    labels = np.zeros((40, 50), np.int32)
+    labels[5:15, 5:15] = labels[20:35, 20:45] = 3
+    labels[37, 2] = 3
+    assert Refinement().split(labels) is None
+    found, owner = Refinement(pieces="split").split(labels)
+    expected = np.zeros((40, 50), np.int32)
+    expected[5:15, 5:15], expected[20:35, 20:45] = 1, 2
+    assert np.array_equal(found, expected) and owner.tolist() == [0, 3, 3]
+    assert len(Refinement(pieces="split", min_area=1).split(labels)[1]) == 4
+    assert len(Refinement(pieces="split", min_area=101).split(labels)[1]) == 2
+    with pytest.raises(ValueError, match="pieces: expected keep or split, found 'some'"):
+        Refinement(pieces="some")
+
+
+def test_pieces_keep_their_segments_proposals():
+    frame = data.coffee()[..., ::-1].copy()
+    plain, split = (Segmenter.open(device="cpu", pieces=word)(frame, details=True) for word in ("keep", "split"))
+    assert plain.count < split.count == len(split.proposals)
+    for label in range(split.count):
+        of = plain.labels[split.labels == label]
+        whole = np.bincount(of).argmax()  # specks of others are in it
+        assert np.array_equal(split.proposals[label], plain.proposals[whole])
+        assert cv2.connectedComponents((split.labels == label).astype(np.uint8), connectivity=4)[0] == 2
+    assert np.bincount(split.labels.ravel()).min() >= 0.002 * split.labels.size
+
+
 @pytest.mark.parametrize("refine", ["none,snap", "", "snap,edges", None])
 def test_bad_refine(refine):
     with pytest.raises(

@@ -95,8 +95,8 @@ def test_cityscapes_takes_the_papers_threshold_for_stable_diffusion_alone(tmp_pa
     [
         pytest.param((), {}, id="plain"),
         pytest.param(
-            ("--refine", "kmeans,snap", "--min-area", "0.01"),
-            {"refine": "kmeans,snap", "min_area": 0.01},
+            ("--refine", "kmeans,snap", "--min-area", "0.01", "--pieces", "split"),
+            {"refine": "kmeans,snap", "min_area": 0.01, "pieces": "split"},
             id="refined",
             marks=pytest.mark.slow,
         ),
