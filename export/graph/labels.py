@@ -247,7 +247,7 @@ class FrameToLabels(nn.Module):
         self.network, self.head = network, head
 
     def forward(self, frame: Tensor, thresholds: Tensor) -> tuple[Tensor, ...]:
-        """frame uint8 [B, H, W, 3] BGR and thresholds float32 [iterations] → labels [B, H, W], segments int32 [B].
+        """frame, as the network takes it, and thresholds float32 [iterations] → labels [B, H, W], segments int32 [B].
 
         The words' maps follow, if the network gives them, and the pyramid: being an output while it is traced gives its
         values names in the graph.

@@ -18,7 +18,7 @@ OPSET = {"fp32": 21, "fp16": 21, "bf16": 22}  # 22 is the first opset whose Conv
 
 
 def trace(network: "nn.Module", spec: EngineSpec, extra: "Mapping[str, NDArray[Any]]") -> "onnx_ir.Model":
-    """Trace `network` for the frames that `spec` describes: uint8 [B, H, W, 3].
+    """Trace `network` for the frames that `spec` describes.
 
     `extra`: the inputs that follow the frame, by name, as examples. The network gives the outputs that `spec` names,
     and may give the pyramid after them: then the maps keep their names as values inside the graph, where a check finds
@@ -26,9 +26,11 @@ def trace(network: "nn.Module", spec: EngineSpec, extra: "Mapping[str, NDArray[A
     """
     import torch
 
+    from export.graph.network import black_frames
+
     dynamic = spec.batch is None
     # A dynamic batch is traced with 2 frames: torch.export treats 1 as a constant.
-    frame = torch.zeros(2 if dynamic else spec.batch or 1, spec.height, spec.width, 3, dtype=torch.uint8)
+    frame = black_frames(spec.frame_input, spec.height, spec.width, 2 if dynamic else spec.batch or 1)
     inputs = {"frame": frame} | {name: torch.from_numpy(value) for name, value in extra.items()}
     first = {0: torch.export.Dim("batch", min=1)}
     with explained(dynamic), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():

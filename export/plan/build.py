@@ -253,7 +253,7 @@ def _configure(
             config.set_compute_capability(known[name], index)
     if batch is not None:
         profile = builder.create_optimization_profile()
-        profile.set_shape("frame", *((frames, spec.height, spec.width, 3) for frames in batch))
+        profile.set_shape("frame", *(spec.frame_input.shape(frames, spec.height, spec.width) for frames in batch))
         config.add_optimization_profile(profile)
     return config
 
