@@ -17,10 +17,10 @@ from onnx import TensorProto, helper
 from export.check.maps import OutputCheck
 from export.engine import ExportRequest, export_engine
 from export.plan.build import PlanRequest, build_plan
-from export.plan.engine_file import onnx_metadata
 from export.plan.types import layer_types
 from export.progress import Phases
 from runtime import DiffSegError
+from runtime.engine.onnx_file import onnx_metadata
 from runtime.engine.plan import read_plan
 from runtime.engine.registry import EMBEDDED, open_engine
 from runtime.engine.spec import METADATA_KEY, EngineSpec, sidecar_path
