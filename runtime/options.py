@@ -60,15 +60,15 @@ def settle_options(
         raise DiffSegError(str(error)) from None
 
 
-def read_numbers(text: str | None, option: str) -> float | tuple[float, ...] | None:
-    """`1.1,0.9` → numbers, and one threshold → a number. Raises DiffSegError for else, naming `option`."""
+def read_numbers(text: str | None, option: str, other: str = "") -> float | tuple[float, ...] | None:
+    """`1.1,0.9` → numbers, and one threshold → a number. Raises DiffSegError for anything else.
+
+    `option`, `other`: its name in the error, and what else may be in its place.
+    """
     if text is None:
         return None
     try:
         numbers = tuple(float(word) for word in text.split(","))
     except ValueError:
-        words = {"--threshold": ", or auto", "--weights": ", or proportional, or per-tensor"}
-        raise DiffSegError(
-            f"{option}: expected numbers with commas between them{words.get(option, '')}, found {text!r}"
-        ) from None
+        raise DiffSegError(f"{option}: expected numbers with commas between them{other}, found {text!r}") from None
     return numbers[0] if len(numbers) == 1 and option == "--threshold" else numbers

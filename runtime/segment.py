@@ -207,7 +207,7 @@ def main(
                 engine,
                 device,
                 backend=backend,
-                thresholds="auto" if threshold == "auto" else read_numbers(threshold, "--threshold"),
+                thresholds="auto" if threshold == "auto" else read_numbers(threshold, "--threshold", ", or auto"),
                 iterations=iterations,
                 solver=solver,
                 tau=tau,
@@ -265,7 +265,11 @@ def _weights(text: str | None) -> str | float | tuple[float, ...] | None:
     """A rule's name, or numbers."""
     from runtime.options import read_numbers
 
-    return text if text in ("proportional", "per-tensor") else read_numbers(text, "--weights")
+    return (
+        text
+        if text in ("proportional", "per-tensor")
+        else read_numbers(text, "--weights", ", or proportional, or per-tensor")
+    )
 
 
 def _levels(text: str) -> tuple[float, ...]:

@@ -21,7 +21,7 @@ def engine() -> None:
 @app.command()
 def labels(
     engine: Annotated[
-        Path | None, typer.Argument(metavar="[ENGINE.onnx]", help="Engine of attention maps; tiny if left out.")
+        Path | None, typer.Argument(metavar="ENGINE.onnx", help="Engine of attention maps; tiny if left out.")
     ] = None,
     *,
     output: Annotated[
