@@ -1,0 +1,55 @@
+"""An engine with the head labels whose segments are bands of brightness: made without a network."""
+
+from dataclasses import replace
+
+import onnx
+from onnx import TensorProto, helper
+
+from runtime.engine.registry import EMBEDDED
+from runtime.engine.spec import METADATA_KEY, EngineSpec, Level, sidecar_path
+
+SIZE = (32, 48)
+
+
+def write_engine(path, bands=4):
+    """Write an engine for any number of frames of SIZE; returns `path`."""
+    spec = replace(
+        EngineSpec.from_json(sidecar_path(EMBEDDED).read_text(), "tiny"),
+        **{
+            "head": "labels",
+            "height": SIZE[0],
+            "width": SIZE[1],
+            "batch": None,
+            "grid": 4,
+            "levels": (Level(4, 6, 1),),
+        },
+    )
+    nodes = [
+        helper.make_node("Cast", ["frame"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["floats", "last"], ["grey"], keepdims=0),
+        helper.make_node("Mul", ["grey", "scale"], ["shares"]),
+        helper.make_node("Cast", ["shares"], ["labels"], to=TensorProto.UINT8),
+        helper.make_node("Shape", ["frame"], ["batch"], start=0, end=1),
+        helper.make_node("Expand", ["bands", "batch"], ["segments"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [
+            helper.make_tensor_value_info("frame", TensorProto.UINT8, ["batch", *SIZE, 3]),
+            helper.make_tensor_value_info("thresholds", TensorProto.FLOAT, [len(spec.thresholds)]),
+        ],
+        [
+            helper.make_tensor_value_info("labels", TensorProto.UINT8, ["batch", *SIZE]),
+            helper.make_tensor_value_info("segments", TensorProto.INT32, ["batch"]),
+        ],
+        [
+            helper.make_tensor("last", TensorProto.INT64, [1], [3]),
+            helper.make_tensor("scale", TensorProto.FLOAT, [], [bands / 256]),
+            helper.make_tensor("bands", TensorProto.INT32, [1], [bands]),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    helper.set_model_props(model, {METADATA_KEY: spec.to_json()})
+    onnx.save(model, path)
+    return path
