@@ -20,8 +20,6 @@ from runtime.segmenter import Segmenter
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-OUTPUTS = {"overlay": ("BGR",), "labels": ("GRAY16_LE", "GRAY8")}  # what comes out → its formats, the best one first
-
 # OpenVINO's bindings block each other where two of GStreamer's threads run engines at the same time. An engine uses all
 # cores, so that several elements lose little by taking turns.
 _ALONE = threading.Lock()
@@ -45,7 +43,8 @@ class FrameFilter:
         self._results = self._segmenter.stream(self._frames(), temporal=temporal)
 
     def __call__(self, pixels: bytes, height: int, width: int, form: str) -> bytes:
-        """The picture of the next frame. `pixels`: BGR, rows padded; `form`: of `OUTPUTS`.
+        """The picture of the next frame. `pixels`: BGR, rows padded; `form`: BGR, the overlay, or
+        GRAY16_LE or GRAY8, the labels.
 
         Raises DiffSegError, in one line, where the frame cannot be segmented or has more labels than GRAY8 holds.
         """

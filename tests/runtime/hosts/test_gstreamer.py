@@ -1,4 +1,4 @@
-"""The element gives what the runtime gives of the same frames. What it does with a frame is tested without GStreamer."""
+"""The element gives what the runtime gives of the same frames; part of it is tested without GStreamer."""
 
 import os
 import shutil

@@ -18,9 +18,11 @@ from gi.repository import GLib, GObject, Gst, GstBase, GstVideo  # noqa: E402 - 
 if TYPE_CHECKING:
     from runtime.hosts.gstreamer.filter import FrameFilter
 
+_OUTPUTS = {"overlay": ("BGR",), "labels": ("GRAY16_LE", "GRAY8")}  # the property output → its formats, the best first
+_FORMATS = tuple(form for forms in _OUTPUTS.values() for form in forms)
 _SIZES = "width=(int)[1,65535], height=(int)[1,65535], framerate=(fraction)[0/1,2147483647/1]"
 _TAKES = Gst.Caps.from_string(f"video/x-raw, format=BGR, {_SIZES}")
-_GIVES = Gst.Caps.from_string(f"video/x-raw, format={{ BGR, GRAY16_LE, GRAY8 }}, {_SIZES}")
+_GIVES = Gst.Caps.from_string(f"video/x-raw, format={{ {', '.join(_FORMATS)} }}, {_SIZES}")
 
 
 class DiffSeg(GstBase.BaseTransform):  # type: ignore[misc]
@@ -59,16 +61,16 @@ class DiffSeg(GstBase.BaseTransform):  # type: ignore[misc]
     def do_start(self) -> bool:
         """Open the engine."""
         try:
-            from runtime.errors import DiffSegError
-            from runtime.hosts.gstreamer.filter import OUTPUTS, FrameFilter
+            from runtime.errors import as_one_line
+            from runtime.hosts.gstreamer.filter import FrameFilter
         except ImportError as error:
             return self._fail(f"{error}; name the folders of diffseg and of what it needs in PYTHONPATH")
-        if self.output not in OUTPUTS:
-            return self._fail(f"output: expected {' or '.join(OUTPUTS)}, found {self.output!r}")
+        if self.output not in _OUTPUTS:
+            return self._fail(f"output: expected {' or '.join(_OUTPUTS)}, found {self.output!r}")
         try:
             self._filter = FrameFilter(self.engine or "", self.device or "auto", self.threshold or "", self.temporal)
-        except DiffSegError as error:
-            return self._fail(str(error))
+        except Exception as error:  # what GStreamer shows of an exception is a traceback
+            return self._fail(str(as_one_line(error, "diffseg")))
         return True
 
     def do_stop(self) -> bool:
@@ -80,9 +82,8 @@ class DiffSeg(GstBase.BaseTransform):  # type: ignore[misc]
 
     def do_transform_caps(self, direction: Any, caps: Any, wanted: Any) -> Any:
         """The same size and rate on the other side, in its formats."""
-        from runtime.hosts.gstreamer.filter import OUTPUTS
-
-        forms = ("BGR",) if direction == Gst.PadDirection.SRC else OUTPUTS.get(self.output, ())
+        # Whether there is such an output is said where the element starts.
+        forms = ("BGR",) if direction == Gst.PadDirection.SRC else _OUTPUTS.get(self.output, _FORMATS)
         other = Gst.Caps.new_empty()
         for form in forms:
             for index in range(caps.get_size()):
@@ -119,7 +120,7 @@ class DiffSeg(GstBase.BaseTransform):  # type: ignore[misc]
         """Report an error of the element, in one line."""
         line = " ".join(text.split())
         error = GLib.Error.new_literal(Gst.LibraryError.quark(), line, Gst.LibraryError.FAILED)
-        self.post_message(Gst.Message.new_error(self, error, None))
+        self.post_message(Gst.Message.new_error(self, error, ""))
         return False
 
 
