@@ -11,8 +11,8 @@ from runtime.engine.spec import METADATA_KEY, EngineSpec, Level, sidecar_path
 SIZE = (32, 48)
 
 
-def write_engine(path, bands=4):
-    """Write an engine for any number of frames of SIZE; returns `path`."""
+def write_engine(path, bands=4, layout="uint8-nhwc-bgr"):
+    """Write an engine for any number of frames of SIZE, which takes them in this layout; returns `path`."""
     spec = replace(
         EngineSpec.from_json(sidecar_path(EMBEDDED).read_text(), "tiny"),
         **{
@@ -23,10 +23,13 @@ def write_engine(path, bands=4):
             "grid": 4,
             "levels": (Level(4, 6, 1),),
         },
+        input=layout,
     )
+    frame_input = spec.frame_input
+    kind = TensorProto.FLOAT if frame_input.planar else TensorProto.UINT8
     nodes = [
         helper.make_node("Cast", ["frame"], ["floats"], to=TensorProto.FLOAT),
-        helper.make_node("ReduceMean", ["floats", "last"], ["grey"], keepdims=0),
+        helper.make_node("ReduceMean", ["floats", "channels"], ["grey"], keepdims=0),
         helper.make_node("Mul", ["grey", "scale"], ["shares"]),
         helper.make_node("Cast", ["shares"], ["labels"], to=TensorProto.UINT8),
         helper.make_node("Shape", ["frame"], ["batch"], start=0, end=1),
@@ -36,7 +39,7 @@ def write_engine(path, bands=4):
         nodes,
         "g",
         [
-            helper.make_tensor_value_info("frame", TensorProto.UINT8, ["batch", *SIZE, 3]),
+            helper.make_tensor_value_info("frame", kind, ["batch", *frame_input.shape(None, *SIZE)[1:]]),
             helper.make_tensor_value_info("thresholds", TensorProto.FLOAT, [len(spec.thresholds)]),
         ],
         [
@@ -44,8 +47,8 @@ def write_engine(path, bands=4):
             helper.make_tensor_value_info("segments", TensorProto.INT32, ["batch"]),
         ],
         [
-            helper.make_tensor("last", TensorProto.INT64, [1], [3]),
-            helper.make_tensor("scale", TensorProto.FLOAT, [], [bands / 256]),
+            helper.make_tensor("channels", TensorProto.INT64, [1], [1 if frame_input.planar else 3]),
+            helper.make_tensor("scale", TensorProto.FLOAT, [], [bands / 256 * 255 / frame_input.brightest]),
             helper.make_tensor("bands", TensorProto.INT32, [1], [bands]),
         ],
     )
