@@ -30,7 +30,8 @@ def write_engine(path, bands=4, layout="uint8-nhwc-bgr"):
     nodes = [
         helper.make_node("Cast", ["frame"], ["floats"], to=TensorProto.FLOAT),
         helper.make_node("ReduceMean", ["floats", "channels"], ["grey"], keepdims=0),
-        helper.make_node("Mul", ["grey", "scale"], ["shares"]),
+        helper.make_node("Mul", ["grey", "scale"], ["multiples"]),
+        helper.make_node("Add", ["multiples", "little"], ["shares"]),
         helper.make_node("Cast", ["shares"], ["labels"], to=TensorProto.UINT8),
         helper.make_node("Shape", ["frame"], ["batch"], start=0, end=1),
         helper.make_node("Expand", ["bands", "batch"], ["segments"]),
@@ -49,6 +50,7 @@ def write_engine(path, bands=4, layout="uint8-nhwc-bgr"):
         [
             helper.make_tensor("channels", TensorProto.INT64, [1], [1 if frame_input.planar else 3]),
             helper.make_tensor("scale", TensorProto.FLOAT, [], [bands / 256 * 255 / frame_input.brightest]),
+            helper.make_tensor("little", TensorProto.FLOAT, [], [1e-3]),  # no pixel is exactly between two bands
             helper.make_tensor("bands", TensorProto.INT32, [1], [bands]),
         ],
     )

@@ -36,9 +36,9 @@ class Graph:
             )
         try:
             self.model = [(each.number, _content(data, each)) for each in fields(data)]
-            graphs = [content for number, content in self.model if number == _MODEL_GRAPH]
-            self.parts = [(each.number, _content(graphs[0], each)) for each in fields(graphs[0])]
-        except (ValueError, IndexError, TypeError):
+            graph, *_ = (each for each in fields(data) if each.number == _MODEL_GRAPH and each.wire == BYTES)
+            self.parts = [(each.number, _content(data, each)) for each in fields(data, graph.start, graph.end)]
+        except (ValueError, IndexError):
             raise DiffSegError(f"{path} is damaged, or no ONNX file; copy it again, or export it again") from None
 
     @property

@@ -59,7 +59,7 @@ def write_labels_engine(engine: Path, folder: Path, merge: Path = MERGE) -> list
 
 def _differences(shape: EngineSpec, spec: EngineSpec) -> list[tuple[str, Any, Any]]:
     """What of the merge's shape an engine does not have: name, expected and found."""
-    sides = {
+    sides: dict[str, list[Any]] = {
         "frames of": [f"{each.height}x{each.width}" for each in (shape, spec)],
         "frames per call:": [each.batch or "any number" for each in (shape, spec)],
         "maps": [", ".join(level.output for level in each.levels) for each in (shape, spec)],
@@ -70,4 +70,4 @@ def _differences(shape: EngineSpec, spec: EngineSpec) -> list[tuple[str, Any, An
         "iterations:": [len(each.thresholds) for each in (shape, spec)],
         "the precision": [each.precision for each in (shape, spec)],
     }
-    return [(name, *both) for name, both in sides.items() if both[0] != both[1]]
+    return [(name, expected, found) for name, (expected, found) in sides.items() if expected != found]

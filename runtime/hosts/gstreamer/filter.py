@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -35,9 +35,10 @@ class FrameFilter:
         Raises DiffSegError where the engine cannot be opened or an option is invalid.
         """
         given = threshold.strip()
-        thresholds = given if given == "auto" else read_numbers(given or None, "threshold", ", or auto")
-        one = isinstance(thresholds, tuple) and len(thresholds) == 1
-        self._segmenter = Segmenter.open(engine or None, device, thresholds=thresholds[0] if one else thresholds)  # type: ignore[index]
+        thresholds: Any = given if given == "auto" else read_numbers(given or None, "threshold", ", or auto")
+        if isinstance(thresholds, tuple) and len(thresholds) == 1:
+            thresholds = thresholds[0]
+        self._segmenter = Segmenter.open(engine or None, device, thresholds=thresholds)
         self._painter = Painter()
         self._frame = np.empty((0, 0, 3), np.uint8)
         self._results = self._segmenter.stream(self._frames(), temporal=temporal)

@@ -164,7 +164,7 @@ def test_engine_labels_needs_no_pytorch(engine_program, picture, tmp_path, layou
         cv2.imwrite(str(picture), cv2.imread(str(picture))[:, 1:])  # or every fifth column had two nearest pixels
     else:
         engine = write_engine(tmp_path / "bands.onnx", bands=8, layout=layout)
-        cv2.imwrite(str(picture), cv2.imread(str(picture))[:32, 96:144])  # of its size: OpenCV 4 and 5 resize differently
+        cv2.imwrite(str(picture), cv2.imread(str(picture))[:32, 96:144])  # OpenCV 4 and 5 resize differently
     outputs = tmp_path / "labels.png", tmp_path / "overlay.png"
     code, output = run(engine_program, engine, "0.5,0.5,0.5", picture, *outputs)
     assert code == 0, output

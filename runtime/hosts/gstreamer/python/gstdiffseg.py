@@ -25,7 +25,7 @@ _TAKES = Gst.Caps.from_string(f"video/x-raw, format=BGR, {_SIZES}")
 _GIVES = Gst.Caps.from_string(f"video/x-raw, format={{ {', '.join(_FORMATS)} }}, {_SIZES}")
 
 
-class DiffSeg(GstBase.BaseTransform):  # type: ignore[misc]
+class DiffSeg(GstBase.BaseTransform):
     """One frame in, one picture of the same size and time out."""
 
     __gstmetadata__ = (
