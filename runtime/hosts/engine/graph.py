@@ -17,6 +17,7 @@ from runtime.errors import DiffSegError
 # Numbers of fields in onnx.proto.
 _MODEL_GRAPH, _MODEL_OPSET, _MODEL_METADATA = 7, 8, 14
 _NODE, _INITIALIZER, _INPUT, _OUTPUT, _VALUE_INFO = 1, 5, 11, 12, 13
+_NODE_OUTPUT, _NODE_OPERATOR, _NODE_ATTRIBUTE = 2, 4, 5
 _TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_RAW = 1, 2, 8, 9
 _NAME = 1  # of a graph's input, output and value
 _FLOAT, _INT32 = 1, 6  # types of tensors
@@ -75,14 +76,22 @@ class Graph:
         tensor += field(_TENSOR_RAW, struct.pack(f"<{len(values)}f", *values))
         self.parts.append((_INITIALIZER, tensor))
 
-    def as_int32(self, name: str, new: str, shape: Sequence[int | str]) -> None:
-        """Make `new`, which is `name` as int32 of this shape, the only output; a side may have a name."""
-        to = field(1, "to") + field(3, _INT32) + field(20, _INT)
-        node = field(1, name) + field(2, new) + field(3, new) + field(4, "Cast") + field(5, to)
+    def as_int32(self, name: str, shape: Sequence[int | str]) -> None:
+        """Make `name` the only output, int32 of this shape, in which a side may have a name.
+
+        If it is a Cast, that one casts to int32: TensorRT takes no uint8 between two operators.
+        """
+        attribute = field(1, "to") + field(3, _INT32) + field(20, _INT)
+        for index, (number, content) in enumerate(self.parts):
+            if number != _NODE or not isinstance(content, bytes) or _texts(content, _NODE_OUTPUT) != [name]:
+                continue
+            if _texts(content, _NODE_OPERATOR) == ["Cast"]:
+                kept = (each for each in fields(content) if each.number != _NODE_ATTRIBUTE)
+                node = b"".join(content[each.tag : each.end] for each in kept)
+                self.parts[index] = (_NODE, node + field(_NODE_ATTRIBUTE, attribute))
         sides = b"".join(field(1, field(1 if isinstance(side, int) else 2, side)) for side in shape)
         self._remove(_OUTPUT, lambda _: True)
-        self.parts.append((_NODE, node))
-        self.parts.append((_OUTPUT, field(1, new) + field(2, field(1, field(1, _INT32) + field(2, sides)))))
+        self.parts.append((_OUTPUT, field(1, name) + field(2, field(1, field(1, _INT32) + field(2, sides)))))
 
     def to_bytes(self, description: str | None) -> bytes:
         """The file. `description`: the engine's, in place of the one that it has; None for none."""
@@ -108,5 +117,10 @@ def _content(data: Data, each: Field) -> bytes | int:
 def _name(content: bytes | int) -> str:
     """The name of an input, an output or a value."""
     assert isinstance(content, bytes)
-    names = (content[each.start : each.end] for each in fields(content) if each.number == _NAME)
-    return next(names, b"").decode(errors="replace")
+    return next(iter(_texts(content, _NAME)), "")
+
+
+def _texts(message: bytes, number: int) -> list[str]:
+    """The texts in the fields of a message that have this number."""
+    found = (each for each in fields(message) if each.number == number)
+    return [message[each.start : each.end].decode(errors="replace") for each in found]

@@ -17,7 +17,7 @@ from runtime.hosts.engine.graph import Graph
 from runtime.pyramid.config import MergeConfig, every_iteration
 from runtime.terminal import options_named
 
-LABELS = "labels_int32"
+LABELS = "labels"
 _MODES = {"fp32": 0, "fp16": 2}  # nvinfer's network-mode
 
 
@@ -51,7 +51,7 @@ def write_nvinfer(engine: Path, output: Path, thresholds: float | Sequence[float
         raise DiffSegError(str(error)) from None
     graph = Graph(engine)
     graph.fix("thresholds", chosen)
-    graph.as_int32("labels", LABELS, (spec.batch or "batch", spec.height, spec.width))
+    graph.as_int32(LABELS, (spec.batch or "batch", spec.height, spec.width))
     output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(model, graph.to_bytes(None))
     write_atomically(output, configuration(spec, engine.name, model.name, chosen).encode())

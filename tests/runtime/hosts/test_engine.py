@@ -252,6 +252,18 @@ def test_nvinfer_feeds_the_engine_as_its_configuration_says(tmp_path, layout, sc
     assert METADATA_KEY not in onnx_metadata(tmp_path / "nvinfer.onnx")
 
 
+def test_tensorrt_parses_what_nvinfer_runs(tmp_path):
+    """nvinfer gives TensorRT the model, which takes uint8 only at a graph's edge."""
+    trt = pytest.importorskip("tensorrt_rtx")
+    write_nvinfer(bands.write_engine(tmp_path / "bands.onnx", layout="float-nchw-rgb"), tmp_path / "n.txt")
+    logger = trt.Logger(trt.Logger.ERROR)
+    network = trt.Builder(logger).create_network(0)
+    parser = trt.OnnxParser(network, logger)
+    assert parser.parse_from_file(str(tmp_path / "n.onnx")), parser.get_error(0).desc()
+    assert (network.num_inputs, network.num_outputs) == (1, 1)
+    assert network.get_output(0).dtype == trt.int32 and network.get_output(0).name == LABELS
+
+
 def test_thresholds_are_constants_of_nvinfers_model(tmp_path, made):
     """They decide the labels, and nvinfer feeds one input alone."""
     path, pyramid = made
