@@ -27,6 +27,9 @@ def labels(
     output: Annotated[
         Path, typer.Option(metavar="FOLDER", help="Where NAME-labels.onnx, its sidecar and NAME-labels.h go.")
     ],
+    input: Annotated[
+        str | None, typer.Option(metavar="LAYOUT", help="How it takes a frame, as of diffseg export; as ENGINE does.")
+    ] = None,
 ) -> None:
     """Make a labels engine, which any ONNX host runs, of the embedded engine or of another one of its shape."""
     with one_line_errors():
@@ -34,7 +37,7 @@ def labels(
         from runtime.hosts.engine.labels import write_labels_engine
 
         source = EMBEDDED if engine is None or str(engine) == EMBEDDED_NAME else engine
-        print(*write_labels_engine(source, output), sep="\n")
+        print(*write_labels_engine(source, output, layout=input), sep="\n")
 
 
 @app.command()

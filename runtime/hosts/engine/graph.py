@@ -17,11 +17,11 @@ from runtime.errors import DiffSegError
 # Numbers of fields in onnx.proto.
 _MODEL_GRAPH, _MODEL_OPSET, _MODEL_METADATA = 7, 8, 14
 _NODE, _INITIALIZER, _INPUT, _OUTPUT, _VALUE_INFO = 1, 5, 11, 12, 13
-_NODE_OUTPUT, _NODE_OPERATOR, _NODE_ATTRIBUTE = 2, 4, 5
+_NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _NODE_OPERATOR, _NODE_ATTRIBUTE = 1, 2, 3, 4, 5
 _TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_RAW = 1, 2, 8, 9
 _NAME = 1  # of a graph's input, output and value
-_FLOAT, _INT32 = 1, 6  # types of tensors
-_INT = 2  # the type of an attribute
+_FLOAT, _INT32, _INT64 = 1, 6, 7  # types of tensors
+_INT, _INTS = 2, 7  # types of attributes
 
 
 class Graph:
@@ -72,9 +72,44 @@ class Graph:
     def fix(self, name: str, values: Sequence[float]) -> None:
         """Make the input `name`, float32 [n], a constant."""
         self._remove(_INPUT, lambda found: found == name)
-        tensor = field(_TENSOR_DIMS, len(values)) + field(_TENSOR_TYPE, _FLOAT) + field(_TENSOR_NAME, name)
-        tensor += field(_TENSOR_RAW, struct.pack(f"<{len(values)}f", *values))
+        tensor = _tensor(name, (len(values),), _FLOAT, struct.pack(f"<{len(values)}f", *values))
         self.parts.append((_INITIALIZER, tensor))
+
+    def take_planes(self, name: str, shape: Sequence[int], brightest: int) -> None:
+        """Make the input `name`, uint8 [B, H, W, 3] BGR, one of planes: float32 of this `shape`, [B, 3, H, W] RGB.
+
+        Three operators before the graph turn it into what the graph took, as float32; its own Cast to float then does
+        nothing. `brightest`: the number that stands for 255.
+        """
+        inner = f"{name}.pixels"
+        for index, (number, content) in enumerate(self.parts):
+            if number == _NODE and isinstance(content, bytes) and name in _texts(content, _NODE_INPUT):
+                renamed = (
+                    field(_NODE_INPUT, inner)
+                    if each.number == _NODE_INPUT and content[each.start : each.end] == name.encode()
+                    else content[each.tag : each.end]
+                    for each in fields(content)
+                )
+                self.parts[index] = (_NODE, b"".join(renamed))
+        axes = b"".join(field(8, axis) for axis in (0, 2, 3, 1))
+        before = (
+            _node("Mul", (name, f"{name}.scale"), f"{name}.scaled"),
+            _node("Transpose", (f"{name}.scaled",), f"{name}.rgb", field(1, "perm") + axes + field(20, _INTS)),
+            _node(
+                "Gather", (f"{name}.rgb", f"{name}.backwards"), inner, field(1, "axis") + field(3, 3) + field(20, _INT)
+            ),
+        )
+        self._remove(_INPUT, lambda found: found == name)
+        constants = (
+            _tensor(f"{name}.scale", (), _FLOAT, struct.pack("<f", 255 / brightest)),
+            _tensor(f"{name}.backwards", (3,), _INT64, struct.pack("<3q", 2, 1, 0)),
+        )
+        self.parts = [
+            (_INPUT, _value(name, _FLOAT, shape)),
+            *((_NODE, node) for node in before),
+            *((_INITIALIZER, tensor) for tensor in constants),
+            *self.parts,
+        ]
 
     def as_int32(self, name: str, shape: Sequence[int | str]) -> None:
         """Make `name` the only output, int32 of this shape, in which a side may have a name.
@@ -89,9 +124,8 @@ class Graph:
                 kept = (each for each in fields(content) if each.number != _NODE_ATTRIBUTE)
                 node = b"".join(content[each.tag : each.end] for each in kept)
                 self.parts[index] = (_NODE, node + field(_NODE_ATTRIBUTE, attribute))
-        sides = b"".join(field(1, field(1 if isinstance(side, int) else 2, side)) for side in shape)
         self._remove(_OUTPUT, lambda _: True)
-        self.parts.append((_OUTPUT, field(1, name) + field(2, field(1, field(1, _INT32) + field(2, sides)))))
+        self.parts.append((_OUTPUT, _value(name, _INT32, shape)))
 
     def to_bytes(self, description: str | None) -> bytes:
         """The file. `description`: the engine's, in place of the one that it has; None for none."""
@@ -112,6 +146,25 @@ def _content(data: Data, each: Field) -> bytes | int:
     if each.wire != BYTES:
         raise ValueError("a wire type that ONNX does not have here")
     return data[each.start : each.end]
+
+
+def _node(operator: str, inputs: Sequence[str], output: str, attribute: bytes | None = None) -> bytes:
+    """A node, named after its output."""
+    node = b"".join(field(_NODE_INPUT, each) for each in inputs) + field(_NODE_OUTPUT, output)
+    node += field(_NODE_NAME, output) + field(_NODE_OPERATOR, operator)
+    return node if attribute is None else node + field(_NODE_ATTRIBUTE, attribute)
+
+
+def _tensor(name: str, shape: Sequence[int], kind: int, raw: bytes) -> bytes:
+    """A constant."""
+    sides = b"".join(field(_TENSOR_DIMS, side) for side in shape)
+    return sides + field(_TENSOR_TYPE, kind) + field(_TENSOR_NAME, name) + field(_TENSOR_RAW, raw)
+
+
+def _value(name: str, kind: int, shape: Sequence[int | str]) -> bytes:
+    """An input or an output. A side may have a name."""
+    sides = b"".join(field(1, field(1 if isinstance(side, int) else 2, side)) for side in shape)
+    return field(1, name) + field(2, field(1, field(1, kind) + field(2, sides)))
 
 
 def _name(content: bytes | int) -> str:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from runtime.engine.inputs import find_input
 from runtime.engine.onnx_file import read_engine
 from runtime.engine.registry import EMBEDDED
 from runtime.engine.spec import EngineSpec, sidecar_path
@@ -21,11 +22,12 @@ from runtime.hosts.engine.header import header
 MERGE = EMBEDDED.with_name(f"{EMBEDDED.stem}-merge.onnx")
 
 
-def write_labels_engine(engine: Path, folder: Path, merge: Path = MERGE) -> list[Path]:
+def write_labels_engine(engine: Path, folder: Path, merge: Path = MERGE, layout: str | None = None) -> list[Path]:
     """Write `<stem>-labels.onnx` into `folder`, with its sidecar and a C header `<stem>-labels.h`; returns the paths.
 
-    `engine`: of the head `attention`. `merge`: the graph of the merge. Thresholds keep the engine's defaults and stay
-    an input. The labels are those of `python -m export --head labels`, and of the merge core on the engine's maps.
+    `engine`: of the head `attention`. `merge`: the graph of the merge. `layout`: how the graph takes a frame, a name in
+    `runtime.engine.inputs`; None: as the engine does. Thresholds keep the engine's defaults and stay an input. The
+    labels are those of `python -m export --head labels`, and of the merge core on the engine's maps.
     Raises DiffSegError when the engine is not of the merge's shape, or a file cannot be read; OSError.
     """
     spec, shape = read_engine(engine), read_engine(merge)
@@ -40,7 +42,12 @@ def write_labels_engine(engine: Path, folder: Path, merge: Path = MERGE) -> list
     if graph.opsets != head.opsets:
         raise DiffSegError(f"{engine} has operators of another version than {merge.name}; export the engine again")
     graph.follow(head, kept={"thresholds"})
-    described = replace(spec, head="labels")
+    described = replace(spec, head="labels", input=find_input(layout or spec.input).name)
+    if described.input != spec.input:
+        if spec.frame_input.planar or not described.frame_input.planar:
+            raise DiffSegError(f"--input {layout}: the engine {engine} takes {spec.frame_input}; leave the option out")
+        shape_taken: Any = described.frame_input.shape(spec.batch, spec.height, spec.width)
+        graph.take_planes("frame", shape_taken, described.frame_input.brightest)
     if graph.outputs() != list(described.outputs):
         raise DiffSegError(
             f"{engine} has other outputs than its metadata says; expected {', '.join(spec.outputs)}; export it again"

@@ -13,10 +13,12 @@ from onnx import TensorProto, helper
 from typer.testing import CliRunner
 
 from runtime import DiffSegError, Segmenter
+from runtime.engine.inputs import find_input
 from runtime.engine.onnx_file import onnx_metadata, read_engine
 from runtime.engine.registry import EMBEDDED, open_engine
 from runtime.engine.spec import METADATA_KEY, EngineSpec, sidecar_path
 from runtime.hosts.engine.__main__ import app
+from runtime.hosts.engine.graph import Graph
 from runtime.hosts.engine.header import header
 from runtime.hosts.engine.labels import MERGE, write_labels_engine
 from runtime.hosts.engine.nvinfer import LABELS, write_nvinfer
@@ -120,6 +122,32 @@ def test_the_shipped_merge_is_for_the_shipped_engine(tmp_path):
     found = {tensor.name: tensor.SerializeToString() for tensor in model.graph.initializer}
     assert own.items() <= found.items() and all(name.startswith("merge.") for name in found.keys() - own.keys())
     assert EMBEDDED.stat().st_size + MERGE.stat().st_size <= 15e6
+
+
+@pytest.mark.parametrize("layout", ["float-nchw-rgb", "float-nchw-rgb-unit"])
+def test_it_may_take_planes_of_float(tmp_path, layout):
+    """What the graph computes of them is exactly what it computes of the same frame in uint8."""
+    engine = bands.write_engine(tmp_path / "bands.onnx")
+    graph, frames = Graph(engine), np.random.default_rng(1).integers(0, 256, (2, *bands.SIZE, 3), np.uint8)
+    taken = find_input(layout)
+    graph.take_planes("frame", taken.shape(2, *bands.SIZE), taken.brightest)
+    (tmp_path / "planes.onnx").write_bytes(graph.to_bytes(None))
+    onnx.checker.check_model(onnx.load(tmp_path / "planes.onnx"), full_check=True)
+    session = onnxruntime.InferenceSession(tmp_path / "planes.onnx")
+    given = {"frame": taken.convert(frames), "thresholds": np.ones(3, np.float32)}
+    for found, expected in zip(
+        session.run(None, given), open_engine(engine, "cpu", "onnxruntime").infer(frames), strict=True
+    ):
+        assert np.array_equal(found, expected)
+    result = run("labels", "--output", tmp_path / "out", "--input", layout)
+    assert result.exit_code == 0, result.stderr
+    made = tmp_path / "out" / "tiny-labels.onnx"
+    assert read_engine(made).input == layout and "float [batch][3][256][256]" in made.with_suffix(".h").read_text()
+    result = run("nvinfer", made, "--output", tmp_path / "n.txt")
+    assert result.exit_code == 0 and "infer-dims=3;256;256" in (tmp_path / "n.txt").read_text()
+    for wrong, message in (("float", "--input: expected uint8-nhwc-bgr, float"), ("uint8-nhwc-bgr", None)):
+        result = run("labels", "--output", tmp_path / "again", "--input", wrong)
+        assert (result.exit_code == 0) == (message is None) and (message or "") in result.stderr
 
 
 @pytest.mark.slow
