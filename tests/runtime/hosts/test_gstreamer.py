@@ -21,11 +21,11 @@ ROOT = Path(__file__).parents[3]
 HEIGHT, WIDTH, COUNT = 50, 61, 30  # rows of BGR, of 8 and of 16 bits all need padding
 
 
-def has_gstreamer():
+def has_gstreamer(environment):
     """Debian's GStreamer, its loader of Python elements, and a system's Python that loads this Python's packages."""
-    if not shutil.which("gst-inspect-1.0"):
+    if not shutil.which("gst-inspect-1.0", path=environment["PATH"]):
         return False
-    found = subprocess.run(["gst-inspect-1.0", "python"], capture_output=True, check=False)
+    found = subprocess.run(["gst-inspect-1.0", "python"], env=environment, capture_output=True, check=False)
     version = subprocess.run(["/usr/bin/python3", "--version"], capture_output=True, text=True, check=False).stdout
     return found.returncode == 0 and version.startswith("Python {}.{}.".format(*sys.version_info))
 
@@ -82,8 +82,6 @@ def test_errors_are_one_line(engine, monkeypatch):
 @pytest.fixture(scope="module")
 def launch(tmp_path_factory):
     """Runs a pipeline in the environment that the README names; returns the exit status and what was said."""
-    if not has_gstreamer():
-        pytest.skip("GStreamer and its Python loader are not installed: see runtime/hosts/README.md")
     folder = tmp_path_factory.mktemp("gst")
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("GST_", "VIRTUAL_ENV"))},
@@ -92,6 +90,9 @@ def launch(tmp_path_factory):
         "GST_REGISTRY": str(folder / "registry.bin"),
         "PYTHONPATH": f"{ROOT}:{sysconfig.get_path('purelib')}",
     }
+
+    if not has_gstreamer(environment):
+        pytest.skip("GStreamer and its Python loader are not installed: see runtime/hosts/README.md")
 
     def run(pipeline):
         command = ["gst-launch-1.0", "-q", *pipeline.split()]
