@@ -58,3 +58,17 @@ def settle_options(
         return config, Refinement(names, min_area, pieces), auto
     except (TypeError, ValueError) as error:
         raise DiffSegError(str(error)) from None
+
+
+def read_numbers(text: str | None, option: str, other: str = "") -> float | tuple[float, ...] | None:
+    """`1.1,0.9` → numbers, and one threshold → a number. Raises DiffSegError for anything else.
+
+    `option`, `other`: its name in the error, and what else may be in its place.
+    """
+    if text is None:
+        return None
+    try:
+        numbers = tuple(float(word) for word in text.split(","))
+    except ValueError:
+        raise DiffSegError(f"{option}: expected numbers with commas between them{other}, found {text!r}") from None
+    return numbers[0] if len(numbers) == 1 and option == "--threshold" else numbers
