@@ -178,7 +178,7 @@ def write_site(folder: Path, files: Mapping[str, bytes]) -> None:
         for path in set(before) - set(files):
             if ".." not in Path(path).parts and not Path(path).is_absolute():
                 (folder / path).unlink(missing_ok=True)
-        write_atomically(mark, json.dumps(json.loads(text) | {"files": sorted(files)}, indent=1).encode())
+        write_atomically(mark, json.dumps(json.loads(text) | {"files": sorted(files)}).encode())
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DiffSegError(f"--output {folder}: cannot be written ({reason}); make room, or choose another") from None

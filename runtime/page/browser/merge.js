@@ -1,11 +1,12 @@
 // DiffSeg's merge on one frame's attention maps: "Diffuse, Attend, and Segment" (Tian et al., CVPR 2024), sections 3.2 to
 // 3.4. The numbers are those of the Python package runtime.merge, but for the rounding of floats.
 
+import { Memory } from "./simd.js";
+
 const SMALLEST = 1e-12; // what a logarithm sees in place of a probability of 0
 const CELLS = 8; // blocks of pixels per axis, at most, by whose sums far maps are told without an exact divergence
 const MARGIN = 1e-4; // far above what float32 may round in a divergence
 const GROUP = 8; // tokens whose rows are added up together
-const STEP = 64; // numbers of a divergence between two looks at whether it is too large already
 
 /** Per place of an axis of `target`: the two places of one of `source` that it is between, and the share of the second. */
 export function interpolation(source, target) {
@@ -99,110 +100,117 @@ export function sumBlocks(maps, [h, w], [down, across]) {
   return out;
 }
 
-/** Logarithms of maps [count, n] that sum to n. */
-export function logarithms(maps, n) {
-  const out = new Float32Array(maps.length), smallest = n * SMALLEST;
-  for (let i = 0; i < out.length; i++) out[i] = Math.log(maps[i] > smallest ? maps[i] : smallest);
-  return out;
-}
-
-/**
- * Σ (a − b)(log a − log b) of two maps of n numbers at `i` and `j`: 2n·D (equation 5), for maps that sum to n.
- * No term is negative, so the sum may end as soon as it exceeds `most`.
- */
-function difference(a, logA, i, b, logB, j, n, most) {
-  let one = 0, two = 0, three = 0, four = 0, k = 0;
-  const tail = n & ~3;
-  while (k < tail) {
-    for (const end = Math.min(tail, k + STEP); k < end; k += 4, i += 4, j += 4) {
-      one += (a[i] - b[j]) * (logA[i] - logB[j]);
-      two += (a[i + 1] - b[j + 1]) * (logA[i + 1] - logB[j + 1]);
-      three += (a[i + 2] - b[j + 2]) * (logA[i + 2] - logB[j + 2]);
-      four += (a[i + 3] - b[j + 3]) * (logA[i + 3] - logB[j + 3]);
-    }
-    if (one + two + three + four > most) return one + two + three + four;
-  }
-  for (; k < n; k++, i++, j++) one += (a[i] - b[j]) * (logA[i] - logB[j]);
-  return one + two + three + four;
-}
-
-/** Maps [count, n] that sum to n, their logarithms, and both of their sums in blocks of pixels. */
+/** Maps [count, n] that sum to n, their logarithms, and both of their sums in blocks of pixels, in a `Memory`. */
 class Maps {
-  constructor(values, shape) {
-    this.values = values;
+  constructor(memory, most, shape) {
+    this.shape = shape;
     this.n = shape[0] * shape[1];
-    this.count = values.length / this.n;
-    this.logs = logarithms(values, this.n);
-    this.blocks = sumBlocks(values, shape, shape.map((side) => blocksPerAxis(side)));
-    this.cells = this.blocks.length / this.count;
-    // Added, where the exact logarithm takes a maximum: so the sums' divergence is never above the maps' own.
-    for (let i = 0; i < this.blocks.length; i++) this.blocks[i] += this.n * SMALLEST;
-    this.blockLogs = this.blocks.map(Math.log);
+    this.blocksOf = shape.map((side) => blocksPerAxis(side));
+    this.cells = this.blocksOf[0] * this.blocksOf[1];
+    Object.assign(this, { exports: memory.exports, count: 0 });
+    [this.values, this.logs] = [0, 0].map(() => memory.take(most * this.n));
+    [this.blocks, this.blockLogs] = [0, 0].map(() => memory.take(most * this.cells));
+  }
+
+  /** How many numbers the memory of `most` maps has. */
+  static room(most, n) { return 2 * most * (n + CELLS * CELLS); }
+
+  /** Makes the rest fit the first `count` of the values. */
+  fill(count) {
+    this.count = count;
+    const { n, cells, values, logs, blocks, blockLogs } = this, smallest = n * SMALLEST;
+    for (let i = 0; i < count * n; i++) logs[i] = Math.log(values[i] > smallest ? values[i] : smallest);
+    blocks.set(sumBlocks(values.subarray(0, count * n), this.shape, this.blocksOf));
+    for (let i = 0; i < count * cells; i++) {
+      // Added, where the exact logarithm takes a maximum: so the sums' divergence is never above the maps' own.
+      blocks[i] += smallest;
+      blockLogs[i] = Math.log(blocks[i]);
+    }
+    return this;
   }
 
   /**
-   * 2n·D of map i and map j of `other`, or a number above `most` that is not above it: then D of sums of pixels may be
-   * enough, which is never above D of the pixels (the data-processing inequality).
+   * 2n·D (equation 5) of map i and map j of `other`, or a number above `most` that is not above it: then D of the sums may
+   * be enough, which is never above D of the pixels (the data-processing inequality).
    */
   difference(i, other, j, most) {
-    const { cells, n } = this, least = most + MARGIN * n;
-    const summed = difference(this.blocks, this.blockLogs, i * cells, other.blocks, other.blockLogs, j * cells, cells, least);
-    if (summed > least) return summed - MARGIN * n;
-    return difference(this.values, this.logs, i * n, other.values, other.logs, j * n, n, most);
+    const { n, cells, exports: { difference } } = this, margin = MARGIN * n;
+    const [a, b] = [this, other].map(({ blocks }) => blocks.byteOffset), [logA, logB] = [this, other].map(({ blockLogs }) => blockLogs.byteOffset);
+    let from = 4 * i * cells, to = 4 * j * cells;
+    const least = difference(a + from, logA + from, b + to, logB + to, a + from + 4 * cells, most + margin);
+    if (least > most + margin) return least - margin;
+    from = this.values.byteOffset + 4 * i * n;
+    to = other.values.byteOffset + 4 * j * n;
+    const own = this.logs.byteOffset - this.values.byteOffset, others = other.logs.byteOffset - other.values.byteOffset;
+    return difference(from, from + own, to, to + others, from + 4 * n, most);
   }
 
-  /** The mean of the members of each row of `members`, Uint8Array [rows, count]: Float32Array [rows, n]. */
-  means(members) {
-    const { values, count, n } = this, rows = members.length / count;
-    const sums = new Float32Array(rows * n), numbers = new Int32Array(rows);
-    const table = new Float32Array(n << GROUP);
+  /** Writes the mean of the members of each row of `members`, Uint8Array [rows, count], to `target`; `table`: for sums. */
+  means(members, target, table) {
+    const { values, count, n, exports: { add } } = this, rows = members.length / count, bytes = 4 * n;
+    const numbers = new Int32Array(rows), slots = new Int32Array(1 << GROUP);
+    target.values.fill(0, 0, rows * n);
     for (let first = 0; first < count; first += GROUP) {
       // Rows whose members among these few maps are the same share their sum.
-      const last = Math.min(first + GROUP, count), slots = new Map();
+      const last = Math.min(first + GROUP, count);
+      let used = 0;
+      slots.fill(-1);
       for (let row = 0; row < rows; row++) {
-        let pattern = 0, number = 0;
-        for (let j = first; j < last; j++) if (members[row * count + j]) { pattern |= 1 << (j - first); number++; }
+        let pattern = 0;
+        for (let j = first; j < last; j++) pattern |= members[row * count + j] << (j - first);
         if (!pattern) continue;
-        let slot = slots.get(pattern);
-        if (slot === undefined) {
-          slots.set(pattern, (slot = slots.size * n));
-          table.fill(0, slot, slot + n);
-          for (let j = first; j < last; j++) if ((pattern >> (j - first)) & 1) add(table, slot, values, j * n, n);
+        let slot = slots[pattern];
+        if (slot < 0) {
+          slot = slots[pattern] = table.byteOffset + bytes * used;
+          table.fill(0, used * n, ++used * n);
+          for (let j = first; j < last; j++) if ((pattern >> (j - first)) & 1) add(slot, values.byteOffset + bytes * j, slot + bytes);
         }
-        add(sums, row * n, table, slot, n);
-        numbers[row] += number;
+        const to = target.values.byteOffset + bytes * row;
+        add(to, slot, to + bytes);
+        for (; pattern; pattern &= pattern - 1) numbers[row]++;
       }
     }
-    for (let row = 0; row < rows; row++) for (let k = row * n; k < (row + 1) * n; k++) sums[k] /= numbers[row];
-    return sums;
+    for (let row = 0; row < rows; row++) for (let k = row * n; k < (row + 1) * n; k++) target.values[k] /= numbers[row];
+    return target.fill(rows);
   }
-}
-
-function add(target, to, source, from, n) {
-  for (let k = 0; k < n; k++) target[to + k] += source[from + k];
 }
 
 /** One frame's aggregated attention, merged again and again with other thresholds (section 3.3). */
 export class Kept {
-  /** maps: of `aggregate`; shape: [h, w]; anchors: the tokens of the grid. */
+  /** maps: of `aggregate`; shape: [h, w], both multiples of 8; anchors: the tokens of the grid. */
   constructor(maps, shape, anchors) {
-    this.maps = new Maps(maps, shape);
-    Object.assign(this, { shape, anchors });
+    const n = shape[0] * shape[1], count = anchors.length;
+    const memory = new Memory(Maps.room(n, n) + 2 * Maps.room(count, n) + (n << GROUP));
+    this.maps = new Maps(memory, n, shape);
+    this.maps.values.set(maps);
+    this.maps.fill(n);
+    this.proposals = [0, 0].map(() => new Maps(memory, count, shape));
+    this.table = memory.take(n << GROUP);
+    this.anchors = anchors;
     // Of each anchor and each map 2n·D or, where it is not `exact`, what it is not below.
-    this.differences = new Float64Array(anchors.length * this.maps.n);
-    this.exact = new Uint8Array(this.differences.length);
-    anchors.forEach((anchor, i) => { this.exact[i * this.maps.n + anchor] = 1; });
+    this.differences = new Float64Array(count * n);
+    this.exact = new Uint8Array(count * n);
+    anchors.forEach((anchor, i) => { this.exact[i * n + anchor] = 1; });
   }
 
-  /** The proposals Float32Array [P, n], each sums to n; thresholds: one per iteration. */
+  /** The proposals Float32Array [P, n], each sums to n; thresholds: one per iteration. They are valid until the next call. */
   propose(thresholds) {
-    const { maps, shape } = this;
-    let proposals = maps.means(this.members(thresholds[0]));
+    let [now, next] = this.proposals;
+    this.maps.means(this.members(thresholds[0]), now, this.table);
     for (const threshold of thresholds.slice(1)) {
-      const before = new Maps(proposals, shape);
-      proposals = before.means(claims(before, threshold));
+      now.means(claims(now, threshold), next, this.table);
+      [now, next] = [next, now];
     }
-    return proposals;
+    return now.values.subarray(0, now.count * now.n);
+  }
+
+  /** Computes all divergences of the anchor number i, so that no threshold has to wait for them. */
+  settle(i) {
+    const { maps, anchors, differences, exact } = this;
+    for (let j = 0, at = i * maps.n; j < maps.n; j++, at++) {
+      if (!exact[at]) differences[at] = maps.difference(anchors[i], maps, j, Infinity);
+      exact[at] = 1;
+    }
   }
 
   /** Which maps are nearer to each anchor than the threshold: Uint8Array [anchors, n]. */

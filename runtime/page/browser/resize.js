@@ -14,10 +14,10 @@ function areas(source, target) {
   });
 }
 
-/** Rounds as OpenCV: a half goes to the even number. */
-function rounded(value) {
+/** Rounds as OpenCV: a half goes to the even number or, where both axes are halved, up. */
+function rounded(value, halved) {
   const below = Math.floor(value), rest = value - below;
-  return rest > 0.5 || (rest === 0.5 && below % 2) ? below + 1 : below;
+  return rest > 0.5 || (rest === 0.5 && (halved || below % 2)) ? below + 1 : below;
 }
 
 /**
@@ -29,6 +29,7 @@ export function resizePicture(rows, [tall, broad], [height, width], band = 256) 
   const down = areas(tall, high), across = areas(broad, wide);
   const small = new Uint8Array(high * wide * 3), line = new Float32Array(wide * 3);
   const sums = new Float32Array(high * wide * 3);
+  const halved = tall === 2 * high && broad === 2 * wide;
   let next = 0; // the first row of the target that is not finished
   for (let top = 0; top < tall; top += band) {
     const count = Math.min(band, tall - top), pixels = rows(top, count);
@@ -53,7 +54,7 @@ export function resizePicture(rows, [tall, broad], [height, width], band = 256) 
       }
     }
   }
-  for (let i = 0; i < sums.length; i++) small[i] = rounded(sums[i]);
+  for (let i = 0; i < sums.length; i++) small[i] = rounded(sums[i], halved);
   return high === height && wide === width ? small : enlarged(small, [high, wide], [height, width]);
 }
 

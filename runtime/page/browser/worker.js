@@ -51,8 +51,6 @@ function reader(bitmap) {
 
 const work = {
   async open({ bitmap }) {
-    picture?.bitmap.close();
-    picture = null;
     const network = await (session ??= load().catch((error) => { session = null; throw error; }));
     const size = [bitmap.height, bitmap.width], scale = Math.min(1, engine.view / Math.max(...size));
     const started = performance.now();
@@ -62,7 +60,9 @@ const work = {
     const inferred = performance.now();
     const levels = engine.outputs.map((name) => found[name].data);
     const kept = new Kept(aggregate(levels, engine.grids, engine.ratios), engine.grids[0], engine.anchors);
+    picture?.bitmap.close();
     picture = { bitmap, size, view: size.map((side) => Math.max(1, Math.round(side * scale))), kept, frame, raw: new Map() };
+    settle(kept);
     const spent = { resize: resized - started, network: inferred - resized, attention: performance.now() - inferred };
     return { size, view: picture.view, threads: env.wasm.numThreads, spent };
   },
@@ -112,6 +112,12 @@ const work = {
   /** For tests: the resized frame and the labels at the engine's size. */
   async inside({ threshold }) { return { frame: picture.frame, raw: merged(threshold) }; },
 };
+
+/** Between messages, computes what any threshold may need. */
+function settle(kept, anchor = 0) {
+  for (let last = Math.min(anchor + 4, engine.anchors.length); anchor < last; anchor++) kept.settle(anchor);
+  if (anchor < engine.anchors.length) setTimeout(() => { if (picture?.kept === kept) settle(kept, anchor); });
+}
 
 /** The labels at the engine's size; the last few are kept, since a click and a download need those that are shown. */
 function merged(threshold) {
