@@ -75,12 +75,10 @@ def read_engine(path: Path | None) -> tuple[EngineSpec, bytes]:
 
 def describe(spec: EngineSpec, name: str, size: int) -> dict[str, Any]:
     """What the page's script must know of an engine, `size` bytes in a file `name`."""
-    from runtime.outputs.palette import DISTINCT, FAR, distances, palette
     from runtime.pyramid.anchors import anchor_queries
     from runtime.pyramid.weights import resolution_ratios
 
     grids = [(level.height, level.width) for level in spec.levels]
-    apart = distances()
     return {
         "name": Path(name).stem,
         "file": name,
@@ -98,12 +96,20 @@ def describe(spec: EngineSpec, name: str, size: int) -> dict[str, Any]:
         "heat": HEAT,
         "most_bytes": MOST_BYTES,
         "most_pixels": MOST_PIXELS,
-        "palette": {
-            "colours": palette(len(apart))[:, ::-1].tolist(),
-            "distances": apart.astype(float).round(2).tolist(),
-            "distinct": DISTINCT,
-            "far": FAR,
-        },
+        "palette": palette_of(),
+    }
+
+
+def palette_of() -> dict[str, Any]:
+    """The colours of segments, RGB, and what chooses among them: see `runtime.outputs.palette`."""
+    from runtime.outputs.palette import DISTINCT, FAR, distances, palette
+
+    apart = distances()
+    return {
+        "colours": palette(len(apart))[:, ::-1].tolist(),
+        "distances": apart.astype(float).round(2).tolist(),
+        "distinct": DISTINCT,
+        "far": FAR,
     }
 
 

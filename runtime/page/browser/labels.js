@@ -1,9 +1,8 @@
 // From the merge's labels, at the engine's size, to segments of a picture of any size: numbers, colours, outlines, RLE.
 
-/** Per place of an axis of `target` the place of one of `source`, as OpenCV's INTER_NEAREST_EXACT. */
+/** Per place of an axis of `target` the place of one of `source` that its centre is in (OpenCV's INTER_NEAREST_EXACT). */
 export function nearest(source, target) {
-  const step = Math.floor((source * 65536 + (target >> 1)) / target), start = Math.floor(step / 2) - (source % 2);
-  return Int32Array.from({ length: target }, (_, i) => Math.min(Math.floor((step * i + start) / 65536), source - 1));
+  return Int32Array.from({ length: target }, (_, i) => Math.floor(((2 * i + 1) * source) / (2 * target)));
 }
 
 /**
@@ -78,15 +77,15 @@ function touchingOf({ grid, w, count }) {
 }
 
 /**
- * Rows of colours, with white borders between segments: next() gives those of the next row, a Uint8Array [width, 3] RGB, and
- * `edges`, Uint8Array [width], 1 where the border is. They are used again in the next call.
+ * Rows of colours, with white borders between segments: next() gives those of the next row, Uint8Array [width, channels] of
+ * RGB and, with four channels, 255; and `edges`, Uint8Array [width], 1 where the border is. The next call uses them again.
  */
-export function painter(labels, colours) {
+export function painter(labels, colours, channels = 3) {
   const { width, height } = labels, thickness = 1 + Math.floor(Math.min(width, height) / 400);
   // A pixel is on the border if one of those that a square of `thickness` around it covers has another right or lower one.
   const before = thickness >> 1, after = thickness - 1 - before;
   const plain = new Map(); // row → Uint8Array: the border before it is widened
-  const own = new Int32Array(width), below = new Int32Array(width), out = new Uint8Array(width * 3), edges = new Uint8Array(width);
+  const own = new Int32Array(width), below = new Int32Array(width), out = new Uint8Array(width * channels).fill(255), edges = new Uint8Array(width);
   function edge(y) {
     if (plain.has(y)) return plain.get(y);
     const found = new Uint8Array(width);
@@ -96,6 +95,7 @@ export function painter(labels, colours) {
     plain.set(y, found);
     return found;
   }
+  const table = Uint8Array.from(colours.flat());
   let y = 0;
   return () => {
     edges.fill(0);
@@ -107,9 +107,8 @@ export function painter(labels, colours) {
       }
     }
     labels.row(y++, own);
-    for (let x = 0, to = 0; x < width; x++) {
-      const colour = colours[own[x]];
-      for (let channel = 0; channel < 3; channel++) out[to++] = edges[x] ? 255 : colour[channel];
+    for (let x = 0, to = 0; x < width; x++, to += channels) {
+      for (let channel = 0; channel < 3; channel++) out[to + channel] = edges[x] ? 255 : table[3 * own[x] + channel];
     }
     return { colours: out, edges };
   };

@@ -58,16 +58,17 @@ export function resizePicture(rows, [tall, broad], [height, width], band = 256) 
   return high === height && wide === width ? small : enlarged(small, [high, wide], [height, width]);
 }
 
-/** INTER_LINEAR of Uint8Array [h, w, 3]. */
+/** INTER_LINEAR of Uint8Array [h, w, 3], in the whole numbers that OpenCV uses: shares are 11 bits. */
 function enlarged(small, [h, w], [height, width]) {
   const down = interpolation(h, height), across = interpolation(w, width), out = new Uint8Array(height * width * 3);
+  const bits = (share) => Math.round(share * 2048);
   for (let y = 0, to = 0; y < height; y++) {
+    const second = bits(down.share[y]), first = bits(1 - down.share[y]);
     for (let x = 0; x < width; x++) {
+      const right = bits(across.share[x]), left = bits(1 - across.share[x]);
       for (let channel = 0; channel < 3; channel++, to++) {
-        const at = (row, column) => small[(row * w + column) * 3 + channel];
-        const upper = at(down.first[y], across.first[x]) * (1 - across.share[x]) + at(down.first[y], across.second[x]) * across.share[x];
-        const lower = at(down.second[y], across.first[x]) * (1 - across.share[x]) + at(down.second[y], across.second[x]) * across.share[x];
-        out[to] = Math.round(upper + (lower - upper) * down.share[y]);
+        const along = (row) => (small[(row * w + across.first[x]) * 3 + channel] * left + small[(row * w + across.second[x]) * 3 + channel] * right) >> 4;
+        out[to] = (((first * along(down.first[y])) >> 16) + ((second * along(down.second[y])) >> 16) + 2) >> 2;
       }
     }
   }

@@ -69,12 +69,8 @@ const work = {
 
   async segment({ threshold }) {
     const labels = labelled(threshold, picture.view), { height, width } = labels;
-    const colours = coloursOf(labels, engine.palette), pixels = new Uint8ClampedArray(height * width * 4).fill(255);
-    const next = painter(labels, colours);
-    for (let y = 0, to = 0; y < height; y++) {
-      const line = next().colours;
-      for (let x = 0; x < line.length; x += 3, to += 4) pixels.set(line.subarray(x, x + 3), to);
-    }
+    const next = painter(labels, coloursOf(labels, engine.palette), 4), pixels = new Uint8ClampedArray(height * width * 4);
+    for (let y = 0; y < height; y++) pixels.set(next().colours, y * width * 4);
     return { count: labels.count, pixels: new ImageData(pixels, width, height) };
   },
 

@@ -68,7 +68,7 @@ def test_upload_slider_click_and_downloads(page, tiny):
     files = {}
     for form in ("labels", "overlay", "coco"):
         with page.expect_download() as downloading:
-            page.click(f"#downloads a[data-form={form}]")
+            page.click(f"#downloads button[data-form={form}]")
         files[downloading.value.suggested_filename] = downloading.value.path().read_bytes()
     assert set(files) == {"scene_labels.png", "scene_overlay.png", "scene_coco.json"}
     assert (decoded(files["scene_labels.png"]) == wanted).all()
