@@ -2,7 +2,7 @@
 // network runs once for a picture; the threshold and clicks then need no pass of it.
 //
 //   describe()                        what segments: { name, size, threshold, auto, attention, most_bytes, where, links }
-//   open(file, say)                   a picture to segment: { size, view }, [height, width]; say(text): what is being done
+//   open(file, say)                   a picture to segment: { size, view }, [height, width]; say(text): what is done meanwhile
 //   segment(picture, threshold)       { colours, count }: a bitmap to lay over the picture, and the number of segments
 //   at(picture, x, y, threshold)      { index, area, share, outline, heat } of a pixel's segment; heat: a grey bitmap
 //   file(picture, form, threshold)    a Blob to download
@@ -38,6 +38,8 @@ function busy(text) {
   $("doing").textContent = text;
 }
 
+function title() { return `engine ${engine.name}, ${engine.size.join("×")}`; }
+
 function threshold() {
   if ($("auto").checked) return "auto";
   const own = Array.isArray(engine?.threshold) ? engine.threshold[0] : 0.5;
@@ -53,6 +55,7 @@ async function open(file) {
   busy("Segmenting …");
   try {
     const kept = await backend.open(file, busy);
+    if (kept.threads) $("engine").textContent = `${title()}, ${kept.threads} thread${kept.threads === 1 ? "" : "s"} of this browser`;
     sent = { file, stem: (file.name || "picture").replace(/\.[^.]*$/, "") || "picture", ...kept };
     clicked = null;
     unmark();
@@ -209,7 +212,7 @@ export function start(given) {
   });
   backend.describe().then((found) => {
     engine = found;
-    $("engine").textContent = `engine ${engine.name}, ${engine.size.join("×")}`;
+    $("engine").textContent = title();
     $("where").textContent = engine.where;
     for (const { text, href } of engine.links) {
       const link = document.createElement("a");

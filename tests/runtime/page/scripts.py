@@ -3,18 +3,14 @@
 import json
 import shutil
 import subprocess
-import threading
-from contextlib import contextmanager
-from functools import cache, partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from functools import cache
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from runtime.page.site import BROWSER
+from tests.runtime.page.browser import chromium, file_server
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 RUN = Path(__file__).with_name("run.js")
 IN_NODE = """
 import { readFile } from "node:fs/promises";
@@ -26,41 +22,6 @@ IN_CHROMIUM = """async () => {
     const [{ default: job }, { run }] = await Promise.all([import("/job.js"), import("/run.js")]);
     return run(job, async (name) => (await fetch(name)).arrayBuffer());
 }"""
-
-
-@contextmanager
-def file_server(folder, **headers):
-    """The address of a server of a folder's files, on loopback."""
-
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *arguments):
-            pass
-
-        def end_headers(self):
-            for name, value in {"Cache-Control": "no-store", **headers}.items():
-                self.send_header(name.replace("_", "-"), value)
-            super().end_headers()
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
-
-
-@contextmanager
-def chromium():
-    """Debian's Chromium, driven by playwright; skips where one of them is missing."""
-    playwright = pytest.importorskip("playwright.sync_api")
-    if CHROMIUM is None:
-        pytest.skip("needs chromium")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @cache
