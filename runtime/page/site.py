@@ -28,9 +28,7 @@ PAGE = ("page.js", "browser.js", "style.css", "icon.svg", "sample.jpg")
 ENTRY, OWN_ENTRY = 'src="page/service.js"', 'src="page/browser.js"'
 HEAD = '<meta charset="utf-8">'
 # What the service says in its headers: the page asks no other host for anything. ONNX Runtime compiles WebAssembly.
-POLICY = (
-    "default-src 'self'; img-src 'self' blob: data:; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self' blob:"
-)
+POLICY = "default-src 'self'; img-src 'self' blob: data:; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self' blob:"
 SCRIPT, WASM = "ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"
 MOST_ENGINE = 512 << 20  # bytes; a tab of a telephone may have no more memory
 NOT_LOADED = ("LICENSE", "NOTICE", "ThirdPartyNotices", "sample.jpg")  # before the first picture is segmented
@@ -90,7 +88,7 @@ def describe(spec: EngineSpec, name: str, size: int) -> dict[str, Any]:
         "ratios": resolution_ratios(spec.weights, grids, [level.layers for level in spec.levels]),
         "anchors": anchor_queries(grids[0], spec.grid).tolist(),
         "threshold": list(spec.thresholds),
-        "auto": False,
+        "auto": True,
         "attention": True,
         "view": VIEW,
         "heat": HEAT,
@@ -116,9 +114,7 @@ def palette_of() -> dict[str, Any]:
 def site_files(spec: EngineSpec, engine: bytes, name: str, package: bytes) -> tuple[dict[str, bytes], Load]:
     """Path in the site → bytes, and what a browser loads of them.
 
-    Args:
-        spec, engine: of `read_engine`. `name`: of its file.
-        package: of `runtime.page.package.read_package`.
+    `spec`, `engine`: of `read_engine`; `name`: of its file; `package`: of `runtime.page.package.read_package`.
     """
     import onnxruntime
 

@@ -186,7 +186,7 @@ export class Kept {
     this.maps.fill(n);
     this.proposals = [0, 0].map(() => new Maps(memory, count, shape));
     this.table = memory.take(n << GROUP);
-    this.anchors = anchors;
+    Object.assign(this, { anchors, shape });
     // Of each anchor and each map 2n·D or, where it is not `exact`, what it is not below.
     this.differences = new Float64Array(count * n);
     this.exact = new Uint8Array(count * n);

@@ -3,6 +3,7 @@
 import { InferenceSession, Tensor, env } from "../../onnxruntime/ort.wasm.bundle.min.js";
 import { Labels, coco, coloursOf, outline, painter } from "./labels.js";
 import { Kept, aggregate, interpolation, suppress } from "./merge.js";
+import { chooseParts } from "./parts.js";
 import { encodePng } from "./png.js";
 import { resizePicture } from "./resize.js";
 
@@ -120,7 +121,8 @@ function merged(threshold) {
   const { raw, kept } = picture;
   if (!raw.has(threshold)) {
     if (raw.size > 3) raw.delete(raw.keys().next().value);
-    raw.set(threshold, suppress(kept.propose(engine.threshold.map(() => Number(threshold))), engine.grids[0], engine.size));
+    const scores = threshold === "auto" ? chooseParts(kept, engine.threshold) : kept.propose(engine.threshold.map(() => Number(threshold)));
+    raw.set(threshold, suppress(scores, engine.grids[0], engine.size));
   }
   return raw.get(threshold);
 }

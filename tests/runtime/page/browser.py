@@ -48,7 +48,7 @@ def chromium():
 
 @contextmanager
 def opened(browser, address, **options):
-    """The page in a tab of its own. Fails where a script fails or another host is asked. `asked`: addresses, in order."""
+    """The page in a tab of its own; `asked`: the addresses it asked. Fails where a script fails or asks another host."""
     context = browser.new_context(**{"viewport": {"width": 1200, "height": 800}, "accept_downloads": True, **options})
     page = context.new_page()
     page.asked, wrong = [], []

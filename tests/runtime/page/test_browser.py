@@ -76,6 +76,10 @@ def inside(page):
     return np.array(frame, np.uint8).reshape(256, 256, 3), np.array(raw).reshape(256, 256)
 
 
+def decoded(data):
+    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+
+
 @pytest.mark.parametrize("name", PHOTOGRAPHS)
 def test_labels_equal_those_of_onnx_runtime(name, page, segmenter, tmp_path):
     data = pytest.importorskip("skimage.data")
@@ -108,10 +112,14 @@ def test_slider_click_and_downloads(page, segmenter):
     wanted = attended.labels(float(threshold))
     files = dict(saved(page, form) for form in ("labels", "overlay", "coco"))
     assert set(files) == {"scene_labels.png", "scene_overlay.png", "scene_coco.json"}
-    labels, overlay = (cv2.imdecode(np.frombuffer(files[f"scene_{form}.png"], np.uint8), cv2.IMREAD_UNCHANGED) for form in ("labels", "overlay"))
+    labels, overlay = (decoded(files[f"scene_{form}.png"]) for form in ("labels", "overlay"))
     assert (labels == wanted).mean() >= 0.99
     drawn = draw_overlay(frame, labels.astype(np.int32), colours=Painter()(labels.astype(np.int32)))
     assert np.abs(overlay.astype(int) - drawn).max() <= 1
+    page.check("#auto")
+    page.wait_for_selector("#view[data-threshold=auto]", state="attached")
+    auto = Segmenter.open(device="cpu", backend="onnxruntime", thresholds="auto")(frame)
+    assert (decoded(saved(page, "labels")[1]) == auto.labels).mean() >= 0.99 and auto.count > 1
     assert sum(one["area"] for one in json.loads(files["scene_coco.json"])["annotations"]) == labels.size
     assert not [url for url in page.asked[loaded:] if not url.startswith("blob:")], "all is in the browser already"
 

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from runtime.frames.resize import resize_frame
+from runtime.merge.parts import find_parts
 from runtime.merge.segment import segment_attention
+from runtime.merge.suppress import renumber, suppress
 from runtime.outputs.draw import draw_overlay
 from runtime.outputs.palette import Painter, distances, palette
 from runtime.page.site import palette_of
@@ -19,19 +21,24 @@ from tests.runtime.page.scripts import run_script
 
 MERGE = """
 import { Kept, aggregate, suppress } from "./merge.js";
+import { chooseParts } from "./parts.js";
 export default ({ maps, grids, ratios, anchors, thresholds, size }) => {
   let at = 0;
   const levels = grids.map(([h, w]) => maps.subarray(at, (at += (h * w) ** 2)));
   const kept = new Kept(aggregate(levels, grids, ratios), grids[0], anchors);
   if (thresholds.length > 1) kept.settle(1);
-  const found = thresholds.map((some) => suppress(kept.propose(some), grids[0], size));
+  const scores = (some) => some[0] === "auto" ? chooseParts(kept, some[1]) : kept.propose(some);
+  const found = thresholds.map((some) => suppress(scores(some), grids[0], size));
   return Object.fromEntries(found.map((labels, i) => [i, labels]));
 };
 """
 
 
 def merged(folder, pyramid, grids, grid, thresholds, size):
-    """Labels [H, W] of the page's merge for each of some thresholds, one after the other on one kept picture."""
+    """Labels [H, W] of the page's merge for each of some thresholds, one after the other on one kept picture.
+
+    A threshold may be ("auto", the usual ones).
+    """
     given = {
         "maps": np.concatenate([level.ravel() for level in pyramid]),
         "grids": grids,
@@ -66,16 +73,32 @@ def test_labels_equal_those_of_the_package(tmp_path):
     assert len({int(expected.max()) for expected in wanted}) >= 3
 
 
+@pytest.mark.parametrize(
+    ("grids", "usual"), [([(16, 24), (8, 12)], 0.3), ([(32, 32), (16, 16)], 0.5), ([(8, 8)], 4.0)], ids=str
+)
+def test_auto_equals_that_of_the_package(grids, usual, tmp_path):
+    pyramid = random_pyramid(np.random.default_rng(5), grids, sharpness=2, dtype=np.float32)
+    size, usual = (grids[0][0] * 4, grids[0][1] * 4), (usual,) * 3
+    found = find_parts(pyramid, MergeConfig(usual, 8), grids=grids)
+    wanted = suppress(found.scores, grids[0], size)
+    labels = merged(tmp_path, pyramid, grids, 8, [("auto", usual)], size)[0]
+    assert np.mean(labels != wanted) <= 0.001 and len(found.proposals) >= 3
+
+
+AGGREGATE = """
+import { aggregate } from "./merge.js";
+export default ({ maps, bad }) => {
+  maps[5] = bad === null ? NaN : bad;
+  try { aggregate([maps], [[8, 8]], [1]); } catch (error) { return { said: error.message }; }
+  return {};
+};
+"""
+
+
 def test_maps_that_are_no_probabilities_are_an_error(tmp_path):
-    job = MERGE.replace("let at = 0;", "let at = 0; maps[5] = value(maps);").replace("ratios, anchors", "ratios, bad, anchors")
-    job = job.replace("maps[5] = value(maps)", "maps[5] = bad === null ? NaN : bad")
-    pyramid = random_pyramid(np.random.default_rng(3), [(8, 8)], dtype=np.float32)
+    maps = random_pyramid(np.random.default_rng(3), [(8, 8)], dtype=np.float32)[0]
     for bad in (None, -1):
-        text = job.replace("const kept", "try { aggregate(levels, grids, ratios); } catch (error) { return { said: error.message }; }\n  const kept")
-        found = run_script(
-            tmp_path, text, maps=pyramid[0], grids=[(8, 8)], ratios=[1], anchors=[0], thresholds=[[1]], size=[8, 8], bad=bad
-        )
-        assert "no probabilities" in found["said"]
+        assert "no probabilities" in run_script(tmp_path, AGGREGATE, maps=maps, bad=bad)["said"]
 
 
 RESIZE = """
@@ -112,7 +135,8 @@ export default async ({ raw, inside, size, palette, frame }) => {
   const bits = labels.count > 256 ? 16 : 8;
   const png = await encodePng(size, 1, bits, (y, out) => {
     labels.row(y, row);
-    row.forEach((label, x) => { if (bits === 8) out[x] = label; else [out[2 * x], out[2 * x + 1]] = [label >> 8, label]; });
+    if (bits === 8) out.set(row);
+    else row.forEach((label, x) => { [out[2 * x], out[2 * x + 1]] = [label >> 8, label]; });
   });
   return {
     labels: Int32Array.from(all), areas: labels.areas, painted: Uint8Array.from(painted), coco: coco(labels, "picture"),
@@ -122,10 +146,10 @@ export default async ({ raw, inside, size, palette, frame }) => {
 """
 
 
-@pytest.mark.parametrize(("segments", "size"), [(5, (40, 50)), (60, (401, 300)), (300, (64, 64)), (30, (10, 90))], ids=str)
+@pytest.mark.parametrize(
+    ("segments", "size"), [(5, (40, 50)), (60, (401, 300)), (300, (64, 64)), (30, (10, 90))], ids=str
+)
 def test_labels_and_files_of_a_picture(segments, size, tmp_path):
-    from runtime.merge.suppress import renumber
-
     rng = np.random.default_rng(segments)
     at = rng.uniform(0, 32, (segments, 2))
     y, x = np.mgrid[:32, :48]
@@ -134,9 +158,10 @@ def test_labels_and_files_of_a_picture(segments, size, tmp_path):
     labels = found["labels"].reshape(size)
     wanted = cv2.resize(raw, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
     # Where a pixel's centre is exactly between two places, versions of OpenCV differ.
-    surely = [(2 * np.arange(target) + 1) * source % (2 * target) != 0 for source, target in zip(raw.shape, size, strict=True)]
-    ours = np.unique(wanted)[labels] if len(np.unique(wanted)) == labels.max() + 1 else None
-    assert ours is not None and (ours == wanted)[np.ix_(*surely)].all() and (ours == wanted).mean() > 0.95
+    surely = [(2 * np.arange(to) + 1) * side % (2 * to) != 0 for side, to in zip(raw.shape, size, strict=True)]
+    present = np.unique(wanted)
+    assert len(present) == labels.max() + 1
+    assert (present[labels] == wanted)[np.ix_(*surely)].all() and (present[labels] == wanted).mean() > 0.95
     assert (renumber(labels)[0] == labels).all()
     assert found["areas"] == np.bincount(labels.ravel()).tolist()
     encoded = cv2.imdecode(found["png"], cv2.IMREAD_UNCHANGED)

@@ -79,7 +79,9 @@ def test_a_site_has_all_that_it_needs_and_names_no_other_host(tarball, tmp_path)
     assert found == {*json.loads((folder / site.MARK).read_text())["files"], site.MARK}
     assert (folder / "engine" / "tiny.onnx").read_bytes() == EMBEDDED.read_bytes()
     assert (folder / "onnxruntime" / site.WASM).read_bytes() == WEB[site.WASM]
-    assert "MIT" in (folder / "onnxruntime" / "LICENSE").read_text() and "Microsoft" in (folder / "NOTICE.txt").read_text()
+    assert (
+        "MIT" in (folder / "onnxruntime" / "LICENSE").read_text() and "Microsoft" in (folder / "NOTICE.txt").read_text()
+    )
     index = (folder / "index.html").read_text()
     assert "Content-Security-Policy" in index and "service.js" not in index
     scripts = {name for name in found if name.endswith((".js", ".html", ".css", ".svg")) and "onnxruntime" not in name}
@@ -89,9 +91,14 @@ def test_a_site_has_all_that_it_needs_and_names_no_other_host(tarball, tmp_path)
         for target in re.findall(r'(?:from|src=|href=) ?"(\.?[\w./-]+)"', text):
             assert ((folder / name).parent / target).is_file(), f"{name} needs {target}"
     about = json.loads((folder / "engine" / "engine.json").read_text())
-    loaded = sum(path.stat().st_size for path in map(folder.joinpath, found) if not re.search("LICENSE|NOTICE|Third|sample|json", str(path)))
+    others = re.compile("LICENSE|NOTICE|Third|sample|json")
+    loaded = sum((folder / name).stat().st_size for name in found if not others.search(name))
     assert f"{loaded / 1e6:.1f} MB" in about["where"] and f"{loaded / 1e6:.1f} MB" in printed
-    assert about["bytes"] == EMBEDDED.stat().st_size and len(about["anchors"]) == 256 and sum(about["ratios"]) == pytest.approx(1)
+    assert (
+        about["bytes"] == EMBEDDED.stat().st_size
+        and len(about["anchors"]) == 256
+        and sum(about["ratios"]) == pytest.approx(1)
+    )
 
 
 def test_an_older_site_is_replaced_and_what_others_added_stays(tarball, quick, tmp_path):
@@ -146,14 +153,21 @@ def test_the_package_is_fetched_once_and_its_hash_is_checked(tarball, tmp_path):
     with pytest.raises(DiffSegError, match=r"cannot fetch .*npm pack onnxruntime-web@.*--package"):
         package.read_package(gone)
     (folder / package.FILE).write_bytes(b"something else")
-    with file_server(tmp_path / "registry") as address, pytest.raises(DiffSegError, match="expected .*hash sha512-.*found sha512-"):
+    with (
+        file_server(tmp_path / "registry") as address,
+        pytest.raises(DiffSegError, match="expected .*hash sha512-.*found sha512-"),
+    ):
         package.read_package(address)
     assert kept.stat().st_size == len(tarball.read_bytes()) - 1
 
 
 def test_packages_that_are_refused(tarball, quick, tmp_path):
     output = tmp_path / "site"
-    for registry, said in (("http://127.0.0.1:9/", "cannot fetch"), ("file:///etc", "begins with https://"), ("", "begins with")):
+    for registry, said in (
+        ("http://127.0.0.1:9/", "cannot fetch"),
+        ("file:///etc", "begins with https://"),
+        ("", "begins with"),
+    ):
         assert said in refused("--output", output, "--registry", registry)
     assert "cannot be read" in refused("--output", output, "--package", tmp_path / "none.tgz")
     assert "cannot be read" in refused("--output", output, "--package", tmp_path)
