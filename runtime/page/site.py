@@ -139,7 +139,7 @@ def site_files(spec: EngineSpec, engine: bytes, name: str, package: bytes) -> tu
     load = Load(sum(map(len, loaded)), sum(len(gzip.compress(data, 6)) for data in loaded))
     about = describe(spec, name, len(engine)) | {
         "where": "It never leaves this browser. The first picture loads "
-        f"{megabytes(load.plain)} ({megabytes(load.compressed)} where the site compresses), later ones nothing.",
+        f"{megabytes(load.plain)} ({megabytes(load.compressed)} where the site compresses); later ones load nothing.",
         "links": [{"text": "Licences", "href": "NOTICE.txt"}],
     }
     return files | {"engine/engine.json": json.dumps(about, separators=(",", ":")).encode()}, load

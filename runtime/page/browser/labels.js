@@ -84,28 +84,29 @@ export function painter(labels, colours, channels = 3) {
   const { width, height } = labels, thickness = 1 + Math.floor(Math.min(width, height) / 400);
   // A pixel is on the border if one of those that a square of `thickness` around it covers has another right or lower one.
   const before = thickness >> 1, after = thickness - 1 - before;
-  const plain = new Map(); // row → Uint8Array: the border before it is widened
+  const plain = new Map(), lines = new Uint16Array(width); // row → where it has a border; how many rows near y have one
   const own = new Int32Array(width), below = new Int32Array(width), out = new Uint8Array(width * channels).fill(255), edges = new Uint8Array(width);
-  function edge(y) {
-    if (plain.has(y)) return plain.get(y);
+  const table = Uint8Array.from(colours.flat());
+  function enter(y) {
     const found = new Uint8Array(width);
     labels.row(y, own);
     labels.row(Math.min(y + 1, height - 1), below);
-    for (let x = 0; x < width; x++) found[x] = own[x] !== below[x] || (x + 1 < width && own[x] !== own[x + 1]) ? 1 : 0;
-    plain.set(y, found);
-    return found;
-  }
-  const table = Uint8Array.from(colours.flat());
-  let y = 0;
-  return () => {
-    edges.fill(0);
-    plain.delete(y - before - 1);
-    for (let row = Math.max(0, y - before); row <= Math.min(height - 1, y + after); row++) {
-      const found = edge(row);
-      for (let x = 0; x < width; x++) {
-        if (found[x]) edges.fill(1, Math.max(0, x - after), Math.min(width, x + before + 1));
-      }
+    for (let x = 0; x < width; x++) {
+      if (own[x] !== below[x] || (x + 1 < width && own[x] !== own[x + 1])) { found[x] = 1; lines[x]++; }
     }
+    plain.set(y, found);
+  }
+  function leave(y) {
+    const found = plain.get(y);
+    for (let x = 0; x < width; x++) lines[x] -= found[x];
+    plain.delete(y);
+  }
+  let y = 0, entered = 0;
+  return () => {
+    while (entered < height && entered <= y + after) enter(entered++);
+    if (y > before) leave(y - before - 1);
+    edges.fill(0);
+    for (let x = 0; x < width; x++) if (lines[x]) edges.fill(1, Math.max(0, x - after), Math.min(width, x + before + 1));
     labels.row(y++, own);
     for (let x = 0, to = 0; x < width; x++, to += channels) {
       for (let channel = 0; channel < 3; channel++) out[to + channel] = edges[x] ? 255 : table[3 * own[x] + channel];

@@ -35,7 +35,11 @@ async function load() {
   env.wasm.wasmPaths = { wasm: new URL("../../onnxruntime/ort-wasm-simd-threaded.wasm", import.meta.url).href };
   const say = (share) => postMessage({ share });
   const data = await read(new URL(`../../engine/${engine.file}`, import.meta.url), engine.bytes, say);
-  return InferenceSession.create(data, { executionProviders: ["wasm"], graphOptimizationLevel: "all" });
+  try {
+    return await InferenceSession.create(data, { executionProviders: ["wasm"], graphOptimizationLevel: "all" });
+  } catch (error) {
+    throw new Error(`ONNX Runtime does not start in this browser, or the site lacks a file of it: ${error?.message ?? error}`);
+  }
 }
 
 /** Reads RGBA bytes of rows of a picture. Rows are asked for from above to below. */

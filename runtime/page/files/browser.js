@@ -2,7 +2,7 @@
 
 import { Told, start } from "./page.js";
 
-const about = await (await fetch(new URL("../engine/engine.json", import.meta.url))).json();
+let about = null; // what engine.json says
 const waiting = new Map(); // number of a message → { resolve, reject }
 let worker = null, sent = 0, say = () => {};
 
@@ -35,7 +35,7 @@ async function decode(file) {
     await new Promise((resolve, reject) => { image.onload = resolve; image.onerror = reject; });
     const most = about.most_pixels, { naturalWidth: width, naturalHeight: height } = image;
     if (width * height > most) {
-      throw new Told(`This picture has ${width}×${height} pixels, ${(width * height / 1e6).toFixed(0)} million; expected at most ${most / 1e6} million. Make it smaller.`);
+      throw new Told(`This picture has ${width}×${height} pixels, ${(width * height / 1e6).toFixed(1)} million; expected at most ${most / 1e6} million. Make it smaller.`);
     }
     return await createImageBitmap(file, { colorSpaceConversion: "none", premultiplyAlpha: "none" });
   } catch (error) {
@@ -47,10 +47,18 @@ async function decode(file) {
 }
 
 export const backend = {
-  describe: async () => about,
+  async describe() {
+    try {
+      about = await (await fetch(new URL("../engine/engine.json", import.meta.url))).json();
+    } catch {
+      throw new Told("This site lacks its file engine/engine.json. Build it again with diffseg page.");
+    }
+    return about;
+  },
 
   async open(file, progress) {
     say = progress;
+    about ?? (await this.describe());
     const bitmap = await decode(file);
     return send("open", { bitmap }, [bitmap]);
   },

@@ -112,6 +112,7 @@ async function show() {
 
 /** Downloads what is shown, in one of its forms. */
 async function save({ dataset: { form, end } }) {
+  busy("Writing …");
   try {
     const link = document.createElement("a");
     link.href = URL.createObjectURL(await backend.file(sent, form, shown));
@@ -120,6 +121,8 @@ async function save({ dataset: { form, end } }) {
     setTimeout(() => URL.revokeObjectURL(link.href), 60e3);
   } catch (error) {
     tell(error);
+  } finally {
+    busy("");
   }
 }
 

@@ -48,7 +48,7 @@ def chromium():
 
 @contextmanager
 def opened(browser, address, **options):
-    """The page in a tab of its own; `asked`: the addresses it asked. Fails where a script fails or asks another host."""
+    """The page in a tab of its own; `asked`: the addresses it asks. Fails if a script fails or asks another host."""
     context = browser.new_context(**{"viewport": {"width": 1200, "height": 800}, "accept_downloads": True, **options})
     page = context.new_page()
     page.asked, wrong = [], []
@@ -65,6 +65,7 @@ def opened(browser, address, **options):
 def upload(page, path):
     """Choose a picture, and wait until it is segmented, or until there is an error."""
     page.eval_on_selector("#view", "view => delete view.dataset.count")
+    page.eval_on_selector("#error", "place => { place.hidden = true }")
     page.set_input_files("#file", str(path))
     page.wait_for_selector("#view[data-count], #error:not([hidden])", state="attached", timeout=120_000)
 

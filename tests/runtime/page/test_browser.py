@@ -18,7 +18,7 @@ from runtime.errors import DiffSegError
 from runtime.outputs.draw import draw_overlay
 from runtime.outputs.palette import Painter
 from runtime.page.package import REGISTRY, read_package
-from runtime.page.site import check_folder, read_engine, site_files, write_site
+from runtime.page.site import WASM, check_folder, read_engine, site_files, write_site
 from runtime.segmenter import Segmenter
 from tests.conftest import ROOT
 from tests.runtime.page.browser import chromium, click, file_server, opened, saved, slide, upload
@@ -55,8 +55,8 @@ def site(tmp_path_factory, browser):
 
 @pytest.fixture(scope="module")
 def address(site):
-    with file_server(site) as found:
-        yield f"{found}/"
+    with file_server(site.parent) as found:
+        yield f"{found}/{site.name}/"
 
 
 @pytest.fixture(scope="module")
@@ -149,10 +149,22 @@ def test_pictures_that_are_refused_in_words(page, tmp_path):
 
 def test_a_site_that_lacks_its_engine_says_so(browser, site, tmp_path):
     shutil.copytree(site, tmp_path / "site")
-    (tmp_path / "site" / "engine" / "tiny.onnx").write_bytes(b"short")
+    web = tmp_path / "site" / "onnxruntime"
     with file_server(tmp_path / "site") as found, opened(browser, f"{found}/") as page:
+        (web / WASM).unlink()
+        upload(page, SCENE)
+        assert "ONNX Runtime does not start" in page.inner_text("#error")
+        (tmp_path / "site" / "engine" / "tiny.onnx").write_bytes(b"short")
         upload(page, SCENE)
         assert "has 5 bytes, expected" in page.inner_text("#error")
+        (web / "ort.wasm.bundle.min.js").unlink()
+        page.reload()
+        upload(page, SCENE)
+        assert "This browser cannot run the engine" in page.inner_text("#error")
+        (tmp_path / "site" / "engine" / "engine.json").unlink()
+        page.reload()
+        page.wait_for_selector("#error:not([hidden])")
+        assert "lacks its file engine/engine.json" in page.inner_text("#error")
 
 
 def test_an_isolated_page_uses_more_threads(browser, site, segmenter):

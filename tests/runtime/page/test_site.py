@@ -155,7 +155,7 @@ def test_the_package_is_fetched_once_and_its_hash_is_checked(tarball, tmp_path):
     (folder / package.FILE).write_bytes(b"something else")
     with (
         file_server(tmp_path / "registry") as address,
-        pytest.raises(DiffSegError, match="expected .*hash sha512-.*found sha512-"),
+        pytest.raises(DiffSegError, match=r"expected .*hash sha512-.*found sha512-"),
     ):
         package.read_package(address)
     assert kept.stat().st_size == len(tarball.read_bytes()) - 1
