@@ -147,7 +147,7 @@ export default async ({ raw, inside, size, palette, frame }) => {
 
 
 @pytest.mark.parametrize(
-    ("segments", "size"), [(5, (40, 50)), (60, (401, 300)), (300, (64, 64)), (30, (10, 90))], ids=str
+    ("segments", "size"), [(5, (40, 50)), (60, (401, 404)), (300, (64, 64)), (30, (10, 90))], ids=str
 )
 def test_labels_and_files_of_a_picture(segments, size, tmp_path):
     rng = np.random.default_rng(segments)
