@@ -50,6 +50,7 @@ def chromium():
 def opened(browser, address, **options):
     """The page in a tab of its own; `asked`: the addresses it asks. Fails if a script fails or asks another host."""
     context = browser.new_context(**{"viewport": {"width": 1200, "height": 800}, "accept_downloads": True, **options})
+    context.set_default_timeout(120_000)  # milliseconds; the machine may be busy
     page = context.new_page()
     page.asked, wrong = [], []
     page.on("request", lambda request: page.asked.append(request.url))
@@ -67,7 +68,7 @@ def upload(page, path):
     page.eval_on_selector("#view", "view => delete view.dataset.count")
     page.eval_on_selector("#error", "place => { place.hidden = true }")
     page.set_input_files("#file", str(path))
-    page.wait_for_selector("#view[data-count], #error:not([hidden])", state="attached", timeout=120_000)
+    page.wait_for_selector("#view[data-count], #error:not([hidden])", state="attached")
 
 
 def slide(page, value):
