@@ -26,7 +26,8 @@ export class Labels {
 
   /** Writes the labels of the row y into `out`. */
   row(y, out) {
-    for (let x = 0, from = this.down[y] * this.w; x < this.width; x++) out[x] = this.grid[from + this.across[x]];
+    const { grid, across, width } = this;
+    for (let x = 0, from = this.down[y] * this.w; x < width; x++) out[x] = grid[from + across[x]];
     return out;
   }
 }
@@ -87,14 +88,24 @@ export function painter(labels, colours, channels = 3) {
   const plain = new Map(), lines = new Uint16Array(width); // row → where it has a border; how many rows near y have one
   const own = new Int32Array(width), below = new Int32Array(width), out = new Uint8Array(width * channels).fill(255), edges = new Uint8Array(width);
   const table = Uint8Array.from(colours.flat());
+  const words = channels === 4 ? new Uint32Array(out.buffer) : null; // pixels as single numbers
+  const packed = new Uint32Array(Uint8Array.from(colours.flatMap((colour) => [...colour, 255])).buffer);
+  let last = null, places = ""; // of the last row that entered: its border, and what it follows from
   function enter(y) {
+    const from = `${labels.down[y]} ${labels.down[Math.min(y + 1, height - 1)]}`;
+    if (from !== places) last = border(y);
+    places = from;
+    plain.set(y, last);
+    for (let x = 0; x < width; x++) lines[x] += last[x];
+  }
+  function border(y) {
     const found = new Uint8Array(width);
     labels.row(y, own);
     labels.row(Math.min(y + 1, height - 1), below);
     for (let x = 0; x < width; x++) {
-      if (own[x] !== below[x] || (x + 1 < width && own[x] !== own[x + 1])) { found[x] = 1; lines[x]++; }
+      found[x] = own[x] !== below[x] || (x + 1 < width && own[x] !== own[x + 1]) ? 1 : 0;
     }
-    plain.set(y, found);
+    return found;
   }
   function leave(y) {
     const found = plain.get(y);
@@ -108,9 +119,8 @@ export function painter(labels, colours, channels = 3) {
     edges.fill(0);
     for (let x = 0; x < width; x++) if (lines[x]) edges.fill(1, Math.max(0, x - after), Math.min(width, x + before + 1));
     labels.row(y++, own);
-    for (let x = 0, to = 0; x < width; x++, to += channels) {
-      for (let channel = 0; channel < 3; channel++) out[to + channel] = edges[x] ? 255 : table[3 * own[x] + channel];
-    }
+    if (words) for (let x = 0; x < width; x++) words[x] = edges[x] ? 0xffffffff : packed[own[x]];
+    else for (let i = 0; i < out.length; i++) out[i] = edges[(i / 3) | 0] ? 255 : table[3 * own[(i / 3) | 0] + (i % 3)];
     return { colours: out, edges };
   };
 }

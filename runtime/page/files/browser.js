@@ -60,7 +60,8 @@ export const backend = {
     say = progress;
     about ?? (await this.describe());
     const bitmap = await decode(file);
-    return send("open", { bitmap }, [bitmap]);
+    const found = await send("open", { bitmap }, [bitmap]), { threads, spent } = found;
+    return { ...found, note: `network ${Math.round(spent.network)} ms on ${threads} thread${threads === 1 ? "" : "s"} of this browser` };
   },
 
   async segment(picture, threshold) {

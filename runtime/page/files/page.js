@@ -2,7 +2,8 @@
 // network runs once for a picture; the threshold and clicks then need no pass of it.
 //
 //   describe()                        what segments: { name, size, threshold, auto, attention, most_bytes, where, links }
-//   open(file, say)                   a picture to segment: { size, view }, [height, width]; say(text): what is done meanwhile
+//   open(file, say)                   a picture to segment: { size, view }, [height, width], and perhaps a note on how it was
+//                                     done; say(text): what is being done
 //   segment(picture, threshold)       { colours, count }: a bitmap to lay over the picture, and the number of segments
 //   at(picture, x, y, threshold)      { index, area, share, outline, heat } of a pixel's segment; heat: a grey bitmap
 //   file(picture, form, threshold)    a Blob to download
@@ -55,7 +56,7 @@ async function open(file) {
   busy("Segmenting …");
   try {
     const kept = await backend.open(file, busy);
-    if (kept.threads) $("engine").textContent = `${title()}, ${kept.threads} thread${kept.threads === 1 ? "" : "s"} of this browser`;
+    if (kept.note) $("engine").textContent = `${title()}; ${kept.note}`;
     sent = { file, stem: (file.name || "picture").replace(/\.[^.]*$/, "") || "picture", ...kept };
     clicked = null;
     unmark();

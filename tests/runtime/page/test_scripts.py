@@ -130,8 +130,9 @@ import { encodePng } from "./png.js";
 export default async ({ raw, inside, size, palette, frame }) => {
   const labels = new Labels(raw, inside, size), row = new Int32Array(labels.width), all = [];
   for (let y = 0; y < labels.height; y++) all.push(...labels.row(y, row));
-  const colours = coloursOf(labels, palette), next = painter(labels, colours), painted = [];
-  for (let y = 0; y < labels.height; y++) painted.push(...next().colours);
+  const colours = coloursOf(labels, palette), next = painter(labels, colours), four = painter(labels, colours, 4);
+  const painted = [], shown = [];
+  for (let y = 0; y < labels.height; y++) { painted.push(...next().colours); shown.push(...four().colours); }
   const bits = labels.count > 256 ? 16 : 8;
   const png = await encodePng(size, 1, bits, (y, out) => {
     labels.row(y, row);
@@ -139,7 +140,8 @@ export default async ({ raw, inside, size, palette, frame }) => {
     else row.forEach((label, x) => { [out[2 * x], out[2 * x + 1]] = [label >> 8, label]; });
   });
   return {
-    labels: Int32Array.from(all), areas: labels.areas, painted: Uint8Array.from(painted), coco: coco(labels, "picture"),
+    labels: Int32Array.from(all), areas: labels.areas, painted: Uint8Array.from(painted),
+    shown: Uint8Array.from(shown), coco: coco(labels, "picture"),
     png: new Uint8Array(await png.arrayBuffer()), rings: outline(labels, labels.at(0, 0)),
   };
 };
@@ -168,6 +170,7 @@ def test_labels_and_files_of_a_picture(segments, size, tmp_path):
     assert encoded.dtype == (np.uint16 if labels.max() > 255 else np.uint8) and (encoded == labels).all()
     drawn = draw_overlay(np.zeros((*size, 3), np.uint8), labels, 1, colours=Painter()(labels))
     assert (found["painted"].reshape(*size, 3)[..., ::-1] == drawn).all()
+    assert (found["shown"].reshape(*size, 4) == np.dstack([drawn[..., ::-1], np.full(size, 255, np.uint8)])).all()
     segment = cv2.resize(raw, (48, 32), interpolation=cv2.INTER_NEAREST) == raw[0, 0]
     rings = [np.array(ring) * (48, 32) for ring in found["rings"]]
     area = sum(np.roll(ring, -1, 0)[:, 1] @ ring[:, 0] - np.roll(ring, -1, 0)[:, 0] @ ring[:, 1] for ring in rings) / 2
