@@ -33,11 +33,10 @@ def main(
     with warnings_said(), one_line_errors():
         check_packages("onnxruntime")
         from runtime.page.package import read_package
-        from runtime.page.site import check_folder, engine_name, megabytes, read_engine, site_files, write_site
+        from runtime.page.site import check_folder, megabytes, read_engine, site_files, write_site
 
         check_folder(output)
-        spec, data = read_engine(engine)
-        files, load = site_files(spec, data, engine_name(engine), read_package(registry, package))
+        files, load = site_files(read_engine(engine), read_package(registry, package))
         write_site(output, files)
         print(f"{output}: {len(files)} files, {megabytes(sum(map(len, files.values())))}")
         print(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from runtime import __version__
 from runtime.engine.base import rebuild_command
 from runtime.engine.external import external_data
-from runtime.engine.registry import EMBEDDED, open_engine
+from runtime.engine.registry import EMBEDDED_NAME, open_engine
 from runtime.errors import DiffSegError
 from runtime.files import OWN_JSON, is_own_output, write_atomically
 from runtime.page.package import NAME, VERSION, files_of
@@ -41,13 +41,21 @@ class Load(NamedTuple):
     compressed: int
 
 
-def read_engine(path: Path | None) -> tuple[EngineSpec, bytes]:
-    """What an engine is, and its file. None: the embedded one. It is opened, so that it is known to run.
+class Source(NamedTuple):
+    """An engine for a site: what it is, the name of its file, and its bytes."""
+
+    spec: EngineSpec
+    name: str
+    data: bytes
+
+
+def read_engine(path: Path | None) -> Source:
+    """The engine in a file; None: the embedded one. It is opened, so that it is known to run.
 
     Raises DiffSegError where it cannot be opened or a browser cannot use it; the message says what is possible.
     """
     possible = "expected an .onnx engine with the head attention; leave --engine out for the embedded tiny"
-    if path is not None and path.suffix.lower() != ".onnx":
+    if path is not None and path.suffix.lower() != ".onnx" and str(path) != EMBEDDED_NAME:
         raise DiffSegError(f"{path.name}: a browser runs ONNX engines alone; {possible}")
     engine = open_engine(path, "cpu", "onnxruntime", threads=1)
     spec, name = engine.spec, engine.path.name
@@ -68,19 +76,20 @@ def read_engine(path: Path | None) -> tuple[EngineSpec, bytes]:
             f"beside it, found {engine.path.stat().st_size >> 20} MB; serve it with 'diffseg serve', or leave --engine "
             "out for the embedded tiny"
         )
-    return spec, engine.path.read_bytes()
+    return Source(spec, name, engine.path.read_bytes())
 
 
-def describe(spec: EngineSpec, name: str, size: int) -> dict[str, Any]:
-    """What the page's script must know of an engine, `size` bytes in a file `name`."""
+def describe(engine: Source) -> dict[str, Any]:
+    """What the page's scripts must know of an engine."""
     from runtime.pyramid.anchors import anchor_queries
     from runtime.pyramid.weights import resolution_ratios
 
+    spec = engine.spec
     grids = [(level.height, level.width) for level in spec.levels]
     return {
-        "name": Path(name).stem,
-        "file": name,
-        "bytes": size,
+        "name": Path(engine.name).stem,
+        "file": engine.name,
+        "bytes": len(engine.data),
         "version": __version__,
         "size": [spec.height, spec.width],
         "outputs": [level.output for level in spec.levels],
@@ -111,11 +120,8 @@ def palette_of() -> dict[str, Any]:
     }
 
 
-def site_files(spec: EngineSpec, engine: bytes, name: str, package: bytes) -> tuple[dict[str, bytes], Load]:
-    """Path in the site → bytes, and what a browser loads of them.
-
-    `spec`, `engine`: of `read_engine`; `name`: of its file; `package`: of `runtime.page.package.read_package`.
-    """
+def site_files(engine: Source, package: bytes) -> tuple[dict[str, bytes], Load]:
+    """Path in the site → bytes, and what a browser loads of them. `package`: of `runtime.page.package.read_package`."""
     import onnxruntime
 
     web = files_of(package, (SCRIPT, WASM))
@@ -127,7 +133,7 @@ def site_files(spec: EngineSpec, engine: bytes, name: str, package: bytes) -> tu
         "index.html": index.replace(ENTRY, OWN_ENTRY).replace(HEAD, policy).encode(),
         **{f"page/{file}": (FILES / file).read_bytes() for file in PAGE},
         **{f"page/browser/{path.name}": path.read_bytes() for path in sorted(BROWSER.glob("*.js"))},
-        f"engine/{name}": engine,
+        f"engine/{engine.name}": engine.data,
         # Some file servers do not know that .mjs is a script.
         f"onnxruntime/{SCRIPT.replace('.mjs', '.js')}": web[SCRIPT],
         f"onnxruntime/{WASM}": web[WASM],
@@ -137,7 +143,7 @@ def site_files(spec: EngineSpec, engine: bytes, name: str, package: bytes) -> tu
     }
     loaded = [data for path, data in files.items() if not any(word in path for word in NOT_LOADED)]
     load = Load(sum(map(len, loaded)), sum(len(gzip.compress(data, 6)) for data in loaded))
-    about = describe(spec, name, len(engine)) | {
+    about = describe(engine) | {
         "where": "It never leaves this browser. The first picture loads "
         f"{megabytes(load.plain)} ({megabytes(load.compressed)} where the site compresses); later ones load nothing.",
         "links": [{"text": "Licences", "href": "NOTICE.txt"}],
@@ -189,11 +195,6 @@ def write_site(folder: Path, files: Mapping[str, bytes]) -> None:
 def megabytes(size: int) -> str:
     """`27912345` → "27.9 MB"."""
     return f"{size / 1e6:.1f} MB"
-
-
-def engine_name(path: Path | None) -> str:
-    """What an engine's file is called in a site."""
-    return (path or EMBEDDED).name
 
 
 NOTICE = f"""DiffSeg {__version__}: this page, its scripts (page/) and the engine tiny, if it is the one in engine/.

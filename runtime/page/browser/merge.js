@@ -1,7 +1,7 @@
 // DiffSeg's merge on one frame's attention maps: "Diffuse, Attend, and Segment" (Tian et al., CVPR 2024), sections 3.2 to
 // 3.4. The numbers are those of the Python package runtime.merge, but for the rounding of floats.
 
-import { Memory } from "./simd.js";
+import { BLOCK, Memory } from "./simd.js";
 
 const SMALLEST = 1e-12; // what a logarithm sees in place of a probability of 0
 const CELLS = 8; // blocks of pixels per axis, at most, by whose sums far maps are told without an exact divergence
@@ -100,31 +100,49 @@ export function sumBlocks(maps, [h, w], [down, across]) {
   return out;
 }
 
-/** Maps [count, n] that sum to n, their logarithms, and both of their sums in blocks of pixels, in a `Memory`. */
+const padded = (count) => Math.ceil(count / BLOCK) * BLOCK;
+
+/**
+ * Maps of n numbers that sum to n, their logarithms, and both of their sums in blocks of pixels, in a `Memory`. Zeros, in
+ * values and logarithms, fill each row up to the length `stride`: they add nothing to any sum or divergence.
+ */
 class Maps {
   constructor(memory, most, shape) {
     this.shape = shape;
     this.n = shape[0] * shape[1];
     this.blocksOf = shape.map((side) => blocksPerAxis(side));
     this.cells = this.blocksOf[0] * this.blocksOf[1];
-    Object.assign(this, { exports: memory.exports, count: 0 });
-    [this.values, this.logs] = [0, 0].map(() => memory.take(most * this.n));
-    [this.blocks, this.blockLogs] = [0, 0].map(() => memory.take(most * this.cells));
+    Object.assign(this, { exports: memory.exports, count: 0, stride: padded(this.n), width: padded(this.cells) });
+    [this.values, this.logs] = [0, 0].map(() => memory.take(most * this.stride));
+    [this.blocks, this.blockLogs] = [0, 0].map(() => memory.take(most * this.width));
   }
 
   /** How many numbers the memory of `most` maps has. */
-  static room(most, n) { return 2 * most * (n + CELLS * CELLS); }
+  static room(most, n) { return 2 * most * (padded(n) + CELLS * CELLS); }
+
+  /** The map i. */
+  row(i) { return this.values.subarray(i * this.stride, i * this.stride + this.n); }
+
+  /** All maps, Float32Array [count, n], one behind the other. */
+  all() {
+    if (this.stride === this.n) return this.values.subarray(0, this.count * this.n);
+    const found = new Float32Array(this.count * this.n);
+    for (let i = 0; i < this.count; i++) found.set(this.row(i), i * this.n);
+    return found;
+  }
 
   /** Makes the rest fit the first `count` of the values. */
   fill(count) {
     this.count = count;
-    const { n, cells, values, logs, blocks, blockLogs } = this, smallest = n * SMALLEST;
-    for (let i = 0; i < count * n; i++) logs[i] = Math.log(values[i] > smallest ? values[i] : smallest);
-    blocks.set(sumBlocks(values.subarray(0, count * n), this.shape, this.blocksOf));
-    for (let i = 0; i < count * cells; i++) {
-      // Added, where the exact logarithm takes a maximum: so the sums' divergence is never above the maps' own.
-      blocks[i] += smallest;
-      blockLogs[i] = Math.log(blocks[i]);
+    const { n, cells, stride, width, values, logs, blocks, blockLogs } = this, smallest = n * SMALLEST;
+    for (let i = 0; i < count; i++) {
+      for (let k = i * stride, end = k + n; k < end; k++) logs[k] = Math.log(values[k] > smallest ? values[k] : smallest);
+      blocks.set(sumBlocks(this.row(i), this.shape, this.blocksOf), i * width);
+      for (let k = i * width, end = k + cells; k < end; k++) {
+        // Added, where the exact logarithm takes a maximum: so the sums' divergence is never above the maps' own.
+        blocks[k] += smallest;
+        blockLogs[k] = Math.log(blocks[k]);
+      }
     }
     return this;
   }
@@ -134,22 +152,22 @@ class Maps {
    * be enough, which is never above D of the pixels (the data-processing inequality).
    */
   difference(i, other, j, most) {
-    const { n, cells, exports: { difference } } = this, margin = MARGIN * n;
+    const { stride, width, exports: { difference } } = this, margin = MARGIN * this.n;
     const [a, b] = [this, other].map(({ blocks }) => blocks.byteOffset), [logA, logB] = [this, other].map(({ blockLogs }) => blockLogs.byteOffset);
-    let from = 4 * i * cells, to = 4 * j * cells;
-    const least = difference(a + from, logA + from, b + to, logB + to, a + from + 4 * cells, most + margin);
+    let from = 4 * i * width, to = 4 * j * width;
+    const least = difference(a + from, logA + from, b + to, logB + to, a + from + 4 * width, most + margin);
     if (least > most + margin) return least - margin;
-    from = this.values.byteOffset + 4 * i * n;
-    to = other.values.byteOffset + 4 * j * n;
+    from = this.values.byteOffset + 4 * i * stride;
+    to = other.values.byteOffset + 4 * j * stride;
     const own = this.logs.byteOffset - this.values.byteOffset, others = other.logs.byteOffset - other.values.byteOffset;
-    return difference(from, from + own, to, to + others, from + 4 * n, most);
+    return difference(from, from + own, to, to + others, from + 4 * stride, most);
   }
 
   /** Writes the mean of the members of each row of `members`, Uint8Array [rows, count], to `target`; `table`: for sums. */
   means(members, target, table) {
-    const { values, count, n, exports: { add } } = this, rows = members.length / count, bytes = 4 * n;
+    const { values, count, stride, exports: { add } } = this, rows = members.length / count, bytes = 4 * stride;
     const numbers = new Int32Array(rows), slots = new Int32Array(1 << GROUP);
-    target.values.fill(0, 0, rows * n);
+    target.values.fill(0, 0, rows * stride);
     for (let first = 0; first < count; first += GROUP) {
       // Rows whose members among these few maps are the same share their sum.
       const last = Math.min(first + GROUP, count);
@@ -162,7 +180,7 @@ class Maps {
         let slot = slots[pattern];
         if (slot < 0) {
           slot = slots[pattern] = table.byteOffset + bytes * used;
-          table.fill(0, used * n, ++used * n);
+          table.fill(0, used * stride, ++used * stride);
           for (let j = first; j < last; j++) if ((pattern >> (j - first)) & 1) add(slot, values.byteOffset + bytes * j, slot + bytes);
         }
         const to = target.values.byteOffset + bytes * row;
@@ -170,22 +188,22 @@ class Maps {
         for (; pattern; pattern &= pattern - 1) numbers[row]++;
       }
     }
-    for (let row = 0; row < rows; row++) for (let k = row * n; k < (row + 1) * n; k++) target.values[k] /= numbers[row];
+    for (let row = 0; row < rows; row++) for (let k = row * stride; k < (row + 1) * stride; k++) target.values[k] /= numbers[row];
     return target.fill(rows);
   }
 }
 
 /** One frame's aggregated attention, merged again and again with other thresholds (section 3.3). */
 export class Kept {
-  /** maps: of `aggregate`; shape: [h, w], both multiples of 8; anchors: the tokens of the grid. */
+  /** maps: of `aggregate`; shape: [h, w]; anchors: the tokens of the grid. */
   constructor(maps, shape, anchors) {
     const n = shape[0] * shape[1], count = anchors.length;
-    const memory = new Memory(Maps.room(n, n) + 2 * Maps.room(count, n) + (n << GROUP));
+    const memory = new Memory(Maps.room(n, n) + 2 * Maps.room(count, n) + (padded(n) << GROUP));
     this.maps = new Maps(memory, n, shape);
-    this.maps.values.set(maps);
+    for (let i = 0; i < n; i++) this.maps.row(i).set(maps.subarray(i * n, (i + 1) * n));
     this.maps.fill(n);
     this.proposals = [0, 0].map(() => new Maps(memory, count, shape));
-    this.table = memory.take(n << GROUP);
+    this.table = memory.take(padded(n) << GROUP);
     Object.assign(this, { anchors, shape });
     // Of each anchor and each map 2n·D or, where it is not `exact`, what it is not below.
     this.differences = new Float64Array(count * n);
@@ -201,7 +219,7 @@ export class Kept {
       now.means(claims(now, threshold), next, this.table);
       [now, next] = [next, now];
     }
-    return now.values.subarray(0, now.count * now.n);
+    return now.all();
   }
 
   /** Computes all divergences of the anchor number i, so that no threshold has to wait for them. */

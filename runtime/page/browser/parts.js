@@ -110,7 +110,7 @@ function cutHierarchy(means, part, sizes, n) {
  * kept: of merge.js; usual: the thresholds of the merge where they are not chosen.
  */
 export function chooseParts(kept, usual) {
-  const { maps: { values: maps, n }, shape } = kept, own = profiles(maps, shape);
+  const { maps: { n }, shape } = kept, maps = kept.maps.all(), own = profiles(maps, shape);
   let part, sizes, means, chosen;
   for (let round = 0; round < ROUNDS; round++) {
     const small = profiles(kept.propose(usual.map((threshold) => (FINEST / 2 ** round) * threshold)), shape);

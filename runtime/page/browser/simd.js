@@ -1,7 +1,8 @@
 // What the merge spends its time on, four numbers at once: two functions in WebAssembly, written here as its instructions.
 // JavaScript alone takes about eight times as long.
 
-const FLOAT = 4, LANES = 16, BLOCK = 64; // bytes of a number, and of four; numbers of which a map has a multiple
+const FLOAT = 4, LANES = 16; // bytes of a number, and of four
+export const BLOCK = 64; // numbers: all lengths here are multiples of it
 const I32 = 0x7f, F32 = 0x7d, V128 = 0x7b, VOID = 0x40, END = 0x0b;
 
 const unsigned = (value) => (value < 128 ? [value] : [(value & 127) | 128, ...unsigned(value >>> 7)]);

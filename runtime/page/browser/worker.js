@@ -34,7 +34,7 @@ async function load() {
   env.wasm.numThreads = self.crossOriginIsolated ? Math.min(MOST_THREADS, navigator.hardwareConcurrency) : 1;
   env.wasm.wasmPaths = { wasm: new URL("../../onnxruntime/ort-wasm-simd-threaded.wasm", import.meta.url).href };
   const say = (share) => postMessage({ share });
-  const data = await read(new URL(`../../engine/${engine.file}`, import.meta.url), engine.bytes, say);
+  const data = await read(new URL(`../../engine/${encodeURIComponent(engine.file)}`, import.meta.url), engine.bytes, say);
   try {
     return await InferenceSession.create(data, { executionProviders: ["wasm"], graphOptimizationLevel: "all" });
   } catch (error) {
@@ -61,7 +61,7 @@ const work = {
     const started = performance.now();
     const frame = resizePicture(reader(bitmap), size, engine.size);
     const resized = performance.now();
-    const found = await network.run({ frame: new Tensor("uint8", frame, [1, ...engine.size, 3]) });
+    const found = await network.run({ frame: new Tensor("uint8", frame, [1, ...engine.size, 3]) }, engine.outputs);
     const inferred = performance.now();
     const levels = engine.outputs.map((name) => found[name].data);
     const kept = new Kept(aggregate(levels, engine.grids, engine.ratios), engine.grids[0], engine.anchors);
@@ -135,8 +135,8 @@ function labelled(threshold, size) { return new Labels(merged(threshold), engine
 
 /** Where a pixel looks: its token's map, at most engine.heat pixels wide and high, as a grey picture. */
 function heatOf(x, y) {
-  const [h, w] = engine.grids[0], [height, width] = picture.size, { values, n } = picture.kept.maps;
-  const token = Math.floor((y * h) / height) * w + Math.floor((x * w) / width), map = values.subarray(token * n, (token + 1) * n);
+  const [h, w] = engine.grids[0], [height, width] = picture.size, { maps } = picture.kept;
+  const token = Math.floor((y * h) / height) * w + Math.floor((x * w) / width), map = maps.row(token);
   const scale = engine.heat / Math.max(height, width), [tall, broad] = picture.size.map((side) => Math.max(1, Math.round(side * Math.min(1, scale))));
   const down = interpolation(h, tall), across = interpolation(w, broad), heat = new Float32Array(tall * broad);
   let most = 0;

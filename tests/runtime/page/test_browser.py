@@ -48,8 +48,7 @@ def site(tmp_path_factory, browser):
     except DiffSegError as error:
         pytest.skip(str(error))
     check_folder(folder)
-    spec, engine = read_engine(None)
-    write_site(folder, site_files(spec, engine, "tiny.onnx", package)[0])
+    write_site(folder, site_files(read_engine(None), package)[0])
     return folder
 
 
