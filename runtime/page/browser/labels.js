@@ -13,11 +13,13 @@ export function nearest(source, target) {
 export class Labels {
   constructor(raw, [h, w], [height, width]) {
     Object.assign(this, { height, width, w, down: nearest(h, height), across: nearest(w, width) });
-    const rows = counts(this.down, h), columns = counts(this.across, w), areas = [];
-    for (let y = 0, at = 0; y < h; y++) for (let x = 0; x < w; x++, at++) areas[raw[at]] = (areas[raw[at]] ?? 0) + rows[y] * columns[x];
-    const present = [...areas.keys()].filter((label) => areas[label] > 0), numbers = [];
+    const rows = counts(this.down, h), columns = counts(this.across, w);
+    const areas = new Float64Array(raw.reduce((most, label) => Math.max(most, label), 0) + 1), numbers = new Int32Array(areas.length).fill(-1);
+    for (let y = 0, at = 0; y < h; y++) for (let x = 0; x < w; x++) areas[raw[at++]] += rows[y] * columns[x];
+    const present = [...areas.keys()].filter((label) => areas[label] > 0);
     present.forEach((label, number) => { numbers[label] = number; });
-    this.grid = Int32Array.from(raw, (label) => numbers[label] ?? -1); // -1 where no pixel of the picture is
+    this.grid = new Int32Array(raw.length); // -1 where no pixel of the picture is
+    for (let i = 0; i < raw.length; i++) this.grid[i] = numbers[raw[i]];
     this.areas = present.map((label) => areas[label]);
     this.count = present.length;
   }

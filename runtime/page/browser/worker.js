@@ -76,12 +76,12 @@ const work = {
     const labels = labelled(threshold, picture.view), { height, width } = labels;
     const next = painter(labels, coloursOf(labels, engine.palette), 4), pixels = new Uint8ClampedArray(height * width * 4);
     for (let y = 0; y < height; y++) pixels.set(next().colours, y * width * 4);
-    return { count: labels.count, pixels: new ImageData(pixels, width, height) };
+    return { count: labels.count, colours: await createImageBitmap(new ImageData(pixels, width, height)) };
   },
 
   async at({ x, y, threshold }) {
     const labels = labelled(threshold, picture.size), index = labels.at(x, y), area = labels.areas[index];
-    const heat = heatOf(x, y);
+    const heat = await createImageBitmap(heatOf(x, y));
     return { index, area, share: area / (labels.height * labels.width), outline: [outline(labels, index)], heat };
   },
 
@@ -157,7 +157,7 @@ function heatOf(x, y) {
 let last = Promise.resolve(); // one after the other: `open` waits for the network
 addEventListener("message", ({ data: { id, name, given } }) => {
   last = last.then(() => work[name](given)).then(
-    (answer) => postMessage({ id, answer }),
+    (answer) => postMessage({ id, answer }, Object.values(answer).filter((value) => value instanceof ImageBitmap)),
     (error) => postMessage({ id, error: error?.message ?? String(error) }),
   );
 });

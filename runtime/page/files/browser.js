@@ -64,16 +64,8 @@ export const backend = {
     return { ...found, note: `network ${Math.round(spent.network)} ms on ${threads} thread${threads === 1 ? "" : "s"} of this browser` };
   },
 
-  async segment(picture, threshold) {
-    const { count, pixels } = await send("segment", { threshold });
-    return { count, colours: await createImageBitmap(pixels) };
-  },
-
-  async at(picture, x, y, threshold) {
-    const found = await send("at", { x, y, threshold });
-    return { ...found, heat: await createImageBitmap(found.heat) };
-  },
-
+  segment: (picture, threshold) => send("segment", { threshold }),
+  at: (picture, x, y, threshold) => send("at", { x, y, threshold }),
   file: (picture, form, threshold) => send("file", { form, threshold }),
   sample: async () => (await fetch(new URL("sample.jpg", import.meta.url))).blob(),
   inside: (threshold) => send("inside", { threshold }),
