@@ -177,11 +177,18 @@ def test_labels_and_files_of_a_picture(segments, size, tmp_path):
     area = sum(np.roll(ring, -1, 0)[:, 1] @ ring[:, 0] - np.roll(ring, -1, 0)[:, 0] @ ring[:, 1] for ring in rings) / 2
     corners = 0.125 * sum(len(ring) for ring in rings)
     assert abs(abs(area) - segment.sum()) <= corners + 0.5  # middles of edges cut corners
+
+
+def test_coco_is_that_of_the_package(tmp_path):
     tools = pytest.importorskip("pycocotools.mask")
     from runtime.outputs.coco import dataset
 
-    assert json.loads(json.dumps(found["coco"])) == dataset(labels, "picture")
-    assert tools.area(found["coco"]["annotations"][0]["segmentation"]) == found["areas"][0]
+    size = (40, 60)
+    raw = (np.hypot(*np.mgrid[-16:16, -24:24]).astype(np.int32) // 6) * 2  # rings, and numbers with gaps
+    found = run_script(tmp_path, FILES, raw=raw, inside=raw.shape, size=size, palette=palette_of(), frame=0)
+    assert json.loads(json.dumps(found["coco"])) == dataset(found["labels"].reshape(size), "picture")
+    areas = [int(tools.area(one["segmentation"])) for one in found["coco"]["annotations"]]
+    assert areas == found["areas"] and len(areas) > 3
 
 
 def test_the_palette_of_the_page_is_the_packages():
