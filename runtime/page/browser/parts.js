@@ -1,7 +1,7 @@
 // The threshold "auto": the hierarchy of the merge's segments is cut where a criterion is largest, as runtime.merge.parts
 // does and explains it.
 
-import { blocksPerAxis, sumBlocks } from "./merge.js";
+import { blocksPerAxis, sumBlocks } from "./aggregate.js";
 
 const FINEST = 0.7, ROUNDS = 5, KL_SHARE = 0.25, LEAST = 0.2, TIE = 1e-6; // of runtime.merge.parts
 const CELLS = 16; // of runtime.merge.likeness

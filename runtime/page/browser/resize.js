@@ -1,7 +1,7 @@
 // Resizing a picture to the engine's size as runtime.frames.resize does it with OpenCV, up to the rounding of a value: an
 // axis that shrinks is averaged (INTER_AREA), one that grows is interpolated (INTER_LINEAR), first the former.
 
-import { interpolation } from "./merge.js";
+import { interpolation } from "./aggregate.js";
 
 /** Per place of an axis of `target`: the first place of one of `source` that it covers, and the weights from there on. */
 function areas(source, target) {

@@ -1,8 +1,9 @@
 // The service's work in a browser: one picture at a time, its attention kept. Answers messages { id, name, given }.
 
 import { InferenceSession, Tensor, env } from "../../onnxruntime/ort.wasm.bundle.min.js";
+import { aggregate, interpolation } from "./aggregate.js";
 import { Labels, coco, coloursOf, outline, painter } from "./labels.js";
-import { Kept, aggregate, interpolation, suppress } from "./merge.js";
+import { Kept, suppress } from "./merge.js";
 import { chooseParts } from "./parts.js";
 import { encodePng } from "./png.js";
 import { resizePicture } from "./resize.js";

@@ -20,7 +20,8 @@ from tests.runtime.merge.plain import random_pyramid, reference
 from tests.runtime.page.scripts import run_script
 
 MERGE = """
-import { Kept, aggregate, suppress } from "./merge.js";
+import { aggregate } from "./aggregate.js";
+import { Kept, suppress } from "./merge.js";
 import { chooseParts } from "./parts.js";
 export default ({ maps, grids, ratios, anchors, thresholds, size }) => {
   let at = 0;
@@ -87,7 +88,7 @@ def test_auto_equals_that_of_the_package(grids, usual, tmp_path):
 
 
 AGGREGATE = """
-import { aggregate } from "./merge.js";
+import { aggregate } from "./aggregate.js";
 export default ({ maps, bad }) => {
   maps[5] = bad === null ? NaN : bad;
   try { aggregate([maps], [[8, 8]], [1]); } catch (error) { return { said: error.message }; }
