@@ -199,6 +199,7 @@ NEEDS = {
     "tools.benchmark scaling --plot plot.png": "torch diffusers matplotlib",
     "tools.benchmark plan": "torch tensorrt_rtx",
     "tools.benchmark export": "torch onnxscript",
+    "runtime.page --output site": "onnxruntime",
     "tools.gpu_check": "torch tensorrt_rtx",
     "tools.tiny train --photos photos --output new --size test": "torch diffusers",
     "tools.tiny tune ./pipeline --photos photos --output new": "torch",

@@ -13,6 +13,7 @@ REASON = "# Long because"
 # From the doors down to the ground. Rooms in one tuple do not import each other.
 RUNTIME = (
     ("segment", "serve", "bulk", "hosts"),
+    ("page",),
     ("segmenter",),
     ("options",),
     ("stream",),

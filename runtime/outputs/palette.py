@@ -67,24 +67,24 @@ class Painter:
         return _COLOURS[np.maximum(self._given[:count], 0), ::-1]
 
     def _give(self, new: NDArray[np.int64], present: NDArray[np.int64], labels: NDArray[np.int32]) -> None:
-        distances = _distances()
+        apart = distances()
         touching = _touching(labels, len(self._given))
         in_sight = set(self._given[present].tolist()) - {-1}
         for index in new.tolist():
             around = self._given[touching.get(index, [])]
-            near = distances[:, around[around >= 0]].min(axis=1, initial=FAR)
+            near = apart[:, around[around >= 0]].min(axis=1, initial=FAR)
             own = index % len(_COLOURS)
             if near[own] < FAR or own in in_sight:
                 # Of colours that are all far enough from what it touches, the one farthest from the rest.
-                rest = distances[:, sorted(in_sight)].min(axis=1, initial=1e3)
+                rest = apart[:, sorted(in_sight)].min(axis=1, initial=1e3)
                 own = int(np.lexsort((rest, near))[-1])
             self._given[index] = own
             in_sight.add(own)
 
 
 @cache
-def _distances() -> NDArray[np.float32]:
-    """float32 [64, 64]: CIE 1976 differences in CIELAB between the palette's colours."""
+def distances() -> NDArray[np.float32]:
+    """float32 [64, 64]: CIE 1976 differences in CIELAB between the palette's colours. Not to be changed."""
     import cv2
 
     lab = cv2.cvtColor(_COLOURS[None].astype(np.float32) / 255, cv2.COLOR_RGB2LAB)[0]

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from runtime.errors import DiffSegError
+from runtime.page.shared import MOST_BYTES, MOST_PIXELS
 from runtime.terminal import Version, check_extra, one_line_errors, options_named, run, warnings_said
 
 if TYPE_CHECKING:
     from runtime.serve.settings import Settings
-
-PIXELS = 50_000_000  # room for the photographs of a telephone
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -57,10 +56,10 @@ def main(
     slowest: Annotated[
         float, typer.Option(min=0.01, metavar="S", help="Time for a request to arrive, and for its answer to be read.")
     ] = 30,
-    max_bytes: Annotated[int, typer.Option(min=1, metavar="N", help="Larger bodies are refused.")] = 64 << 20,
+    max_bytes: Annotated[int, typer.Option(min=1, metavar="N", help="Larger bodies are refused.")] = MOST_BYTES,
     max_pixels: Annotated[
         int, typer.Option(metavar="N", help="Larger pictures are refused before they are decoded.")
-    ] = PIXELS,
+    ] = MOST_PIXELS,
     access_log: Annotated[
         bool, typer.Option("--access-log/--no-access-log", help="A line of JSON for each request, on stdout.")
     ] = True,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Query, Request
@@ -14,6 +13,7 @@ from fastapi.staticfiles import StaticFiles
 
 from runtime import __version__
 from runtime.frames.decode import decode_frame
+from runtime.page.shared import FILES
 from runtime.serve.asked import NAME, gone, job_of, numbers, options_of
 from runtime.serve.bodies import picture_in
 from runtime.serve.desk import Options
@@ -24,13 +24,12 @@ if TYPE_CHECKING:
     from runtime.serve.bodies import Bodies
     from runtime.serve.desk import Desk
 
-FOLDER = Path(__file__).parent / "page"
 VIEW = f"view (the colours alone, at most 1024 pixels wide and high), {', '.join(form.name for form in FORMS)}"
 
 
 def page_files() -> Any:
     """The page's own files as an ASGI application, for /page."""
-    return StaticFiles(directory=FOLDER)
+    return StaticFiles(directory=FILES)
 
 
 def router(desk: Desk, bodies: Bodies) -> APIRouter:
@@ -50,11 +49,11 @@ def router(desk: Desk, bodies: Bodies) -> APIRouter:
 
     @routes.get("/", include_in_schema=False)
     async def page() -> FileResponse:
-        return FileResponse(FOLDER / "index.html")
+        return FileResponse(FILES / "index.html")
 
     @routes.get("/docs", include_in_schema=False)
     async def docs() -> FileResponse:
-        return FileResponse(FOLDER / "docs.html")
+        return FileResponse(FILES / "docs.html")
 
     @routes.get("/engine", summary="What segments")
     async def engine() -> dict[str, Any]:

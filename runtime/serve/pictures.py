@@ -19,6 +19,7 @@ from runtime.outputs.measure import measure
 from runtime.outputs.outlines import outlines
 from runtime.outputs.palette import Painter
 from runtime.outputs.png import encode_png
+from runtime.page.shared import HEAT, VIEW
 from runtime.serve.forms import PNG, Form
 from runtime.serve.settings import Refused
 
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from runtime.stages import Stages
     from runtime.words import Names
 
-VIEW = 1024  # pixels of the longer side of what a page shows
-HEAT = 128  # pixels of the longer side of a heat map
 MOST_MEMORY = 1 << 30  # bytes of all that is kept
 
 

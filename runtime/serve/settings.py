@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from runtime.errors import DiffSegError
+from runtime.page.shared import MOST_BYTES
 
 GONE = 499  # the status in the log of a request whose client went away
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -45,7 +46,7 @@ class Settings:
     queue: int = 64
     seconds: float = 60
     slowest: float = 30
-    most_bytes: int = 64 << 20
+    most_bytes: int = MOST_BYTES
     most_kept: int = 16
     clips: int = 8
     idle: float = 900

@@ -1,81 +1,46 @@
 """The page in a browser without a window: upload, slider, click, downloads, keys, errors in words, no other host."""
 
-import shutil
-
 import pytest
 
 from tests.conftest import ROOT
+from tests.runtime.page.browser import chromium, click, opened, saved, slide, upload
 from tests.runtime.serve.conftest import decoded
 
-sync_api = pytest.importorskip("playwright.sync_api")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = [pytest.mark.skipif(CHROMIUM is None, reason="needs chromium"), pytest.mark.slow]
+pytestmark = pytest.mark.slow
 SCENE = ROOT / "tools" / "pictures" / "scene.png"
 
 
 @pytest.fixture(scope="module")
 def browser():
-    with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
+    with chromium() as found:
+        yield found
 
 
 @pytest.fixture
 def page(browser, tiny):
-    context = browser.new_context(viewport={"width": 1200, "height": 800}, accept_downloads=True)
-    opened = context.new_page()
-    opened.asked, opened.wrong = [], []
-    opened.on("request", lambda request: opened.asked.append(request.url))
-    opened.on("pageerror", lambda error: opened.wrong.append(str(error)))
-    opened.goto(tiny.address)
-    opened.wait_for_selector("#engine:not(:empty)")
-    yield opened
-    assert not opened.wrong
-    assert all(url.startswith((tiny.address, "blob:", "data:")) for url in opened.asked)
-    context.close()
-
-
-def upload(page):
-    page.set_input_files("#file", str(SCENE))
-    page.wait_for_selector("#view[data-count]")
-
-
-def slide(page, value):
-    """Move the slider, and wait for the answer; its threshold."""
-    before = page.get_attribute("#view", "data-threshold")
-    page.eval_on_selector(
-        "#threshold", "(slider, value) => { slider.value = value; slider.dispatchEvent(new Event('input')) }", value
-    )
-    page.wait_for_selector(f"#view:not([data-threshold='{before}'])")
-    return page.get_attribute("#view", "data-threshold")
+    with opened(browser, tiny.address) as found:
+        yield found
 
 
 def test_upload_slider_click_and_downloads(page, tiny):
-    upload(page)
+    upload(page, SCENE)
     counts = []
     for value in (20, 180):
         threshold = slide(page, value)
         counts.append(int(page.get_attribute("#view", "data-count")))
     assert counts[0] > counts[1]
     assert sum("/pictures" in url for url in page.asked) == 4  # sent once, and segmented three times
-    box = page.locator("#layers").bounding_box()
-    page.locator("#layers").click(position={"x": box["width"] / 2, "y": box["height"] / 2})
-    page.wait_for_selector("#chosen[data-index]")
-    assert "pixels" in page.inner_text("#chosen") and page.get_attribute("#outline path", "d").startswith("M")
+    assert "pixels" in click(page, 0.5, 0.5)
+    assert page.get_attribute("#outline path", "d").startswith("M")
     assert page.eval_on_selector("#heat", "heat => heat.width") == 128
     wanted = tiny.segmenter.attend(decoded(SCENE.read_bytes())).labels(float(threshold))
-    files = {}
-    for form in ("labels", "overlay", "coco"):
-        with page.expect_download() as downloading:
-            page.click(f"#downloads a[data-form={form}]")
-        files[downloading.value.suggested_filename] = downloading.value.path().read_bytes()
+    files = dict(saved(page, form) for form in ("labels", "overlay", "coco"))
     assert set(files) == {"scene_labels.png", "scene_overlay.png", "scene_coco.json"}
     assert (decoded(files["scene_labels.png"]) == wanted).all()
 
 
 def test_keys_choose_a_segment(page):
-    upload(page)
+    upload(page, SCENE)
     page.focus("#layers")
     for key in ("ArrowLeft", "Shift+ArrowUp", "Enter"):
         page.keyboard.press(key)
@@ -103,12 +68,12 @@ def test_an_error_is_shown_in_words(page, tmp_path):
     page.set_input_files("#file", str(tmp_path / "broken.png"))
     page.wait_for_selector("#error:not([hidden])")
     assert "cut short" in page.inner_text("#error")
-    upload(page)
+    upload(page, SCENE)
     assert page.is_hidden("#error")
 
 
 def test_a_picture_that_the_service_has_forgotten_is_sent_again(page, tiny):
-    upload(page)
+    upload(page, SCENE)
     name = next(url for url in page.asked if "/pictures/" in url).split("/pictures/")[1].split("?")[0]
     assert tiny.ask("DELETE", f"/pictures/{name}")[0] == 204
     slide(page, 150)
@@ -120,7 +85,7 @@ def test_the_page_fits_a_telephone(browser, tiny):
     page = context.new_page()
     page.goto(tiny.address)
     assert page.is_visible("#camera-label") and page.get_attribute("#camera", "capture") == "environment"
-    upload(page)
+    upload(page, SCENE)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     context.close()
 

@@ -1,29 +1,29 @@
-// The page: a picture goes to the service once; the threshold and clicks then need no network pass.
+// The page. Whoever segments is behind one interface, `backend`: a service (service.js) or this browser (browser.js). The
+// network runs once for a picture; the threshold and clicks then need no pass of it.
+//
+//   describe()                        what segments: { name, size, threshold, auto, attention, most_bytes, where, links }
+//   open(file, say)                   a picture to segment: { size, view }, [height, width], and perhaps a note on how it was
+//                                     done; say(text): what is being done
+//   segment(picture, threshold)       { colours, count }: a bitmap to lay over the picture, and the number of segments
+//   at(picture, x, y, threshold)      { index, area, share, outline, heat } of a pixel's segment; heat: a grey bitmap
+//   file(picture, form, threshold)    a Blob to download
+//   sample()                          a Blob with a picture
+// Each may throw a Told.
 
 const $ = (id) => document.getElementById(id);
 const RANGE = 4; // the slider goes from a RANGEth of the engine's own threshold to RANGE times it
-let engine = null; // what the service says about its engine
-let sent = null; // { file, stem, id, size } of the picture that is shown
+let backend = null;
+let engine = null; // what the backend says about its engine
+let sent = null; // { file, stem, size, … } of the picture that is shown
 let wanted = null; // the newest settings that are not shown yet
 let showing = false;
+let shown = null; // the threshold of what is shown
 let cross = [0.5, 0.5]; // of the keyboard, as shares of width and height
 let clicked = null;
 
-class Told extends Error {
+/** An error in words for people. */
+export class Told extends Error {
   constructor(text, status) { super(text); this.status = status; }
-}
-
-/** Asks the service, and turns what it refuses into an error in its own words. */
-async function ask(path, options) {
-  let answer;
-  try {
-    answer = await fetch(path, options);
-  } catch {
-    throw new Told("The service does not answer. Is it still running?", 0);
-  }
-  if (answer.ok) return answer;
-  const said = await answer.json().catch(() => ({}));
-  throw new Told(said.error ?? `The service answered ${answer.status}.`, answer.status);
 }
 
 function tell(error) {
@@ -34,7 +34,12 @@ function tell(error) {
   ($("panel").hidden ? $("stage") : $("panel")).prepend(place);
 }
 
-function busy(is) { $("busy").hidden = !is; }
+function busy(text) {
+  $("busy").hidden = !text;
+  $("doing").textContent = text;
+}
+
+function title() { return `engine ${engine.name}, ${engine.size.join("×")}`; }
 
 function threshold() {
   if ($("auto").checked) return "auto";
@@ -48,9 +53,10 @@ async function open(file) {
   if (engine && file.size > engine.most_bytes) {
     return tell(new Told(`This file has ${(file.size / 2 ** 20).toFixed(0)} MB; expected at most ${(engine.most_bytes / 2 ** 20).toFixed(0)} MB.`));
   }
-  busy(true);
+  busy("Segmenting …");
   try {
-    const kept = await send(file);
+    const kept = await backend.open(file, busy);
+    if (kept.note) $("engine").textContent = `${title()}; ${kept.note}`;
     sent = { file, stem: (file.name || "picture").replace(/\.[^.]*$/, "") || "picture", ...kept };
     clicked = null;
     unmark();
@@ -62,14 +68,8 @@ async function open(file) {
   } catch (error) {
     tell(error);
   } finally {
-    busy(false);
+    busy("");
   }
-}
-
-async function send(file) {
-  const headers = { "Content-Type": file.type.startsWith("image/") ? file.type : "application/octet-stream" };
-  const { picture: id, size, view } = await (await ask("/pictures", { method: "POST", body: file, headers })).json();
-  return { id, size, view };
 }
 
 /** Shows the picture itself. What a browser cannot show, as TIFF, is shown by its colours alone. */
@@ -82,17 +82,6 @@ async function place(file, [height, width]) {
   $("layers").classList.toggle("alone", !shown);
 }
 
-/** A request about the picture that is shown. If the service has forgotten it, it is sent again. */
-async function about(path) {
-  try {
-    return await ask(`/pictures/${sent.id}${path}`);
-  } catch (error) {
-    if (error.status !== 404) throw error;
-    Object.assign(sent, await send(sent.file));
-    return ask(`/pictures/${sent.id}${path}`);
-  }
-}
-
 /** Segments with the settings as they are. While one answer is on its way, only the newest wish is kept. */
 async function show() {
   wanted = { threshold: threshold(), since: performance.now() };
@@ -103,17 +92,15 @@ async function show() {
     while (wanted) {
       const now = wanted;
       wanted = null;
-      const answer = await about(`?threshold=${now.threshold}`);
-      const colours = await createImageBitmap(await answer.blob());
+      const { colours, count } = await backend.segment(sent, now.threshold);
       const view = $("view");
       view.width = colours.width;
       view.height = colours.height;
       view.getContext("2d").drawImage(colours, 0, 0);
-      const count = Number(answer.headers.get("X-Segments"));
       const spent = Math.round(performance.now() - now.since);
       $("count").textContent = `${count} segment${count === 1 ? "" : "s"}, shown after ${spent} ms`;
       Object.assign(view.dataset, { threshold: now.threshold, count, milliseconds: spent });
-      links(now.threshold);
+      shown = now.threshold;
       $("error").hidden = true;
       if (clicked && !wanted) await choose(...clicked);
     }
@@ -124,10 +111,19 @@ async function show() {
   }
 }
 
-function links(chosen) {
-  for (const link of document.querySelectorAll("#downloads a")) {
-    link.href = `/pictures/${sent.id}?format=${link.dataset.form}&threshold=${chosen}`;
-    link.download = sent.stem + link.dataset.end;
+/** Downloads what is shown, in one of its forms. */
+async function save({ dataset: { form, end } }) {
+  busy("Writing …");
+  try {
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(await backend.file(sent, form, shown));
+    link.download = sent.stem + end;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 60e3);
+  } catch (error) {
+    tell(error);
+  } finally {
+    busy("");
   }
 }
 
@@ -144,10 +140,10 @@ async function choose(across, down) {
   const [height, width] = sent.size;
   const x = Math.min(width - 1, Math.floor(across * width)), y = Math.min(height - 1, Math.floor(down * height));
   try {
-    const found = await (await about(`/at?x=${x}&y=${y}&threshold=${threshold()}`)).json();
+    const found = await backend.at(sent, x, y, threshold());
     const line = found.outline.flat().map((ring) => `M${ring.map((point) => point.join(" ")).join("L")}Z`).join("");
     for (const path of $("outline").children) path.setAttribute("d", line);
-    await warm(found.heat);
+    warm(found.heat);
     const title = document.createElement("strong"), text = document.createElement("span");
     title.textContent = `Segment ${found.index}`;
     text.textContent = `${found.area.toLocaleString("en")} pixels, ${(100 * found.share).toFixed(1)} % of the picture. Bright: where this place looks.`;
@@ -158,9 +154,8 @@ async function choose(across, down) {
   }
 }
 
-/** Paints a grey PNG as heat: from nothing over red and yellow to white. */
-async function warm(base64) {
-  const grey = await createImageBitmap(new Blob([Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0))], { type: "image/png" }));
+/** Paints a grey bitmap as heat: from nothing over red and yellow to white. */
+function warm(grey) {
   const heat = $("heat");
   heat.width = grey.width;
   heat.height = grey.height;
@@ -174,13 +169,16 @@ async function warm(base64) {
   context.putImageData(pixels, 0, 0);
 }
 
-function start() {
+/** Starts the page. */
+export function start(given) {
+  backend = given;
   for (const id of ["file", "camera"]) $(id).addEventListener("change", (event) => { open(event.target.files[0]); event.target.value = ""; });
   $("sample").addEventListener("click", async () => {
     try {
-      open(new File([await (await ask("/page/sample.jpg")).blob()], "sample.jpg", { type: "image/jpeg" }));
+      open(new File([await backend.sample()], "sample.jpg", { type: "image/jpeg" }));
     } catch (error) { tell(error); }
   });
+  for (const button of document.querySelectorAll("#downloads button")) button.addEventListener("click", () => save(button));
   $("another").addEventListener("click", () => $("file").click());
   const stage = $("stage");
   for (const kind of ["dragover", "dragleave", "drop"]) {
@@ -216,12 +214,16 @@ function start() {
     }
     event.preventDefault();
   });
-  ask("/engine").then(async (answer) => {
-    engine = await answer.json();
-    $("engine").textContent = `engine ${engine.name}, ${engine.size.join("×")}`;
+  backend.describe().then((found) => {
+    engine = found;
+    $("engine").textContent = title();
+    $("where").textContent = engine.where;
+    for (const { text, href } of engine.links) {
+      const link = document.createElement("a");
+      Object.assign(link, { textContent: text, href });
+      $("links").append(link);
+    }
     $("auto-label").hidden = !engine.auto;
     $("auto").checked = engine.threshold === "auto";
   }).catch(tell);
 }
-
-start();
