@@ -5,6 +5,7 @@ The interface is Triton's: https://github.com/triton-inference-server/python_bac
 
 from __future__ import annotations
 
+import ctypes
 import json
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
@@ -67,7 +68,7 @@ class Model:
         except (DiffSegError, ValueError) as error:
             raise self.triton.TritonModelException(str(error)) from None
         self._type = LABELS[label_type(self._segmenter.config)]
-        self._variants: OrderedDict[Row, Segmenter] = OrderedDict({None: self._segmenter})
+        self._variants: OrderedDict[Row, Segmenter] = OrderedDict()
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answer requests: each with its labels, or with an error of its own."""
@@ -113,8 +114,10 @@ class Model:
 
     def _variant(self, row: Row) -> Segmenter:
         """A Segmenter with these thresholds on the same engine. Raises DiffSegError where they are invalid."""
+        base = self._segmenter
+        if row is None:
+            return base
         if row not in self._variants:
-            base = self._segmenter
             try:
                 config = replace(base.config, thresholds=row)
             except ValueError as error:
@@ -131,5 +134,11 @@ class Model:
         results = [one.results[index] for index in range(len(one.frames))]
         labels = np.stack([result.labels for result in results]).astype(self._type)
         segments = np.array([[result.count] for result in results], np.int32)
-        tensors = [self.triton.Tensor.from_dlpack(name, array) for name, array in (("labels", labels), ("segments", segments))]
+        tensors = [self._output(name, array) for name, array in (("labels", labels), ("segments", segments))]
         return self.triton.InferenceResponse(output_tensors=tensors)
+
+    def _output(self, name: str, array: NDArray[Any]) -> Any:
+        capsule = array.__dlpack__()
+        # Triton marks what it has taken by a word of its own, of which NumPy's destructor would complain each time.
+        ctypes.pythonapi.PyCapsule_SetDestructor(ctypes.py_object(capsule), None)
+        return self.triton.Tensor.from_dlpack(name, capsule)

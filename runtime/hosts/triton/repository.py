@@ -134,7 +134,7 @@ def _read(path: Path, wish: Wish) -> tuple[EngineSpec, MergeConfig]:
         with Segmenter.open(path, "cpu", options=options, **given) as segmenter:
             return segmenter.engine.spec, segmenter.config
     if wish.device == "cpu":
-        raise DiffSegError(f"--device: a plan runs on GPUs only, found cpu; leave it out, or give an .onnx")
+        raise DiffSegError("--device: a plan runs on GPUs only, found cpu; leave it out, or give an .onnx")
     spec, plan = read_plan(path)
     check_content(path, plan, path.read_bytes())
     config = default_config(spec)
