@@ -71,19 +71,21 @@ def graph_config(
         spec: of an engine with the head labels.
         types: tensor → type of the graph's inputs and outputs, "uint8", "int32", "float".
         device: as of `python_config`.
-        most: frames that Triton may run together: the thresholds are then constants of the file. 0: Triton runs each
-            request by itself, with its own thresholds; tensors have their batch's dimension in `dims`.
+        most: frames that Triton may run together, all with the thresholds that the file has. 0: Triton runs each
+            request by itself, with thresholds of its own; `dims` then have the batch's dimension.
         parameters: of the backend.
     """
     head, batch = HEADS[spec.head], [] if most else [spec.batch or -1]
     backend = {"backend": "tensorrt"} if spec.plan is not None else {"backend": "onnxruntime"}
     size = [spec.height, spec.width, 3]
-    inputs = [{"name": "frame", "data_type": _type(types["frame"]), "dims": batch + size}]
+    inputs: list[dict[str, Any]] = [{"name": "frame", "data_type": _type(types["frame"]), "dims": batch + size}]
     first = {"frame": _drawn(size if most else [spec.batch or 1, *size])}
-    if not most:
-        for each in head.inputs:
-            count = len(each.default(spec))
-            inputs.append({"name": each.name, "data_type": _type("FP32"), "dims": [count]})
+    for each in head.inputs if not most else ():
+        count = len(each.default(spec))
+        inputs.append({"name": each.name, "data_type": _type("FP32"), "dims": [count]})
+        if spec.plan is None:  # the file has values for what a request leaves out
+            inputs[-1]["optional"] = True
+        else:
             first[each.name] = {"data_type": _type("FP32"), "dims": [count], "input_data_file": each.name}
     outputs = []
     for output, (_, *sides) in head.outputs(spec).items():

@@ -110,9 +110,9 @@ def write_model(wish: Wish, output: Path) -> Written:
         _copy_engine(path, version / engine)
         if backend == "python":
             (version / "model.py").write_text(MODEL)
-        elif most:
+        elif backend == "onnxruntime":
             with (version / engine).open("ab") as file:
-                file.write(_constant_thresholds(config.thresholds))
+                file.write(_default_thresholds(config.thresholds))
         else:
             (part / "warmup").mkdir()
             for each in HEADS[spec.head].inputs:
@@ -175,7 +175,7 @@ def _most(path: Path, spec: EngineSpec, backend: str, wish: Wish) -> int:
         )
     if not most and backend == "python":
         raise DiffSegError("--max-batch: expected 1 or more for the backend python, found 0")
-    if not most and wish.threshold is not None:
+    if backend == "tensorrt" and wish.threshold is not None:
         raise DiffSegError(
             f"--threshold: each request of {path.name} brings its own thresholds; leave it out, or --backend python"
         )
@@ -219,13 +219,13 @@ def _floats(values: Sequence[float]) -> bytes:
     return struct.pack(f"<{len(values)}f", *values)
 
 
-def _constant_thresholds(values: Sequence[float]) -> bytes:
+def _default_thresholds(values: Sequence[float]) -> bytes:
     """What makes the input `thresholds` of an ONNX file one that may be left out, with these values.
 
-    Triton's batches have as many thresholds as frames, the graph takes one set of them. ONNX takes an input that has an
-    initializer as one with a default. Protobuf joins a message with what is appended to it: here a model whose graph
-    has nothing but the initializer (fields of onnx.proto: model.graph 7, graph.initializer 5; of a tensor dims 1,
-    data_type 2, where 1 is float32, name 8, raw_data 9).
+    In Triton's batches each input has as many rows as there are frames, but the graph takes one set of thresholds: they
+    must be left out there. ONNX takes an input that has an initializer as one with a default. Protobuf joins a message
+    with what is appended to it: here a model whose graph has the initializer alone (fields of onnx.proto: model.graph
+    7, graph.initializer 5; of a tensor dims 1, data_type 2, where 1 is float32, name 8, raw_data 9).
     """
     tensor = bytes([1 << 3, len(values), 2 << 3, 1]) + _field(8, THRESHOLDS.encode()) + _field(9, _floats(values))
     return _field(7, _field(5, tensor))

@@ -169,9 +169,9 @@ def test_an_engine_with_labels_goes_to_onnx_runtime(config, protobuf, tmp_path):
 
 
 @pytest.mark.parametrize("batch", [None, 2])
-def test_without_batches_a_request_brings_its_thresholds(config, protobuf, tmp_path, batch):
+def test_without_batches_a_request_may_bring_thresholds(config, protobuf, tmp_path, batch):
     engine = write_labels_engine(tmp_path / "labels.onnx", batch)
-    found, folder, lines = config(engine, *([] if batch else ["--max-batch", "0"]))
+    found, folder, lines = config(engine, "--threshold", "0.7", *([] if batch else ["--max-batch", "0"]))
     reason = "the engine takes exactly 2 at once; export it with --batch dynamic" if batch else "--max-batch is 0"
     assert lines == [f"backend onnxruntime; Triton runs each request by itself: {reason}"]
     assert (found.max_batch_size, found.HasField("dynamic_batching"), len(found.instance_group)) == (0, False, 0)
@@ -184,8 +184,13 @@ def test_without_batches_a_request_brings_its_thresholds(config, protobuf, tmp_p
         "labels": ("TYPE_UINT8", [first, 16, 24]),
         "segments": ("TYPE_INT32", [first]),
     }
-    assert (folder / "1" / "model.onnx").read_bytes() == engine.read_bytes()
-    assert np.frombuffer((folder / "warmup" / "thresholds").read_bytes(), "<f4").tolist() == [0.5, 0.5]
+    assert [one.optional for one in found.input] == [False, True]
+    session = onnxruntime.InferenceSession(folder / "1" / "model.onnx")
+    assert [one.name for one in session.get_inputs()] == ["frame"]
+    frames = np.random.default_rng(0).integers(0, 256, (2, 16, 24, 3), np.uint8)
+    for given, threshold in (({}, 0.7), ({"thresholds": np.array([0.3, 0.3], np.float32)}, 0.3)):
+        labels = session.run(["labels"], {"frame": frames} | given)[0]
+        assert np.array_equal(labels, frames.max(-1) > np.float32(threshold) * 200)
 
 
 def test_a_plan_goes_to_tensorrt(config, protobuf, tmp_path):
@@ -194,7 +199,9 @@ def test_a_plan_goes_to_tensorrt(config, protobuf, tmp_path):
     assert lines[0].startswith("backend tensorrt; Triton runs each request by itself: a plan takes thresholds")
     assert (found.backend, found.max_batch_size) == ("tensorrt", 0)
     assert tensors(found.input, protobuf)["frame"] == ("TYPE_UINT8", [-1, 256, 256, 3])
+    assert not any(one.optional for one in found.input)
     assert tensors(found.output, protobuf)["labels"] == ("TYPE_UINT8", [-1, 256, 256])
+    assert np.frombuffer((folder / "warmup" / "thresholds").read_bytes(), "<f4").tolist() == [0.5] * 3
     assert (folder / "1" / "model.plan").read_bytes() == plan.read_bytes()
 
 
@@ -255,7 +262,7 @@ BAD = {
         "--refine, --min-area and --threshold auto need the runtime",
     ),
     "own thresholds": (
-        lambda folder: write_labels_engine(folder / "a.onnx", 1),
+        lambda folder: write_plan(folder, head="labels", types=TYPES),
         ["--threshold", "0.5"],
         "brings its own thresholds",
     ),
