@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import fnmatch
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -15,7 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 KNOWN = {*("FROM", "RUN", "COPY", "ENV", "ARG", "WORKDIR", "USER", "EXPOSE", "HEALTHCHECK", "ENTRYPOINT", "CMD")}
-NETWORK = ("/etc/resolv.conf", "/etc/pip.conf", "/etc/ssl/certs/ca-certificates.crt")  # the host's, for the steps
+# The host's own settings of the network, for the steps: file → its place there.
+NETWORK = {
+    "/etc/resolv.conf": "etc/resolv.conf",
+    "/etc/pip.conf": "etc/pip.conf",
+    "/etc/ssl/certs/ca-certificates.crt": "etc/host.crt",
+}
 
 
 def instructions(text):
@@ -110,10 +114,9 @@ class Images:
             part = self.kept / f"{release}.part"
             shutil.rmtree(part, ignore_errors=True)
             subprocess.run(["debootstrap", "--variant=minbase", release, part], check=True, stdout=subprocess.DEVNULL)
-            for file in NETWORK:
+            for file, place in NETWORK.items():
                 if Path(file).exists():
-                    (part / file[1:]).parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copy(file, part / file[1:])
+                    shutil.copy(file, part / place)
             part.rename(path)
         return path
 
@@ -124,9 +127,8 @@ class Images:
                 key, _, value = word.partition("=")
                 settings["ENV"][key] = re.sub(r"\$(\w+)", lambda found: settings["ENV"][found[1]], value)
         elif instruction == "RUN":
-            host = {key: value for key, value in os.environ.items() if key in ("PIP_CERT", "PIP_DEFAULT_TIMEOUT")}
             unshared = ["unshare", "--mount", "--pid", "--fork"]
-            words = self.command(name, ["sh", "-c", rest], variables=host.items(), before=unshared)
+            words = self.command(name, ["sh", "-c", rest], variables={"PIP_CERT": "/etc/host.crt"}, before=unshared)
             done = subprocess.run(words, capture_output=True, text=True)
             assert done.returncode == 0, f"RUN {rest}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
         elif instruction == "COPY":
