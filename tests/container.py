@@ -86,16 +86,22 @@ class Images:
         """The folder of a stage, or of a base image."""
         if name not in self.stages:
             return self._debian(name)
-        path = self.folder / name
-        if not path.exists():
-            stage = self.stages[name]
-            base = self.image(stage.base)
+        path, stage = self.folder / name, self.stages[name]
+        if name in self.settings:
+            return path
+        base, made = self.image(stage.base), path.exists()  # of an earlier run, where the folder was kept
+        start = {"ENV": {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}, "WORKDIR": "/"}
+        before = self.settings.get(stage.base, start)
+        self.settings[name] = {key: dict(value) if key == "ENV" else value for key, value in before.items()}
+        if not made:
             subprocess.run(["cp", "-a", "--reflink=auto", base, path], check=True)
-            start = {"ENV": {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}, "WORKDIR": "/"}
-            before = self.settings.get(stage.base, start)
-            self.settings[name] = {key: dict(value) if key == "ENV" else value for key, value in before.items()}
-            for step in stage.steps:
-                self._step(name, path, *step)
+        try:
+            for instruction, rest in stage.steps:
+                if not made or instruction not in ("RUN", "COPY"):
+                    self._step(name, path, instruction, rest)
+        except BaseException:
+            shutil.rmtree(path)
+            raise
         return path
 
     def command(self, name, words, *, user=None, variables=(), before=()):
@@ -145,7 +151,8 @@ class Images:
         target = path / str(PurePosixPath(workdir) / target)[1:]
         if stage is not None:
             (name,) = names
-            subprocess.run(["cp", "-a", "--reflink=auto", self.image(stage) / name[1:], target], check=True)
+            # Hard links: no later step changes a file in place.
+            subprocess.run(["cp", "-al", self.image(stage) / name[1:], target], check=True)
             return
         for name in names:
             source = self.root / name
