@@ -17,7 +17,9 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 
 @app.command()
 def main(
-    engine: Annotated[Path, typer.Argument(help="Engine file, .onnx or .plan; tiny is the embedded one.")],
+    engine: Annotated[
+        Path, typer.Argument(metavar="ENGINE", help="Engine file, .onnx or .plan; tiny is the embedded one.")
+    ],
     output: Annotated[Path, typer.Option(metavar="DIR", help="The model repository; made if missing.")],
     name: Annotated[str | None, typer.Option(metavar="NAME", help="Of the model; the file's if left out.")] = None,
     backend: Annotated[
