@@ -53,7 +53,7 @@ class Wish:
     """What a model is to be.
 
     Attributes:
-        engine: the file; None or "tiny" for the embedded one.
+        engine: the file; "tiny" for the embedded one.
         name: of the model; None: the file's, without its suffix.
         backend: one of BACKENDS; auto: Triton's own for an engine with the head labels that they can run, else python.
         device: auto, cpu, cuda or cuda:N.
@@ -61,7 +61,7 @@ class Wish:
         threshold, refine, min_area, threads: as of `diffseg segment`; None or 0 where they are not given.
     """
 
-    engine: Path | None
+    engine: Path
     name: str | None = None
     backend: str = "auto"
     device: str = "auto"
@@ -135,6 +135,8 @@ def _read(path: Path, wish: Wish) -> tuple[EngineSpec, MergeConfig]:
             return segmenter.engine.spec, segmenter.config
     if wish.device == "cpu":
         raise DiffSegError("--device: a plan runs on GPUs only, found cpu; leave it out, or give an .onnx")
+    if wish.threads is not None:
+        raise DiffSegError("--threads: are those of a CPU, and a plan runs on GPUs only; leave it out")
     spec, plan = read_plan(path)
     check_content(path, plan, path.read_bytes())
     config = default_config(spec)

@@ -273,6 +273,7 @@ BAD = {
     "device": ("tiny", ["--device", "tpu"], "unknown device 'tpu'"),
     "name": ("tiny", ["--name", "../up"], "--name: expected letters"),
     "no frames": (lambda folder: write_uniform_engine(folder / "a.onnx"), ["--max-batch", "0"], "expected 1 or more"),
+    "cores": (lambda folder: write_plan(folder), ["--threads", "2"], "--threads: are those of a CPU"),
     "cpu": (lambda folder: write_plan(folder), ["--device", "cpu"], "--device: a plan runs on GPUs only"),
 }
 
