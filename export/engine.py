@@ -14,6 +14,7 @@ from export.model.families import BLOCKS
 from export.parity import check_engine, check_installed_for
 from export.progress import Phases
 from runtime.engine.fields import words as checked_words
+from runtime.engine.inputs import FRAME_INPUTS, find_input
 from runtime.engine.spec import EngineSpec, Level, sidecar_path
 from runtime.errors import DiffSegError
 from runtime.pyramid.anchors import anchor_queries
@@ -41,7 +42,8 @@ class ExportRequest:
     `thresholds` (None: the family's), `grid` (None: 16, or less if the finest maps are smaller) and `weights` and
     `solver` (None: the head's): the engine's defaults for the merge, as in `runtime.merge.MergeConfig`; with the head
     labels, `grid`, `weights`, `solver` and the number of thresholds are part of the graph. `target`: gpu or cpu, for
-    which the attention is written; every host runs both. `words`: whose maps the engine gives, too.
+    which the attention is written; every host runs both. `words`: whose maps the engine gives, too. `input`: how the
+    graph takes a frame, a name in `runtime.engine.inputs`.
     """
 
     model: str
@@ -63,6 +65,7 @@ class ExportRequest:
     solver: str | None = None
     target: str = "gpu"
     words: tuple[str, ...] = ()
+    input: str = next(iter(FRAME_INPUTS))
 
     @property
     def storage(self) -> str:
@@ -140,10 +143,11 @@ def export_engine(request: ExportRequest, path: Path, *, check: bool = True) -> 
 def check_request(request: ExportRequest, *, check: bool = True) -> None:
     """Refuse, before anything heavy is imported, what cannot be exported, or not be compared with PyTorch here.
 
-    Raises DiffSegError when there is no such head, it does not take one of the options, a word cannot be one, or
-    `check` is True and the package that checks the precision is not installed.
+    Raises DiffSegError when there is no such head or input, it does not take one of the options, a word cannot be one,
+    or `check` is True and the package that checks the precision is not installed.
     """
     given = [f.name for f in fields(request) if f.name != "model" and getattr(request, f.name) != f.default]
+    find_input(request.input)
     refuse_options(find_head(request.head), given, request.solver)
     try:
         checked_words("--words", list(request.words))
@@ -185,6 +189,7 @@ def _write(request: ExportRequest, path: Path, phases: Phases) -> tuple[EngineSp
             "size": (height, width),
             "noise_seed": None if seed == NO_NOISE else seed,
             "target": request.target,
+            "frame_input": find_input(request.input),
         }
         network: UNetPass
         channels = None
@@ -246,6 +251,7 @@ def _describe(
         vae=model.vae_source,
         target=request.target,
         words=request.words,
+        input=request.input,
         producer={
             "diffseg": runtime.__version__,
             "torch": torch.__version__,

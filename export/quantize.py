@@ -119,7 +119,7 @@ def write_quantized(
             frame = next(frames, None)
             if frame is None:
                 return None
-            return {"frame": np.repeat(frame[None], spec.batch or 1, axis=0)} | extra
+            return {"frame": spec.frame_input.convert(np.repeat(frame[None], spec.batch or 1, axis=0))} | extra
 
     model = onnx.load(engine)
     _unpack_weights(model)

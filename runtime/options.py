@@ -30,15 +30,13 @@ def thresholds_of(text: str | None) -> Any:
 
     Raises DiffSegError where it is another text.
     """
-    if text is None or text == "auto":
+    if text == "auto":
         return text
     try:
-        found = tuple(float(word) for word in text.split(","))
-    except ValueError:
-        raise DiffSegError(
-            f"threshold: expected a number above 0, one for each iteration with commas, or auto, found {text[:80]!r}"
-        ) from None
-    return found[0] if len(found) == 1 else found
+        return read_numbers(text, "--threshold")
+    except DiffSegError:
+        expected = "a number above 0, one for each iteration with commas, or auto"
+        raise DiffSegError(f"threshold: expected {expected}, found {str(text)[:80]!r}") from None
 
 
 def label_type(config: MergeConfig) -> str:
@@ -79,3 +77,17 @@ def settle_options(
         return config, Refinement(names, min_area, pieces), auto
     except (TypeError, ValueError) as error:
         raise DiffSegError(str(error)) from None
+
+
+def read_numbers(text: str | None, option: str, other: str = "") -> float | tuple[float, ...] | None:
+    """`1.1,0.9` → numbers, and one threshold → a number. Raises DiffSegError for anything else.
+
+    `option`, `other`: its name in the error, and what else may be in its place.
+    """
+    if text is None:
+        return None
+    try:
+        numbers = tuple(float(word) for word in text.split(","))
+    except ValueError:
+        raise DiffSegError(f"{option}: expected numbers with commas between them{other}, found {text!r}") from None
+    return numbers[0] if len(numbers) == 1 and option == "--threshold" else numbers

@@ -197,6 +197,7 @@ def main(
         levels = None if hierarchy is None else _levels(hierarchy)
         if tiles is not None and levels is not None:
             raise DiffSegError("--tiles: a hierarchy is of the whole frame; leave out --hierarchy or --tiles")
+        from runtime.options import read_numbers
         from runtime.segmenter import Segmenter
         from runtime.tiles.layout import parse_tiles
         from runtime.tiles.tiled import TiledStages
@@ -206,7 +207,7 @@ def main(
                 engine,
                 device,
                 backend=backend,
-                thresholds="auto" if threshold == "auto" else _numbers(threshold, "--threshold"),
+                thresholds="auto" if threshold == "auto" else read_numbers(threshold, "--threshold", ", or auto"),
                 iterations=iterations,
                 solver=solver,
                 tau=tau,
@@ -216,7 +217,7 @@ def main(
                 pieces=pieces,
                 word_threshold=word_threshold,
                 merge_words=merge_words,
-                weights=weights if weights in (None, "proportional", "per-tensor") else _numbers(weights, "--weights"),  # type: ignore[arg-type]
+                weights=_weights(weights),  # type: ignore[arg-type]
                 grid=grid,
                 options={"precision": precision, "threads": threads},
             )
@@ -242,19 +243,6 @@ def main(
     raise typer.Exit(FAILED if failed else 0)
 
 
-def _numbers(text: str | None, option: str) -> float | tuple[float, ...] | None:
-    if text is None:
-        return None
-    try:
-        numbers = tuple(float(word) for word in text.split(","))
-    except ValueError:
-        words = {"--threshold": ", or auto", "--weights": ", or proportional, or per-tensor"}
-        raise DiffSegError(
-            f"{option}: expected numbers with commas between them{words.get(option, '')}, found {text!r}"
-        ) from None
-    return numbers[0] if len(numbers) == 1 and option == "--threshold" else numbers
-
-
 def _check_output(folder: Path, resume: bool) -> None:
     """Raise DiffSegError where a file is in the way of the folder for the results, or nothing can be written there.
 
@@ -273,12 +261,24 @@ def _check_output(folder: Path, resume: bool) -> None:
         )
 
 
+def _weights(text: str | None) -> str | float | tuple[float, ...] | None:
+    """A rule's name, or numbers."""
+    from runtime.options import read_numbers
+
+    return (
+        text
+        if text in ("proportional", "per-tensor")
+        else read_numbers(text, "--weights", ", or proportional, or per-tensor")
+    )
+
+
 def _levels(text: str) -> tuple[float, ...]:
     """Thresholds of a hierarchy's levels, ascending."""
     from runtime.merge.grouping import as_sweep
+    from runtime.options import read_numbers
 
     with options_named({"thresholds": "--hierarchy"}):
-        return as_sweep(_numbers(text, "--hierarchy"))  # type: ignore[arg-type]
+        return as_sweep(read_numbers(text, "--hierarchy"))  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

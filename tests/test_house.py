@@ -87,6 +87,7 @@ def commands_in(text):
     for call in re.finditer(rf"(?:{module}|(?<=\n    )diffseg(?= )|(?<=`)diffseg(?= ))([^\n`]*)", joined):
         words = call[2].split("#")[0].split()
         named = words[:1] if words and re.fullmatch(r"[a-z][a-z0-9-]+", words[0]) else []
+        named = words[:2] if named == ["engine"] and not call[1] else named  # which has commands of its own
         yield call[1] or "runtime.cli", named, call[0].split("#")[0]
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from export.commands.options import (
     ALL_BLOCKS,
+    DEFAULT_INPUT,
     Attention,
     Config,
+    Input,
     Model,
     Revision,
     Size,
@@ -13,6 +15,7 @@ from export.commands.options import (
     read_blocks,
     read_size,
 )
+from runtime.engine.inputs import find_input
 from runtime.terminal import USAGE_ERROR, check_extra, one_line_errors
 
 
@@ -23,10 +26,12 @@ def list_model(
     revision: Revision = None,
     vae: Vae = None,
     config: Config = None,
+    input: Input = DEFAULT_INPUT,
 ) -> None:
     """Show what the export of a model would give, from its configuration alone; nothing is written."""
     with one_line_errors(USAGE_ERROR):
         sides, blocks = read_size(size), read_blocks(attention)
+        layout = find_input(input)
     check_extra("export")
     with one_line_errors():
         from export.model.describe import describe
@@ -36,6 +41,7 @@ def list_model(
         "model": f"{found.source} ({found.family})",
         "VAE": found.vae,
         "frame": f"{found.height}x{found.width}, multiples of {found.stride}; trained at {found.native_size}",
+        "input": f"frame, {layout}",
         "parameters": ", ".join(f"{name} {count / 1e6:.1f} M" for name, count in found.parameters.items()),
         "thresholds": ", ".join(map(str, found.thresholds)),
     }

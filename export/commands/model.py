@@ -11,8 +11,10 @@ import typer
 from export.commands import plan as plan_command
 from export.commands.options import (
     ALL_BLOCKS,
+    DEFAULT_INPUT,
     Attention,
     Config,
+    Input,
     Model,
     NewEngine,
     Revision,
@@ -95,6 +97,7 @@ def export_model(
     vae: Vae = None,
     config: Config = None,
     revision: Revision = None,
+    input: Input = DEFAULT_INPUT,
     target: Annotated[
         str,
         typer.Option(metavar="|".join(TARGETS), help="Processor for which the attention is written; both run it."),
@@ -149,6 +152,7 @@ def export_model(
             solver=solver,
             target=target,
             words=read_words(words),
+            input=input,
         )
         check_extra("export")
         check_request(request)

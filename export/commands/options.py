@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from export.model.families import BLOCKS
+from runtime.engine.inputs import FRAME_INPUTS
 from runtime.errors import DiffSegError
 from runtime.terminal import options_named
 
@@ -27,6 +28,10 @@ Config = Annotated[
 ]
 NewEngine = Annotated[Path, typer.Option(help="Engine to write: engines/NAME gives engines/NAME.onnx.")]
 
+_LAYOUTS = "; ".join(f"{each.name}: {each}" for each in FRAME_INPUTS.values())
+Input = Annotated[str, typer.Option(metavar="LAYOUT", help=f"How the graph takes a frame. {_LAYOUTS}.")]
+
+DEFAULT_INPUT = next(iter(FRAME_INPUTS))
 ALL_BLOCKS = ",".join(BLOCKS)
 
 

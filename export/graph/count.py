@@ -8,7 +8,8 @@ if TYPE_CHECKING:
 
     import onnx_ir
     import torch
-    from torch import nn
+
+    from export.graph.network import UNetPass
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +28,9 @@ class Cost:
 
 
 def network_cost(
-    network: "nn.Module", height: int, width: int, run: "Callable[[torch.Tensor], object] | None" = None
+    network: "UNetPass", height: int, width: int, run: "Callable[[torch.Tensor], object] | None" = None
 ) -> Cost:
-    """Cost of a torch network for one frame uint8 [1, height, width, 3]; it runs on shapes only.
+    """Cost of a torch network for one frame of [height, width]; it runs on shapes only.
 
     `run`: in place of the network itself, what is run to count the operations.
     """
@@ -37,8 +38,10 @@ def network_cost(
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode
 
+    from export.graph.network import black_frames
+
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        (run or network)(torch.zeros(1, height, width, 3, dtype=torch.uint8))
+        (run or network)(black_frames(network.frame_input, height, width))
     return Cost(sum(p.numel() for p in network.parameters()), counter.get_total_flops())
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from export.graph.attention import expose_attention, grid_of
-from export.graph.network import UNetPass
+from export.graph.network import UINT8, UNetPass, black_frames
+from runtime.engine.inputs import FrameInput
 from runtime.engine.spec import Level
 from runtime.errors import DiffSegError
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class FrameToFeatures(UNetPass):
-    """uint8 frames [B, H, W, 3] BGR → features float32 [B, n, C], one row per token, row-major.
+    """Frames, in the layout of `frame_input` → features float32 [B, n, C], one row per token, row-major.
 
     They are the output of the layer that `find_feature_block` names, and nothing that follows it runs. Takes the
     model's modules and rewrites them in place.
@@ -33,19 +34,20 @@ class FrameToFeatures(UNetPass):
         size: tuple[int, int] | None = None,
         noise_seed: int | None = None,
         target: str = "gpu",
+        frame_input: FrameInput = UINT8,
     ) -> None:
         """Take the arguments of `export.graph.network.FrameToPyramid`.
 
         Raises DiffSegError for layers that cannot be rewritten, or where no block on the way down has self-attention.
         """
-        super().__init__(model, timestep, size=size, noise_seed=noise_seed)
+        super().__init__(model, timestep, size=size, noise_seed=noise_seed, frame_input=frame_input)
         expose_attention(self.unet, model.prompt_embedding, None, target)
         block = find_feature_block(self.unet, model.source)
         self._keeper = _Keeper()
         block.attn1 = _KeptOutput(block.attn1, self._keeper)
 
     def forward(self, frame: Tensor) -> tuple[Tensor, ...]:
-        """frame: uint8 [B, H, W, 3] BGR → features float32 [B, n, C]."""
+        """frame: of `frame_input` → features float32 [B, n, C]."""
         self._keeper.stops = True
         with contextlib.suppress(_Kept):
             self.run(frame)
@@ -111,6 +113,6 @@ def feature_level(network: FrameToFeatures, height: int, width: int) -> tuple[Le
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        (features,) = network(torch.zeros(1, height, width, 3, dtype=torch.uint8))
+        (features,) = network(black_frames(network.frame_input, height, width))
     _, tokens, channels = features.shape
     return Level(*grid_of(tokens, height, width), 1), channels

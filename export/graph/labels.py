@@ -239,6 +239,18 @@ class LabelsHead(nn.Module):
         return labels, segments
 
 
+class Merge(nn.Module):
+    """The head alone, as a graph that follows a network's."""
+
+    def __init__(self, head: LabelsHead) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps float32 [1, n, n], finest first, then thresholds float32 [iterations] → what `LabelsHead` gives."""
+        return self.head(inputs[:-1], inputs[-1])
+
+
 class FrameToLabels(nn.Module):
     """Network and merge in one: the graph of a labels engine."""
 
@@ -247,7 +259,7 @@ class FrameToLabels(nn.Module):
         self.network, self.head = network, head
 
     def forward(self, frame: Tensor, thresholds: Tensor) -> tuple[Tensor, ...]:
-        """frame uint8 [B, H, W, 3] BGR and thresholds float32 [iterations] → labels [B, H, W], segments int32 [B].
+        """frame, as the network takes it, and thresholds float32 [iterations] → labels [B, H, W], segments int32 [B].
 
         The words' maps follow, if the network gives them, and the pyramid: being an output while it is traced gives its
         values names in the graph.

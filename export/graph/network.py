@@ -10,10 +10,19 @@ from export.graph.attention import ExposedSelfAttention, MapCollector, expose_at
 from export.graph.conditioning import added_conditions, fixed_noise, fold_timestep, noise_constants
 from export.graph.words import WordsPass
 from export.model.families import BLOCKS, vae_stride
+from runtime.engine.inputs import FRAME_INPUTS, FrameInput
 from runtime.engine.spec import Level
 
 if TYPE_CHECKING:
     from export.model.load import LoadedModel
+
+UINT8 = next(iter(FRAME_INPUTS.values()))
+
+
+def black_frames(frame_input: FrameInput, height: int, width: int, batch: int = 1) -> Tensor:
+    """Black frames of [height, width] as the graph takes them."""
+    shape: Any = frame_input.shape(batch, height, width)
+    return torch.zeros(shape, dtype=getattr(torch, frame_input.type))
 
 
 class UNetPass(nn.Module):
@@ -31,9 +40,11 @@ class UNetPass(nn.Module):
         *,
         size: tuple[int, int] | None = None,
         noise_seed: int | None = None,
+        frame_input: FrameInput = UINT8,
     ) -> None:
         """Take the arguments of `FrameToPyramid`. A subclass rewrites the attention layers."""
         super().__init__()
+        self.frame_input = frame_input
         height, width = size or (model.native_size, model.native_size)
         self.timestep, self.noise_seed = timestep, noise_seed
         self.latent_scaling = float(model.vae.config.scaling_factor)
@@ -58,12 +69,15 @@ class UNetPass(nn.Module):
             rewrite_encoder_attention(self.encoder)
 
     def run(self, frame: Tensor) -> Tensor:
-        """Run frames uint8 [B, H, W, 3] BGR through the U-Net; what is wanted of it is kept by its layers.
+        """Run frames, in the layout of `frame_input`, through the U-Net; what is wanted of it is kept by its layers.
 
         Returns the latent that the U-Net got, [B, C, h, w].
         """
         # Cast first: TensorRT accepts uint8 only at the graph's edge.
-        image = frame.float().flip(-1).permute(0, 3, 1, 2) / 127.5 - 1.0
+        pixels = frame if self.frame_input.planar else frame.float().flip(-1).permute(0, 3, 1, 2)
+        if self.frame_input.brightest != 255:
+            pixels = pixels * (255 / self.frame_input.brightest)  # in float32 exactly the pixel of 8 bits
+        image = pixels / 127.5 - 1.0
         latent = self.encoder(image.to(self.encoder_dtype))
         if self.quant_conv is not None:
             latent = self.quant_conv(latent)
@@ -77,7 +91,7 @@ class UNetPass(nn.Module):
 
 
 class FrameToPyramid(UNetPass):
-    """DiffSeg's network (paper section 3.2): uint8 frames [B, H, W, 3] BGR → attention maps, finest first.
+    """DiffSeg's network (paper section 3.2): frames, in the layout of `frame_input` → attention maps, finest first.
 
     Each map is float32 [B, n, n], mean over heads and over the layers of its resolution; rows sum to 1. If the model
     has words, their maps follow (`export.graph.words`), one float32 [B, words, h, w] per resolution.
@@ -93,23 +107,25 @@ class FrameToPyramid(UNetPass):
         size: tuple[int, int] | None = None,
         noise_seed: int | None = None,
         target: str = "gpu",
+        frame_input: FrameInput = UINT8,
     ) -> None:
         """`blocks`: of down, mid and up, those whose maps are averaged.
 
         `size`: (height, width) of the frames, the model's own if None; it is a constant of the graph where the U-Net
         takes it (Stable Diffusion XL) or noise is added. `noise_seed`: of that noise, None for no noise. `target`: gpu
-        or cpu, for which the attention is written. Raises DiffSegError for layers that cannot be rewritten.
+        or cpu, for which the attention is written. `frame_input`: how frames are given. Raises DiffSegError for layers
+        that cannot be rewritten.
         """
         # Before the U-Net is rewritten, whose weights the words' pass shares.
         native = (model.native_size, model.native_size)
         words = None if model.words is None else WordsPass(model, timestep, blocks, size or native, target)
-        super().__init__(model, timestep, size=size, noise_seed=noise_seed)
+        super().__init__(model, timestep, size=size, noise_seed=noise_seed, frame_input=frame_input)
         self.words = words
         self.collector = MapCollector(blocks)
         expose_attention(self.unet, model.prompt_embedding, self.collector, target)
 
     def forward(self, frame: Tensor) -> tuple[Tensor, ...]:
-        """frame: uint8 [B, H, W, 3] BGR → one float32 [B, n, n] per resolution, finest first; then the words' maps."""
+        """frame: of `frame_input` → one float32 [B, n, n] per resolution, finest first; then the words' maps."""
         latent = self.run(frame)
         maps = self.collector.take()
         # A sum, not a stack: at 64×64 every copy of a map is 64 MB.
@@ -154,7 +170,7 @@ def pyramid_levels(network: FrameToPyramid, height: int, width: int) -> tuple[Le
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        network(torch.zeros(1, height, width, 3, dtype=torch.uint8))
+        network(black_frames(network.frame_input, height, width))
     return tuple(
         Level(*grid_of(n, height, width), layers)
         for n, layers in sorted(network.collector.layers.items(), reverse=True)

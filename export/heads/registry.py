@@ -68,9 +68,9 @@ class HeadModule(Protocol):
     def assemble(self, network: "nn.Module", spec: "EngineSpec") -> "nn.Module":
         """The module that is traced.
 
-        `network`: frames uint8 [B, H, W, 3] BGR → attention maps float32 [B, n, n], finest first; or features float32
-        [B, n, C], if the head reads these. The result takes the frames and the inputs that the runtime's registry adds
-        to them. It gives the outputs that `spec` names, and may give the maps after them.
+        `network`: frames, as `spec.frame_input` says → attention maps float32 [B, n, n], finest first; or features
+        float32 [B, n, C], if the head reads these. The result takes the frames and the inputs that the runtime's
+        registry adds to them. It gives the outputs that `spec` names, and may give the maps after them.
         """
         ...
 

@@ -17,11 +17,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from export.plan.engine_file import read_engine
 from export.plan.progress import BuildMonitor
 from export.plan.types import check_network, inspect_plan, precision_doubt
 from export.progress import Phases
 from runtime.engine.backends.tensorrt_library import build_platform, import_flavour, make_logger, start
+from runtime.engine.onnx_file import read_engine
 from runtime.engine.plan import FLAVOURS, OPTIMIZATION_LEVEL, WORKSPACE
 from runtime.engine.spec import EngineSpec, PlanInfo, sidecar_path
 from runtime.errors import DiffSegError
@@ -253,7 +253,7 @@ def _configure(
             config.set_compute_capability(known[name], index)
     if batch is not None:
         profile = builder.create_optimization_profile()
-        profile.set_shape("frame", *((frames, spec.height, spec.width, 3) for frames in batch))
+        profile.set_shape("frame", *(spec.frame_input.shape(frames, spec.height, spec.width) for frames in batch))
         config.add_optimization_profile(profile)
     return config
 

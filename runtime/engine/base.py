@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtime.engine.heads import HEADS, Input
+from runtime.engine.inputs import FRAME_INPUTS
 from runtime.engine.spec import EngineSpec
 from runtime.errors import DiffSegError
 
@@ -29,6 +30,7 @@ class Engine(ABC):
         backend: the name of the backend that runs it.
         asked: the device that the caller asked for; may be "auto".
         on_device: whether `infer_on_device` can leave outputs on a GPU.
+        converts: whether `_infer` itself converts frames to the graph's input (`runtime.engine.inputs`).
     """
 
     spec: EngineSpec
@@ -37,6 +39,7 @@ class Engine(ABC):
     backend: str = "of its own"
     asked: str
     on_device: bool = False
+    converts: bool = False
 
     @property
     def frames_at_once(self) -> int:
@@ -78,7 +81,7 @@ class Engine(ABC):
         """
 
     def _inputs(self, frames: "np.ndarray", given: dict[str, Sequence[float] | None]) -> dict[str, "np.ndarray"]:
-        """The graph's inputs by name. Raises DiffSegError when one is not what the graph takes."""
+        """The graph's inputs by name. Raises DiffSegError when one is not what `infer` takes."""
         spec = self.spec
         expected = (spec.batch or len(frames), spec.height, spec.width, 3)
         if frames.dtype != "uint8" or frames.shape != expected:
@@ -95,7 +98,8 @@ class Engine(ABC):
             takers = " or ".join(head.name for head in HEADS.values() if unknown[0] in {i.name for i in head.inputs})
             remedy = f"only {takers} does; leave them out" if takers else "leave them out"
             raise DiffSegError(f"an engine with the head {spec.head} takes no {unknown[0]}; {remedy}")
-        return {"frame": frames} | {each.name: _values(spec, each, given.get(each.name)) for each in inputs}
+        fed = frames if self.converts else spec.frame_input.convert(frames)
+        return {"frame": fed} | {each.name: _values(spec, each, given.get(each.name)) for each in inputs}
 
     def _infer_on_device(self, inputs: dict[str, "np.ndarray"]) -> list["DeviceArray"]:
         raise NotImplementedError
@@ -126,6 +130,7 @@ def rebuild_command(spec: EngineSpec, options: str) -> str:
     """The `python -m export` command that makes this engine again with other `options`, in quotes for a message."""
     differs_from_default = {
         f"--size {spec.height}x{spec.width}": True,
+        f"--input {spec.input}": spec.input != next(iter(FRAME_INPUTS)),
         f"--batch {spec.batch or 'dynamic'}": spec.batch != 1,
         f"--precision {spec.precision}": spec.precision != "fp32",
         "--compact": spec.storage != spec.precision,

@@ -12,6 +12,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path, PureWindowsPath
 
+from runtime.engine.wire import BYTES, fields
 from runtime.errors import DiffSegError
 
 # Numbers of the fields in onnx.proto through which tensors are reached: message → field → message there.
@@ -26,8 +27,7 @@ _FIELDS: dict[str, dict[int, str]] = {
     "tensor": {13: "entry"},
 }
 _DEEPEST = 200  # messages in messages; protobuf itself takes 100
-_KEY, _VALUE, _BYTES = 1, 2, 2  # fields of an entry; the wire type of what has a length
-_SKIPPED = {1: 8, 3: 0, 4: 0, 5: 4}  # wire type → bytes; 3 and 4 are the brackets of a group
+_KEY, _VALUE = 1, 2  # fields of an entry
 
 
 def check_external_data(path: Path) -> None:
@@ -74,38 +74,12 @@ def _locations(data: mmap.mmap, start: int, end: int, message: str, depth: int) 
         raise ValueError("too deep")
     known = _FIELDS.get(message, {})
     texts = {_KEY: b"", _VALUE: b""}
-    position = start
-    while position < end:
-        tag, position = _varint(data, position)
-        field, wire = tag >> 3, tag & 7
-        if wire == 0:
-            position = _varint(data, position)[1]
-        elif wire == _BYTES:
-            length, position = _varint(data, position)
-            if position + length > end:
-                raise ValueError("cut short")
-            if field in known:
-                yield from _locations(data, position, position + length, known[field], depth + 1)
-            elif message == "entry" and field in texts:
-                texts[field] = data[position : position + length]
-            position += length
-        elif wire in _SKIPPED:
-            position += _SKIPPED[wire]
-        else:
-            raise ValueError("a wire type that protobuf does not have")
+    for field in fields(data, start, end):
+        if field.wire != BYTES:
+            continue
+        if field.number in known:
+            yield from _locations(data, field.start, field.end, known[field.number], depth + 1)
+        elif message == "entry" and field.number in texts:
+            texts[field.number] = data[field.start : field.end]
     if texts[_KEY] == b"location":
         yield texts[_VALUE]
-
-
-def _varint(data: mmap.mmap, position: int) -> tuple[int, int]:
-    """A number, and where it ends."""
-    value = shift = 0
-    while True:
-        byte = data[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-        shift += 7
-        if shift > 63:
-            raise ValueError("a number of more than 64 bits")

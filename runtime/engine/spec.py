@@ -10,6 +10,7 @@ from typing import Any
 
 from runtime.engine import fields as checked
 from runtime.engine.heads import HEADS
+from runtime.engine.inputs import FRAME_INPUTS, FrameInput
 from runtime.errors import DiffSegError
 from runtime.files import read_small_text
 
@@ -149,6 +150,7 @@ class EngineSpec:
         vae: the autoencoder that replaced the model's own; None for the model's own.
         target: what the attention in the graph is written for: gpu or cpu.
         words: those whose maps the engine also gives, in the order of the maps; empty for none.
+        input: how the graph takes a frame: a name in `runtime.engine.inputs.FRAME_INPUTS`.
         producer: versions of the programs that wrote the file, by name.
         schema: version of these fields.
         plan: what only a plan has; None for an ONNX engine.
@@ -176,9 +178,15 @@ class EngineSpec:
     vae: str | None = None
     target: str = "gpu"
     words: tuple[str, ...] = ()
+    input: str = next(iter(FRAME_INPUTS))
     producer: Mapping[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
     plan: PlanInfo | None = None
+
+    @property
+    def frame_input(self) -> FrameInput:
+        """How the graph takes a frame."""
+        return FRAME_INPUTS[self.input]
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -241,8 +249,8 @@ _OPTIONAL_WHOLE = {
     "schema": (SCHEMA, SCHEMA),
 }
 _TEXTS = ("source", "head", "prompt", "precision", "storage")
-_OPTIONAL_TEXTS = ("revision", "vae", "target", "solver")
-_NEVER_NULL = ("grid", "target", "schema", "solver")
+_OPTIONAL_TEXTS = ("revision", "vae", "target", "solver", "input")
+_NEVER_NULL = ("grid", "target", "schema", "solver", "input")
 
 
 def _checked(data: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
@@ -279,6 +287,8 @@ def _checked(data: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
     )
     if found["head"] not in HEADS:
         raise ValueError(f"head: expected {' or '.join(HEADS)}, found {found['head']!r}")
+    if found.get("input", next(iter(FRAME_INPUTS))) not in FRAME_INPUTS:
+        raise ValueError(f"input: expected {' or '.join(FRAME_INPUTS)}, found {found['input']!r}")
     missing = [name for name in HEADS[found["head"]].needs if found.get(name) is None]
     if missing:
         raise ValueError(f"{missing[0]}: expected a number, which the head {found['head']} needs, found none")

@@ -1,6 +1,7 @@
 """Export from end to end: what is written, what is refused, and that nothing bad is left behind."""
 
 import json
+import re
 
 import numpy as np
 import onnx
@@ -21,10 +22,15 @@ def run(*arguments):
 
 def test_a_model_becomes_an_engine(least_pipeline, tmp_path):
     """The whole way and its check, with a model of two levels, of which one has attention: quick to trace."""
-    result = run(least_pipeline, "--output", tmp_path / "least", "--size", "16x32", "--threshold", "0.3")
+    options = ("--size", "16x32", "--threshold", "0.3", "--input", "float-nchw-rgb-unit")
+    result = run(least_pipeline, "--output", tmp_path / "least", *options)
     assert result.exit_code == 0, result.stderr
     assert "row KL" in result.stderr and "ok" in result.stderr
     engine = open_engine(tmp_path / "least.onnx", "cpu")
+    (taken,) = onnx.load(engine.path).graph.input
+    assert taken.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    assert [side.dim_value for side in taken.type.tensor_type.shape.dim] == [1, 3, 16, 32]
+    assert engine.spec.input == "float-nchw-rgb-unit"
     assert json.loads(sidecar_path(engine.path).read_text())["levels"] == [{"height": 8, "width": 16, "layers": 3}]
     (maps,) = engine.infer(random_frame(16, 32)[None])
     assert maps.shape == (1, 128, 128)
@@ -118,12 +124,21 @@ def test_an_engine_that_fails_its_check_is_not_left(small_pipeline, tmp_path, mo
         (["--timestep", "1000"], "--timestep: expected 0 to 999, found 1000"),
         (["--threshold", "1.1,x"], "--threshold: expected numbers above 0"),
         (["--threshold", "0"], "--threshold: expected numbers above 0"),
+        (["--input", "float-nhwc"], "--input: expected uint8-nhwc-bgr, float-nchw-rgb, float-nchw-rgb-unit, found"),
     ],
 )
 def test_bad_options(small_pipeline, tmp_path, options, message):
     result = run(small_pipeline, "--output", tmp_path / "x", *options)
     assert result.exit_code in (1, 2) and message in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_list_says_how_a_frame_is_taken(small_pipeline):
+    result = run("list", small_pipeline, "--input", "float-nchw-rgb")
+    assert result.exit_code == 0 and re.search(
+        r"^input +frame, float32 \[B, 3, H, W\] RGB, 0 to 255$", result.stdout, re.M
+    )
+    assert run("list", small_pipeline, "--input", "x").exit_code == 2
 
 
 def test_bad_models(small_pipeline, tmp_path):

@@ -1,7 +1,8 @@
 // Labels of a picture, with an engine of the head `labels` in OpenVINO.
 //
-// The graph contains all of DiffSeg (`python -m export MODEL --head labels`). Its inputs are a frame, uint8 [1, H, W, 3]
-// BGR of the engine's own size, and one threshold per iteration; its output is the labels.
+// The graph contains all of DiffSeg (`python -m export MODEL --head labels`, or `diffseg engine labels`). Its inputs are a
+// frame of the engine's own size, uint8 [1, H, W, 3] BGR or planes of float, and one threshold per iteration; its output
+// is the labels.
 #include <openvino/openvino.hpp>
 
 #include "example.h"
@@ -10,7 +11,8 @@ namespace {
 
 struct Engine {
     ov::InferRequest request;
-    ov::PartialShape frame;
+    ov::Output<const ov::Node> frame;
+    std::string description;  // of the engine, JSON
     size_t iterations;
 };
 
@@ -18,10 +20,12 @@ Engine open(const std::string &path) {
     try {
         // float32 on every processor. Leave the hint out for bfloat16 on a processor with units for it.
         const auto exact = ov::hint::inference_precision(ov::element::f32);
-        ov::CompiledModel engine = ov::Core().compile_model(path, "CPU", exact);
+        ov::Core core;
+        const std::shared_ptr<ov::Model> model = core.read_model(path);
+        ov::CompiledModel engine = core.compile_model(model, "CPU", exact);
         engine.output("labels");
-        return {engine.create_infer_request(), engine.input("frame").get_partial_shape(),
-                engine.input("thresholds").get_shape()[0]};
+        return {engine.create_infer_request(), engine.input("frame"),
+                model->get_rt_info<std::string>({"framework", "diffseg"}), engine.input("thresholds").get_shape()[0]};
     } catch (const ov::Exception &error) {
         throw std::runtime_error(path + ": expected an engine of `python -m export MODEL --head labels`; " +
                                  error.what());
@@ -37,13 +41,18 @@ void run(const example::Words &words) {
     if (values.size() != engine.iterations)
         throw example::Usage("thresholds: expected " + std::to_string(engine.iterations) +
                              ", one per iteration, found " + words[1]);
-    if (!engine.frame[0].compatible(1))
+    ov::PartialShape sides = engine.frame.get_partial_shape();
+    if (!sides[0].compatible(1))
         throw std::runtime_error(words[0] + ": expected an engine that takes one frame at a time");
 
-    engine.frame[0] = 1;
-    const ov::Shape shape = engine.frame.to_shape();
-    cv::Mat frame = example::resize_frame(picture, cv::Size(static_cast<int>(shape[2]), static_cast<int>(shape[1])));
-    engine.request.set_tensor("frame", ov::Tensor(ov::element::u8, shape, frame.data));
+    sides[0] = 1;
+    const ov::Shape shape = sides.to_shape();  // [1, H, W, 3], or [1, 3, H, W] of planes
+    const bool planar = engine.frame.get_element_type() == ov::element::f32;
+    const size_t height = shape[planar ? 2 : 1], width = shape[planar ? 3 : 2];
+    cv::Mat frame = example::resize_frame(picture, cv::Size(static_cast<int>(width), static_cast<int>(height)));
+    std::vector<float> planes = planar ? example::planes(frame, engine.description) : std::vector<float>();
+    engine.request.set_tensor("frame", planar ? ov::Tensor(ov::element::f32, shape, planes.data())
+                                              : ov::Tensor(ov::element::u8, shape, frame.data));
     engine.request.set_tensor("thresholds", ov::Tensor(ov::element::f32, {values.size()}, values.data()));
     engine.request.infer();
 

@@ -9,6 +9,13 @@ std::vector<int64_t> input_shape(const Ort::Session &session, size_t index) {
     return session.GetInputTypeInfo(index).GetTensorTypeAndShapeInfo().GetShape();
 }
 
+// The engine's description, JSON.
+std::string description(const Ort::Session &session) {
+    Ort::AllocatorWithDefaultOptions allocator;
+    const auto text = session.GetModelMetadata().LookupCustomMetadataMapAllocated("diffseg", allocator);
+    return text ? text.get() : "";
+}
+
 Ort::Session open(const Ort::Env &environment, const std::string &path) {
     const std::string expected = path + ": expected an engine of `python -m export MODEL --head labels`";
     try {
@@ -36,10 +43,16 @@ void run(const example::Words &words) {
     if (shape[0] > 1) throw std::runtime_error(words[0] + ": expected an engine that takes one frame at a time");
     shape[0] = 1;  // a dynamic batch is -1
 
-    cv::Mat frame = example::resize_frame(picture, cv::Size(static_cast<int>(shape[2]), static_cast<int>(shape[1])));
+    const auto type = session.GetInputTypeInfo(0).GetTensorTypeAndShapeInfo().GetElementType();
+    const bool planar = type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;  // [1, 3, H, W]; otherwise [1, H, W, 3]
+    const int64_t height = shape[planar ? 2 : 1], width = shape[planar ? 3 : 2];
+    cv::Mat frame = example::resize_frame(picture, cv::Size(static_cast<int>(width), static_cast<int>(height)));
+    std::vector<float> planes = planar ? example::planes(frame, description(session)) : std::vector<float>();
     const Ort::MemoryInfo memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
     Ort::Value inputs[2]{
-        Ort::Value::CreateTensor<uint8_t>(memory, frame.data, frame.total() * 3, shape.data(), shape.size()),
+        planar
+            ? Ort::Value::CreateTensor<float>(memory, planes.data(), planes.size(), shape.data(), shape.size())
+            : Ort::Value::CreateTensor<uint8_t>(memory, frame.data, frame.total() * 3, shape.data(), shape.size()),
         Ort::Value::CreateTensor<float>(memory, values.data(), values.size(), iterations.data(), iterations.size())};
     const char *entering[2]{"frame", "thresholds"}, *leaving[1]{"labels"};
     std::vector<Ort::Value> found = session.Run(Ort::RunOptions(), entering, inputs, 2, leaving, 1);

@@ -65,6 +65,20 @@ inline cv::Mat resize_frame(const cv::Mat &picture, const cv::Size &size) {
     return grown;
 }
 
+// A frame in planes of float32: red, green, blue, as engines of `--input float-nchw-rgb` take them. Their description, the
+// entry "diffseg" of the file's metadata, says whether the brightest is 255 or 1.
+inline std::vector<float> planes(const cv::Mat &frame, const std::string &description) {
+    const double scale = description.find("\"float-nchw-rgb-unit\"") == std::string::npos ? 1 : 1 / 255.0;
+    std::vector<float> values(frame.total() * 3);
+    std::vector<cv::Mat> colours;
+    cv::split(frame, colours);
+    for (int i = 0; i < 3; ++i) {
+        cv::Mat plane(frame.size(), CV_32F, values.data() + frame.total() * i);
+        colours[2 - i].convertTo(plane, CV_32F, scale);
+    }
+    return values;
+}
+
 // Called before the work begins, so that a wrong name costs no time.
 inline void check_outputs(const std::string &picture, const std::string &labels, const std::string &overlay) {
     const auto suffix = [](const std::string &path) { return std::filesystem::path(path).extension(); };

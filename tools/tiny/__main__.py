@@ -2,12 +2,14 @@
 
 from runtime.terminal import run
 from tools.command import command_group
+from tools.tiny.merge import merge
 from tools.tiny.train import train
 from tools.tiny.tune import tune
 
 app = command_group("Train the model of the embedded engine: train first, then tune.")
 app.command()(train)
 app.command()(tune)
+app.command()(merge)
 
 if __name__ == "__main__":
     run(app, "python -m tools.tiny")

@@ -27,6 +27,7 @@ class TensorRtEngine(Engine):
     """
 
     on_device = True
+    converts = True  # while frames are copied to where they are uploaded from, which may be ahead of the call
 
     def __init__(self, path: Path, device: str) -> None:
         """Load a plan. `device`: auto, cuda or cuda:N.

@@ -51,7 +51,7 @@ def make_logger(trt: Any, words: list[str]) -> Any:
 def tensor_shapes(spec: EngineSpec) -> dict[str, tuple[int, ...]]:
     """Shapes of inputs and outputs by name, as TensorRT gives them; -1 for a dynamic batch."""
     head = HEADS[spec.head]
-    shapes: dict[str, Shape] = {"frame": (spec.batch, spec.height, spec.width, 3)}
+    shapes: dict[str, Shape] = {"frame": spec.frame_input.shape(spec.batch, spec.height, spec.width)}
     shapes |= {each.name: (len(each.default(spec)),) for each in head.inputs}
     shapes |= head.outputs(spec)
     return {name: tuple(-1 if side is None else side for side in shape) for name, shape in shapes.items()}

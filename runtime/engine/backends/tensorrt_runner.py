@@ -81,7 +81,7 @@ class PlanRunner:
             slot = self._prefetched(frames) or self._upload(frames)
             slot.frames = None
             self.stream.after(slot.uploaded)
-            self.stream.copy(self.buffers["frame"], slot.device, frames.nbytes)
+            self.stream.copy(self.buffers["frame"], slot.device, self._size("frame", len(frames)))
             self.stream.mark(slot.read)
         for name, pinned in self.values.items():
             pinned.array("float32", inputs[name].shape)[...] = inputs[name]
@@ -127,9 +127,9 @@ class PlanRunner:
         self.next = (self.next + 1) % SLOTS
         slot.frames = None
         slot.uploaded.wait()  # then the copy on the host is free
-        slot.host.array("uint8", frames.shape)[...] = frames
+        self.spec.frame_input.convert(frames, slot.host.array(self.types["frame"], self._shape("frame", len(frames))))
         self.copies.after(slot.read)  # then the copy on the GPU is free
-        self.copies.upload(slot.device, slot.host, frames.nbytes)
+        self.copies.upload(slot.device, slot.host, self._size("frame", len(frames)))
         self.copies.mark(slot.uploaded)
         return slot
 

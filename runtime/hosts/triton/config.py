@@ -50,7 +50,7 @@ def python_config(
         ],
         "dynamic_batching": {},
         **_instances(device),
-        "model_warmup": [_first_request({"frame": _drawn([spec.height, spec.width, 3])})],
+        "model_warmup": [_first_request({"frame": _drawn([spec.height, spec.width, 3], _type("UINT8"))})],
         "parameters": _parameters(parameters),
     }
 
@@ -69,7 +69,7 @@ def graph_config(
     Args:
         name: of the model.
         spec: of an engine with the head labels.
-        types: tensor → type of the graph's inputs and outputs, "uint8", "int32", "float".
+        types: tensor → type of the graph's outputs, "uint8", "int32", "float".
         device: as of `python_config`.
         most: frames that Triton may run together, all with the thresholds that the file has. 0: Triton runs each
             request by itself, with thresholds of its own; `dims` then have the batch's dimension.
@@ -77,9 +77,10 @@ def graph_config(
     """
     head, batch = HEADS[spec.head], [] if most else [spec.batch or -1]
     backend = {"backend": "tensorrt"} if spec.plan is not None else {"backend": "onnxruntime"}
-    size = [spec.height, spec.width, 3]
-    inputs: list[dict[str, Any]] = [{"name": "frame", "data_type": _type(types["frame"]), "dims": batch + size}]
-    first = {"frame": _drawn(size if most else [spec.batch or 1, *size])}
+    size = [int(side) for side in spec.frame_input.shape(None, spec.height, spec.width)[1:] if side is not None]
+    kind = _type(spec.frame_input.type)
+    inputs: list[dict[str, Any]] = [{"name": "frame", "data_type": kind, "dims": batch + size}]
+    first = {"frame": _drawn(size if most else [spec.batch or 1, *size], kind)}
     for each in head.inputs if not most else ():
         count = len(each.default(spec))
         inputs.append({"name": each.name, "data_type": _type("FP32"), "dims": [count]})
@@ -110,8 +111,8 @@ def _type(name: str) -> Word:
     return Word(f"TYPE_{_WORDS.get(name, name)}")
 
 
-def _drawn(dims: list[int]) -> dict[str, Any]:
-    return {"data_type": _type("UINT8"), "dims": dims, "random_data": True}
+def _drawn(dims: list[int], kind: Word) -> dict[str, Any]:
+    return {"data_type": kind, "dims": dims, "random_data": True}
 
 
 def _first_request(inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from runtime.engine.heads import HEADS
 from runtime.engine.plan import FLAVOURS, check_content, read_plan
 from runtime.engine.registry import engine_path
 from runtime.engine.spec import sidecar_path
+from runtime.engine.wire import field
 from runtime.errors import DiffSegError
 from runtime.files import new_folder
 from runtime.hosts.triton.config import THRESHOLDS, graph_config, python_config
@@ -199,11 +200,11 @@ def _told(engine: str, wish: Wish) -> dict[str, str]:
 
 
 def _types(spec: EngineSpec) -> dict[str, str]:
-    """The types of the inputs and outputs of a graph with the head labels."""
+    """The types of the outputs of a graph with the head labels."""
     if spec.plan is not None:
         return dict(spec.plan.types)
     labels = "uint8" if spec.grid**2 <= 256 else "int32"
-    return {"frame": "uint8", "labels": labels, "segments": "int32", **dict.fromkeys(spec.word_outputs, "float32")}
+    return {"labels": labels, "segments": "int32", **dict.fromkeys(spec.word_outputs, "float32")}
 
 
 def _copy_engine(path: Path, target: Path) -> None:
@@ -229,14 +230,5 @@ def _default_thresholds(values: Sequence[float]) -> bytes:
     with what is appended to it: here a model whose graph has the initializer alone (fields of onnx.proto: model.graph
     7, graph.initializer 5; of a tensor dims 1, data_type 2, where 1 is float32, name 8, raw_data 9).
     """
-    tensor = bytes([1 << 3, len(values), 2 << 3, 1]) + _field(8, THRESHOLDS.encode()) + _field(9, _floats(values))
-    return _field(7, _field(5, tensor))
-
-
-def _field(number: int, data: bytes) -> bytes:
-    """A field with a length, of protobuf."""
-    length, rest = bytearray(), len(data)
-    while rest > 0x7F:
-        length.append(rest & 0x7F | 0x80)
-        rest >>= 7
-    return bytes([number << 3 | 2]) + bytes([*length, rest]) + data
+    tensor = field(1, len(values)) + field(2, 1) + field(8, THRESHOLDS) + field(9, _floats(values))
+    return field(7, field(5, tensor))

@@ -10,6 +10,7 @@ from export.graph.network import FrameToPyramid, pyramid_levels
 from export.model.families import BLOCKS
 from export.model.load import load_model
 from runtime import DiffSegError
+from runtime.engine.inputs import FRAME_INPUTS
 from runtime.engine.spec import EngineSpec, Level
 from tools.tiny.random_pipelines import save_random_pipeline
 
@@ -123,6 +124,22 @@ def test_noise_of_a_seed(small_pipeline):
     assert all(check.passed for check in checks(rewritten(model, noise_seed=7), expected))
     for other in ({}, {"noise_seed": 8}):
         assert max(check.divergence for check in checks(rewritten(model, **other), expected)) > 100 * BOUND
+
+
+def test_every_layout_of_the_frame_gives_the_same_image(least_pipeline):
+    """Exactly; the maps differ by what PyTorch's convolutions make of another order in memory."""
+    frames = np.ascontiguousarray(FRAMES[:, :16, :32])
+    images, maps = [], []
+    network = FrameToPyramid(load_model(str(least_pipeline)), 300, size=(16, 32)).eval()
+    network.encoder.register_forward_pre_hook(lambda _, given: images.append(given[0]))
+    for layout in FRAME_INPUTS.values():
+        network.frame_input = layout
+        with torch.no_grad():
+            maps.append(network(torch.from_numpy(layout.convert(frames)))[0].numpy())
+    assert images[0].min() < -0.9 and images[0].max() > 0.9 and len(images) == 3
+    assert all(torch.equal(images[0], image) for image in images)
+    assert maps[0].std() > 0 and max(mean_divergence(found, maps[0]) for found in maps) < 1e-9
+    assert pyramid_levels(network, 16, 32) == (Level(8, 16, 3),)
 
 
 def save_tiny_autoencoder(folder, channels=4):

@@ -17,10 +17,10 @@ from onnx import TensorProto, helper
 from export.check.maps import OutputCheck
 from export.engine import ExportRequest, export_engine
 from export.plan.build import PlanRequest, build_plan
-from export.plan.engine_file import onnx_metadata
 from export.plan.types import layer_types
 from export.progress import Phases
 from runtime import DiffSegError
+from runtime.engine.onnx_file import onnx_metadata
 from runtime.engine.plan import read_plan
 from runtime.engine.registry import EMBEDDED, open_engine
 from runtime.engine.spec import METADATA_KEY, EngineSpec, sidecar_path
@@ -107,6 +107,7 @@ def test_every_head_in_every_precision(small_pipeline, small_engine, tmp_path, h
     a dynamic batch would have it: the head computes something between them.
     """
     size, batch = COMBINATIONS[head, precision]
+    layout = "float-nchw-rgb" if (head, precision) == ("labels", "fp16") else "uint8-nhwc-bgr"
     engine = small_engine
     if (head, precision) != ("attention", "fp32"):
         engine = tmp_path / "engine.onnx"
@@ -117,6 +118,7 @@ def test_every_head_in_every_precision(small_pipeline, small_engine, tmp_path, h
             precision=precision,
             batch=None if batch else 1,
             thresholds=(0.3, 0.2, 0.2),
+            input=layout,
         )
         # The check computes softmax in float32, as the graph says: in bfloat16 rows sum to 1 within 2e-3 alone.
         checked = (head, precision) == ("attention", "bf16")
@@ -130,7 +132,7 @@ def test_every_head_in_every_precision(small_pipeline, small_engine, tmp_path, h
     assert (spec.batch, spec.plan.batch) == ((None, batch) if batch else (1, None))
     maps = {level.output: "float" for level in spec.levels}
     labels = {"thresholds": "float", "labels": "uint8", "segments": "int32"}
-    assert spec.plan.types == {"frame": "uint8"} | (labels if head == "labels" else maps)
+    assert spec.plan.types == {"frame": layout.split("-")[0]} | (labels if head == "labels" else maps)
     found = spec.plan.arithmetic
     assert set(found["convolution"]) == {precision}
     # The head's own products are never in less than float32.

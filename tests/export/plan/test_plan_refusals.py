@@ -13,10 +13,10 @@ import pytest
 from onnx import helper
 
 from export.plan.build import PlanRequest, check_request
-from export.plan.engine_file import onnx_metadata
 from export.plan.types import check_network
 from runtime import DiffSegError
 from runtime.engine.backends.tensorrt_library import tensor_shapes
+from runtime.engine.onnx_file import onnx_metadata
 from runtime.engine.registry import EMBEDDED
 from runtime.engine.spec import METADATA_KEY, EngineSpec, sidecar_path
 from tests.export.plan.plans import copy_tiny, needs_rtx, refuses, run

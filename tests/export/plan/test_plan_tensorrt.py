@@ -7,8 +7,8 @@ from unittest.mock import MagicMock
 import pytest
 
 from export.plan.build import PlanRequest, build_plan
-from export.plan.engine_file import read_engine
 from export.progress import Phases
+from runtime.engine.onnx_file import read_engine
 from runtime.engine.plan import read_plan
 from tests.export.plan.plans import copy_tiny
 

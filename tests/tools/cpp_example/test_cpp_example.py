@@ -10,10 +10,13 @@ import openvino
 import pytest
 import skimage.data
 
+from runtime.engine.registry import EMBEDDED
+from runtime.hosts.engine.labels import write_labels_engine
 from runtime.merge.segment import segment_attention
 from runtime.merge.suppress import renumber
 from runtime.pyramid.config import MergeConfig
 from runtime.segmenter import Segmenter
+from tests.runtime.bands import write_engine
 from tests.runtime.merge.plain import random_pyramid
 
 ROOT = Path(__file__).parents[3]
@@ -150,6 +153,22 @@ def test_engine_labels(engine_program, labels_engine, picture, tmp_path, suffix)
     code, output = run(engine_program, labels_engine, "0.8,0.75", picture, *outputs)
     assert code == 0, output
     segmenter = Segmenter.open(labels_engine, "cpu", backend="openvino", options={"precision": "fp32"})
+    check_outputs(picture, *outputs, segmenter(cv2.imread(str(picture))).labels, output)
+
+
+@pytest.mark.parametrize("layout", [None, "float-nchw-rgb", "float-nchw-rgb-unit"])
+def test_engine_labels_needs_no_pytorch(engine_program, picture, tmp_path, layout):
+    """The labels engine that `diffseg engine labels` makes; and engines that take planes of float."""
+    if layout is None:
+        engine, *_ = write_labels_engine(EMBEDDED, tmp_path)
+        cv2.imwrite(str(picture), cv2.imread(str(picture))[:, 1:])  # or every fifth column had two nearest pixels
+    else:
+        engine = write_engine(tmp_path / "bands.onnx", bands=8, layout=layout)
+        cv2.imwrite(str(picture), cv2.imread(str(picture))[:32, 96:144])  # OpenCV 4 and 5 resize differently
+    outputs = tmp_path / "labels.png", tmp_path / "overlay.png"
+    code, output = run(engine_program, engine, "0.5,0.5,0.5", picture, *outputs)
+    assert code == 0, output
+    segmenter = Segmenter.open(engine, "cpu", backend="openvino", options={"precision": "fp32"})
     check_outputs(picture, *outputs, segmenter(cv2.imread(str(picture))).labels, output)
 
 

@@ -70,10 +70,12 @@ def no_driver(monkeypatch):
     forget()
 
 
-def write_plan(folder, *, content=b"a plan", flavour="tensorrt", head="attention", batch=1, **fields):
+def write_plan(
+    folder, *, content=b"a plan", flavour="tensorrt", head="attention", batch=1, input="uint8-nhwc-bgr", **fields
+):
     """A plan file with a right sidecar: the content is nobody's."""
     spec = EngineSpec.from_json(sidecar_path(EMBEDDED).read_text(), "the embedded engine's")
-    spec = replace(spec, head=head, batch=batch, grid=8, levels=(Level(8, 8, 1), Level(4, 4, 1)))
+    spec = replace(spec, head=head, batch=batch, input=input, grid=8, levels=(Level(8, 8, 1), Level(4, 4, 1)))
     given = {
         "version": VERSION,
         "sha256": hashlib.sha256(content).hexdigest(),
@@ -201,7 +203,9 @@ def tensorrt(driver, monkeypatch):
         path = write_plan(folder, **options)
         from runtime.engine.plan import read_plan
 
-        module.shapes = tensor_shapes(read_plan(path)[0])
+        spec = read_plan(path)[0]
+        module.shapes = tensor_shapes(spec)
+        module.kinds["frame"] = np.dtype(spec.frame_input.type).type
         return path
 
     module.prepare = prepare

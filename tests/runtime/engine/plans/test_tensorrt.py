@@ -89,6 +89,20 @@ def test_frames_reach_the_address_of_the_input(tensorrt, driver, tmp_path):
     assert ctypes.string_at(addresses["frame"], FRAMES.nbytes) == FRAMES.tobytes()
 
 
+@pytest.mark.parametrize("ahead", [False, True])
+def test_frames_of_another_layout_are_converted_on_their_way(tensorrt, driver, tmp_path, ahead):
+    path = tensorrt.prepare(tmp_path, input="float-nchw-rgb-unit")
+    engine = open_engine(path, "cuda")
+    if ahead:
+        engine.prefetch(FRAMES)
+        driver.notes()
+    engine.infer(FRAMES)
+    assert driver.notes().count("upload") == (not ahead)
+    expected = engine.spec.frame_input.convert(FRAMES)
+    found = ctypes.string_at(tensorrt.engine.contexts[0].addresses["frame"], expected.nbytes)
+    assert np.array_equal(np.frombuffer(found, np.float32).reshape(1, 3, 256, 256), expected)
+
+
 def test_capture_refused(tensorrt, driver, tmp_path):
     """Then every call executes, and it is tried once."""
     ctypes.c_int.in_dll(driver, "refuse_capture").value = 1

@@ -215,6 +215,24 @@ def test_other_plans_go_to_the_python_backend(config, tmp_path, fields):
     assert [(group.kind, list(group.gpus)) for group in found.instance_group] == [(1, [])]
 
 
+@pytest.mark.parametrize("most", [0, 8])
+def test_planar_frames(protobuf, most):
+    from google.protobuf import text_format
+
+    from runtime.hosts.triton.config import graph_config
+    from runtime.hosts.triton.pbtxt import to_text
+    from runtime.hosts.triton.repository import _types
+
+    spec = EngineSpec.from_json(sidecar_path(EMBEDDED).read_text(), "tiny")
+    spec = replace(spec, head="labels", batch=None, input="float-nchw-rgb")
+    message = graph_config("planar", spec, _types(spec), device="auto", most=most, parameters={})
+    found = text_format.Parse(to_text(message), protobuf.ModelConfig())
+    batch = [] if most else [-1]
+    assert tensors(found.input, protobuf)["frame"] == ("TYPE_FP32", [*batch, 3, 256, 256])
+    first = found.model_warmup[0].inputs["frame"]
+    assert (protobuf.DataType.Name(first.data_type), list(first.dims)[-3:]) == ("TYPE_FP32", [3, 256, 256])
+
+
 def test_words_are_outputs_of_the_graph(protobuf):
     from google.protobuf import text_format
 
