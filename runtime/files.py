@@ -5,10 +5,12 @@ import hashlib
 import os
 import platform
 import re
+import shutil
 import stat
 import sys
 import time
 import uuid
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -52,12 +54,16 @@ def part_path(path: Path) -> Path:
 
 
 def sweep_parts(folder: Path) -> None:
-    """Remove temporary files of this program whose process has ended, or that another machine has left for long."""
+    """Remove temporary files and folders whose process has ended, or that another machine has left for long."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             match = _PART.fullmatch(entry.name)
             with contextlib.suppress(OSError):
-                if match and entry.is_file(follow_symlinks=False) and _is_stale(match, entry.stat().st_mtime):
+                if not match or entry.is_symlink() or not _is_stale(match, entry.stat().st_mtime):
+                    continue
+                if entry.is_dir():
+                    shutil.rmtree(entry.path)
+                elif entry.is_file():
                     Path(entry.path).unlink()
 
 
@@ -109,6 +115,35 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
         part.replace(path)
     except BaseException:
         part.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill under a temporary name, which is called `path` at the end of the block: a whole one or none.
+
+    Makes the folders above it. Raises DiffSegError where something is at `path` that is no empty folder; OSError where
+    it cannot be written.
+    """
+    try:
+        if path.is_symlink() or (path.exists() and (not path.is_dir() or any(path.iterdir()))):
+            raise DiffSegError(f"{path}: exists and is not an empty folder; move it away, or choose another place")
+        above = [folder for folder in path.parents if not folder.exists()]
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise DiffSegError(f"{path}: a file is where a folder is expected; choose another place") from None
+    part = part_path(path)
+    try:
+        part.mkdir()
+        yield part
+        if path.exists():
+            path.rmdir()
+        part.rename(path)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        for folder in above:  # the innermost first
+            with contextlib.suppress(OSError):
+                folder.rmdir()
         raise
 
 

@@ -6,23 +6,42 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import DiffSegError
+from runtime.merge.registry import DEFAULT
 from runtime.pyramid.config import MergeConfig, every_iteration
 from runtime.pyramid.weights import as_weights
 from runtime.refine.refinement import Refinement, split_refine
 
 if TYPE_CHECKING:
-    from runtime.engine.base import Engine
+    from runtime.engine.spec import EngineSpec
 
 
-def default_config(engine: Engine) -> MergeConfig:
+def default_config(spec: EngineSpec) -> MergeConfig:
     """What an engine was exported with, and fewer anchors where its finest attention is smaller than that."""
-    spec = engine.spec
     finest = spec.levels[0]
     try:
         grid = min(spec.grid, finest.height, finest.width)
         return MergeConfig(spec.thresholds, grid, as_weights(spec.weights), spec.solver)
     except ValueError as error:
         raise DiffSegError(f"the engine's own defaults cannot be used: {error}; export it again") from None
+
+
+def thresholds_of(text: str | None) -> Any:
+    """The option `thresholds` of `Segmenter.open` from a text: "0.6", "0.6,0.5,0.4" or "auto"; None stays None.
+
+    Raises DiffSegError where it is another text.
+    """
+    if text == "auto":
+        return text
+    try:
+        return read_numbers(text, "--threshold")
+    except DiffSegError:
+        expected = "a number above 0, one for each iteration with commas, or auto"
+        raise DiffSegError(f"threshold: expected {expected}, found {str(text)[:80]!r}") from None
+
+
+def label_type(config: MergeConfig) -> str:
+    """The type of a tensor of labels that this merge makes: UINT8, or INT32 where there may be more than 256."""
+    return "UINT8" if config.solver == DEFAULT and config.grid**2 <= 256 else "INT32"
 
 
 def settle_options(

@@ -52,7 +52,7 @@ class Segmenter:
         frame from a hierarchy (`runtime.merge.parts`). `word_threshold`, `merge_words`: see `open`.
         Raises DiffSegError when the grid, the weights or the options of words do not fit the engine.
         """
-        route = open_route(engine, config or default_config(engine), auto)
+        route = open_route(engine, config or default_config(engine.spec), auto)
         named = naming_of(engine, word_threshold, merge_words)
         self._stages: Stages | None = Stages(route, refinement or Refinement(), named)
 
@@ -144,7 +144,7 @@ class Segmenter:
             raise DiffSegError(f"options: expected a dict such as {{'threads': 2}}, found {options!r}")
         opened = open_engine(engine, device, backend, **(options or {}))
         config, refinement, auto = settle_options(
-            default_config(opened),
+            default_config(opened.spec),
             thresholds=thresholds,
             iterations=iterations,
             grid=grid,

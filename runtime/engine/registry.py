@@ -79,7 +79,7 @@ def open_engine(
     Raises DiffSegError, before anything heavy is imported, when the file is missing, when no backend runs its kind,
     when the backend's package is not installed, or when it has no such option.
     """
-    path = _engine_path(path)
+    path = engine_path(path)
     check_device(device)
     options = {name: value for name, value in options.items() if value is not None}
     chosen = _choose(path, backend, device, options)
@@ -109,7 +109,7 @@ def check_device(device: str) -> None:
         raise DiffSegError(f"unknown device {device!r}; expected auto, cpu, cuda or cuda:N")
 
 
-def _engine_path(path: str | Path | None) -> Path:
+def engine_path(path: str | Path | None) -> Path:
     """The file to open. Raises DiffSegError when it is missing and only the embedded engine can be meant."""
     if path is None or str(path) == EMBEDDED_NAME:
         return EMBEDDED

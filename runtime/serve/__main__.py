@@ -72,7 +72,7 @@ def main(
     with warnings_said(), one_line_errors():
         check_extra("serve")
         from runtime.frames.limits import set_most_pixels
-        from runtime.serve.settings import LOOPBACK, Refused, Settings
+        from runtime.serve.settings import LOOPBACK, Settings
 
         if host not in LOOPBACK and not token:
             raise DiffSegError(
@@ -88,8 +88,8 @@ def main(
             slowest=slowest,
             most_bytes=max_bytes,
         )
+        from runtime.options import thresholds_of
         from runtime.segmenter import Segmenter
-        from runtime.serve.asked import options_of
 
         names = {
             "threshold": "--threshold",
@@ -98,10 +98,7 @@ def main(
             "min_area": "--min-area",
         }
         with options_named(names):
-            try:
-                thresholds = options_of({"threshold": threshold}).thresholds
-            except Refused as error:
-                raise DiffSegError(str(error)) from None
+            thresholds = thresholds_of(threshold)
             opened = [
                 Segmenter.open(
                     engine,

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi.requests import HTTPConnection, Request
 
+from runtime.errors import DiffSegError
 from runtime.frames.source import Source
 from runtime.frames.still import Still
+from runtime.options import thresholds_of
 from runtime.serve.desk import Options
 from runtime.serve.settings import Refused
 from runtime.stream.frame import Job, Place
@@ -23,12 +25,12 @@ NAME = "the picture"  # what messages call it
 
 def options_of(fields: Mapping[str, Any]) -> Options:
     """`threshold`, `refine` and `min_area` of a query or a form. Raises Refused, 400, where one is invalid."""
-    threshold, area = fields.get("threshold"), fields.get("min_area")
-    thresholds: Any = threshold
-    if threshold not in (None, "auto"):
-        found = numbers(threshold, "threshold", "a number above 0, one for each iteration with commas, or auto")
-        thresholds = found[0] if len(found) == 1 else found
+    area = fields.get("min_area")
     least = None if area is None else numbers(area, "min_area", "a share of the picture, or pixels from 1")[0]
+    try:
+        thresholds = thresholds_of(fields.get("threshold"))
+    except DiffSegError as error:
+        raise Refused(400, str(error)) from None
     return Options(thresholds, fields.get("refine"), least)
 
 

@@ -184,8 +184,7 @@ class Desk:
 
         def ended(done: asyncio.Future[Value]) -> None:
             self._give()
-            if not done.cancelled():
-                done.exception()  # asyncio reports one that nobody has looked at
+            _looked_at(done)
 
         future.add_done_callback(ended)
         try:
@@ -214,9 +213,15 @@ class Desk:
                 watch.cancel()
             if not work.done():
                 work.cancel()
+                work.add_done_callback(_looked_at)
 
     def close(self) -> None:
         """Finish what is inside, and end the workers."""
         for worker in self._workers:
             worker.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _looked_at(done: asyncio.Future[Any]) -> None:
+    if not done.cancelled():
+        done.exception()  # asyncio reports one that nobody has looked at

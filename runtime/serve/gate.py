@@ -61,6 +61,8 @@ class Gate:
                 answer["bytes"] += len(message.get("body", b""))
             elif message["type"] == "websocket.accept":
                 answer["status"] = 101
+            elif message["type"] == "websocket.close" and not answer["status"]:
+                answer["status"] = 403  # which the server answers where a socket is closed before it is open
             await send(message)
 
         try:
@@ -85,6 +87,9 @@ class Gate:
         # A page of another site may have a name that leads to this machine.
         if self._loopback and name not in self._names:
             return Refused(421, f"Host: expected one of {', '.join(LOOPBACK)}, found {name[:80]!r}")
+        # A proxy that believes the other of the two would take the end of this request for the beginning of another.
+        if "content-length" in headers and "transfer-encoding" in headers:
+            return Refused(400, "expected Content-Length or Transfer-Encoding, found both")
         origin = headers.get("origin")
         if origin is not None and origin not in self._settings.origins and origin.partition("://")[2] != host:
             return Refused(403, f"Origin: pages of {origin[:80]!r} may not use this service; --origin allows it")

@@ -36,6 +36,8 @@ def bind(host: str, port: int) -> socket.socket:
         except OSError:
             listening.close()
             raise
+    except socket.gaierror as error:
+        raise DiffSegError(f"--host {host}: expected an address of this machine, found {error.strerror}") from None
     except OSError as error:
         raise DiffSegError(
             f"--host {host} --port {port}: cannot listen there ({error.strerror or error}); choose another port, or 0 "

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from runtime import __version__
+from runtime.options import label_type
 from runtime.serve import tensors
 from runtime.serve.asked import gone
 from runtime.serve.desk import Options
@@ -27,7 +28,7 @@ def router(desk: Desk, bodies: Bodies) -> APIRouter:
     routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
     engine = desk.segmenter.engine
     spec, name = engine.spec, engine.path.stem
-    platform, solver = f"diffseg_{engine.backend}", desk.segmenter.config.solver
+    platform, config = f"diffseg_{engine.backend}", desk.segmenter.config
 
     def check(model: str, version: str | None = None) -> None:
         if model != name:
@@ -51,7 +52,7 @@ def router(desk: Desk, bodies: Bodies) -> APIRouter:
     @routes.get("/models/{model}/versions/{version}", include_in_schema=False)
     async def metadata(request: Request) -> dict[str, Any]:
         check(**request.path_params)
-        return tensors.metadata(name, spec, platform, solver)
+        return tensors.metadata(name, spec, platform, config)
 
     @routes.get("/models/{model}/ready", summary="Whether the model takes requests")
     @routes.get("/models/{model}/versions/{version}/ready", include_in_schema=False)
@@ -71,7 +72,7 @@ def router(desk: Desk, bodies: Bodies) -> APIRouter:
             await desk.segment(jobs, Options(asked.thresholds), partial(gone, request))
         results = [job.result for job in jobs if job.result is not None]
         arrays = {
-            "labels": (tensors.label_type(spec, solver), np.stack([result.labels for result in results])),
+            "labels": (label_type(config), np.stack([result.labels for result in results])),
             "segments": ("INT32", np.array([result.count for result in results])),
         }
         data, head = await asyncio.to_thread(tensors.answer, name, asked, arrays)

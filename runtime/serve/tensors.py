@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from runtime.merge.registry import DEFAULT
+from runtime.options import label_type
 from runtime.serve.settings import Refused
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from runtime.engine.spec import EngineSpec
+    from runtime.pyramid.config import MergeConfig
 
 VERSION = "1"  # of the one model
 LENGTH = "inference-header-content-length"  # the header with the length of the JSON before binary tensors
@@ -43,7 +44,7 @@ class Asked:
     outputs: dict[str, bool]
 
 
-def metadata(name: str, spec: EngineSpec, platform: str, solver: str) -> dict[str, Any]:
+def metadata(name: str, spec: EngineSpec, platform: str, config: MergeConfig) -> dict[str, Any]:
     """What /v2/models/NAME says: inputs and outputs of the engine's contract, with labels for every head."""
     batch = -1  # the service fills up a fixed batch, and divides a larger one
     return {
@@ -55,15 +56,10 @@ def metadata(name: str, spec: EngineSpec, platform: str, solver: str) -> dict[st
             {"name": "thresholds", "datatype": "FP32", "shape": [len(spec.thresholds)]},
         ],
         "outputs": [
-            {"name": "labels", "datatype": label_type(spec, solver), "shape": [batch, spec.height, spec.width]},
+            {"name": "labels", "datatype": label_type(config), "shape": [batch, spec.height, spec.width]},
             {"name": "segments", "datatype": "INT32", "shape": [batch]},
         ],
     }
-
-
-def label_type(spec: EngineSpec, solver: str) -> str:
-    """As of the head labels: 8 bits where there are at most 256 anchors, of which the merge makes the segments."""
-    return "UINT8" if solver == DEFAULT and spec.grid**2 <= 256 else "INT32"
 
 
 def read_request(body: bytes, length: str | None, spec: EngineSpec) -> Asked:

@@ -21,7 +21,7 @@ from runtime.engine.external import check_external_data
 from runtime.engine.registry import EMBEDDED, open_engine
 from runtime.engine.spec import EngineSpec, sidecar_path
 from runtime.errors import DiffSegError
-from runtime.files import part_path, read_small_text, sweep_parts
+from runtime.files import new_folder, part_path, read_small_text, sweep_parts
 from runtime.frames.container import ContainerClip
 from runtime.frames.find import find_sources
 from runtime.frames.source import OpenOptions, Source
@@ -307,11 +307,12 @@ def test_lines_for_programs_need_a_standard_output(folder):
 
 def test_temporary_files_of_killed_runs_are_removed_and_no_others(tmp_path):
     program = (
-        "import os, pathlib; from runtime.files import part_path; part_path(pathlib.Path('x')).touch();"
-        "os.kill(os.getpid(), 9)"
+        "import os, pathlib; from runtime.files import new_folder, part_path; part_path(pathlib.Path('x')).touch();"
+        "held = new_folder(pathlib.Path('y')); held.__enter__().joinpath('z').touch(); os.kill(os.getpid(), 9)"
     )
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    killed = next(tmp_path.glob(".*.part"))
+    killed, folder = sorted(tmp_path.glob(".*.part"), key=Path.is_dir)
+    assert [path.name for path in folder.iterdir()] == ["z"]
     ours, parent = part_path(tmp_path / "a.png"), part_path(tmp_path / "b.png")
     sleeper = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
@@ -327,6 +328,23 @@ def test_temporary_files_of_killed_runs_are_removed_and_no_others(tmp_path):
     finally:
         sleeper.communicate(b"\n")
     assert set(tmp_path.iterdir()) == kept
+
+
+def test_a_new_folder_is_whole_or_none(tmp_path):
+    for end in (OSError("the disk is full"), KeyboardInterrupt()):
+        with pytest.raises(type(end)), new_folder(tmp_path / "a" / "b" / "c") as part:
+            (part / "file").touch()
+            raise end
+        assert not list(tmp_path.iterdir())
+    (tmp_path / "a").mkdir()
+    with pytest.raises(OSError), new_folder(tmp_path / "a" / "b" / "c"):
+        (tmp_path / "a" / "b" / "c").touch()  # somebody else was faster
+    assert (tmp_path / "a" / "b" / "c").is_file() and len(list((tmp_path / "a" / "b").iterdir())) == 1
+    with pytest.raises(DiffSegError, match="c: exists and is not an empty folder"), new_folder(tmp_path / "a/b/c"):
+        pass
+    with new_folder(tmp_path / "a" / "d") as part:
+        (part / "file").touch()
+    assert [path.name for path in (tmp_path / "a" / "d").iterdir()] == ["file"]
 
 
 @pytest.mark.parametrize("option", ["--rate", "--start", "--end"])

@@ -25,6 +25,7 @@ from tests.runtime.serve.conftest import picture
         (["--engine", str(ROOT / "pyproject.toml")], "expected an engine that ends in"),
         (["--host", "0.0.0.0"], "expected a --token"),
         (["--host", "203.0.113.9", "--token", "x"], "--port 8000: cannot listen there"),
+        (["--host", "256.1.1.1", "--token", "x"], "--host 256.1.1.1: expected an address of this machine"),
         (["--device", "cuda:x"], "unknown device"),
         (["--threshold", "0"], "--threshold: expected one finite number above 0"),
         (["--threshold", "x"], "--threshold: expected a number above 0"),

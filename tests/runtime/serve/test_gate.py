@@ -2,8 +2,10 @@
 
 import base64
 import json
+import socket
 
 import pytest
+from websockets.sync.client import connect
 
 from tests.runtime.serve.conftest import Bright, picture, served, until
 
@@ -51,6 +53,24 @@ def test_a_name_that_leads_here_is_not_ours(service):
     for host in ("evil.example", "evil.example:80", "127.0.0.1.evil.example", "", "[::1", "a:b:c"):
         assert service.ask("GET", "/v2", Host=host)[0] in (400, 421), host
     assert service.ask("GET", "/v2", Host="localhost:80")[0] == 200
+
+
+def test_a_request_has_one_length(service):
+    """What a proxy would take for the body's end is not taken for another request."""
+    head = (
+        b"POST /segment HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", service.port), 10) as client:
+        client.sendall(head + b"GET /v2 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        found = b"".join(iter(lambda: client.recv(4096), b""))
+    assert found.startswith(b"HTTP/1.1 400") and found.count(b"HTTP/1.1") == 1
+    assert b"expected Content-Length or Transfer-Encoding, found both" in found
+
+
+def test_a_socket_that_is_refused_has_a_status(service):
+    with pytest.raises(Exception, match="403"):
+        connect(f"ws://127.0.0.1:{service.port}/nothing")
+    until(lambda: [line for line in service.log if (line["path"], line["status"]) == ("/nothing", 403)])
 
 
 def test_the_log_has_a_line_for_each_request(service):
