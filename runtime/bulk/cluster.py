@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import socket
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -50,8 +51,8 @@ def cluster(resources: Resources, say: Callable[[str], None]) -> Iterator[None]:
     import logging
 
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
+    import ray.data
 
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -66,7 +67,8 @@ def cluster(resources: Resources, say: Callable[[str], None]) -> Iterator[None]:
         check_address(resources.address)
         options["address"] = resources.address
     try:
-        context = ray.init(**options)
+        with _quiet():
+            context = ray.init(**options)
     except Exception as error:
         raise DiffSegError(
             f"Ray: expected a cluster, found none ({' '.join(str(error).split())[:200]}); start one with 'ray start "
@@ -79,6 +81,20 @@ def cluster(resources: Resources, say: Callable[[str], None]) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """In the body nothing is said on stderr: Ray's libraries say there how much they say. Errors are raised."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def check_address(address: str) -> None:
@@ -112,8 +128,8 @@ def check_room(resources: Resources, nodes: Sequence[dict[str, float]]) -> None:
     if fits < resources.workers:
         raise DiffSegError(
             f"--workers {resources.workers}: expected nodes with room for all of them, {cpus:g} processors and "
-            f"{gpus:g} GPUs each, found room for {fits} ({len(nodes)} nodes, {found}); lower --workers, --cpus-per-worker or "
-            "--gpus-per-worker"
+            f"{gpus:g} GPUs each, found room for {fits} ({len(nodes)} nodes, {found}); lower --workers, "
+            "--cpus-per-worker or --gpus-per-worker"
         )
     if free < SPARE:
         raise DiffSegError(
@@ -163,6 +179,8 @@ def run_shards(
     context.enable_progress_bars = False
     context.max_errored_blocks = -1
     context.print_on_execution_start = False
+    if hasattr(context, "execution_no_progress_timeout_s"):
+        context.execution_no_progress_timeout_s = -1  # a shard of a large network on a CPU takes an hour
     rows = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=min(len(shards), BLOCKS))
     reports = rows.map_batches(
         ShardWorker,
@@ -171,8 +189,7 @@ def run_shards(
         compute=ray.data.ActorPoolStrategy(size=resources.workers, max_tasks_in_flight_per_actor=2),
         num_cpus=resources.cpus,
         num_gpus=resources.gpus,
-        max_restarts=-1,
-        max_task_retries=TRIES,
+        ray_remote_args_fn=lambda: {"max_task_retries": TRIES},
     )
     for batch in reports.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         yield from batch.to_pylist()

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from runtime import __version__
@@ -175,11 +176,17 @@ def list_rows(output: Place, kind: str, entries: Iterable[Entry], given: str) ->
     return tables
 
 
-def write_tables(output: Place, rows: Iterable[dict[str, Any]]) -> tuple[tuple[str, int], ...]:
-    """Write rows into files of the manifest; (path, rows) of each. Raises DiffSegError."""
+def write_tables(
+    output: Place, rows: Iterable[dict[str, Any]], name: str = "inputs", more: Mapping[str, str] = MappingProxyType({})
+) -> tuple[tuple[str, int], ...]:
+    """Write rows with `id` and `path` into files of the manifest; (path, rows) of each.
+
+    `name`: of the files. `more`: further columns, and their Arrow types. Raises DiffSegError.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    schema = pa.schema({"id": "string", "path": "string", **more}.items())
     tables: list[tuple[str, int]] = []
     writer: Any = None
     waiting: list[dict[str, Any]] = []
@@ -189,14 +196,14 @@ def write_tables(output: Place, rows: Iterable[dict[str, Any]]) -> tuple[tuple[s
         nonlocal writer, place
         if not waiting:
             return
-        table = pa.Table.from_pylist(waiting)
+        table = pa.Table.from_pylist(waiting, schema=schema)
         if writer is None:
-            place = output / f"{FOLDER}/inputs-{len(tables):05d}.parquet"
+            place = output / f"{FOLDER}/{name}-{len(tables):05d}.parquet"
             if place.is_local:
                 place.system.create_dir(place.path.rpartition("/")[0], recursive=True)
             writer = pq.ParquetWriter(place.path, table.schema, filesystem=place.system, compression="zstd")
             tables.append((place.text, 0))
-        writer.write_table(table.cast(writer.schema))
+        writer.write_table(table)
         tables[-1] = (place.text, tables[-1][1] + len(waiting))
         waiting.clear()
         if tables[-1][1] >= TABLE_ROWS:
