@@ -69,7 +69,7 @@ def main(
     refine: Annotated[str, typer.Option(metavar="WORDS", help="As of diffseg segment.")] = "none",
     min_area: Annotated[float, typer.Option(metavar="A", help="As of diffseg segment.")] = 0,
     device: Annotated[
-        str | None, typer.Option(metavar="auto|cpu|cuda", help="Of the workers; with GPUs cuda, else cpu.")
+        str | None, typer.Option(metavar="auto|cpu|cuda", help="Of the workers; with GPUs cuda, else auto.")
     ] = None,
     backend: Annotated[str | None, typer.Option(metavar="NAME", help="As of diffseg segment.")] = None,
     precision: Annotated[str | None, typer.Option(metavar="fp32|bf16", help="As of diffseg segment.")] = None,
@@ -109,7 +109,7 @@ def main(
         if max_pixels is not None:
             set_most_pixels(max_pixels)
         options: dict[str, Any] = {
-            "device": device or ("cuda" if gpus_per_worker else "cpu"),
+            "device": device or ("cuda" if gpus_per_worker else "auto"),
             "backend": backend,
             "thresholds": "auto" if threshold == "auto" else numbers_of(threshold, "--threshold"),
             "grid": grid,

@@ -8,11 +8,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
+from runtime.bulk.places import Place
 from runtime.errors import DiffSegError, as_one_line
+from runtime.frames.source import Source
+from runtime.frames.still import Still
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from runtime.segmenter import Segmenter
-    from runtime.stream.frame import Job, Place
+    from runtime.stream.frame import Job
+    from runtime.stream.frame import Place as Written
 
 Row = Mapping[str, Any]
 IMAGE_KEYS = ("frame", "bytes", "path")
@@ -82,9 +89,11 @@ class SegmentBatch:
         count = len(next(iter(columns.values()), ()))
         rows = [{name: values[number] for name, values in columns.items()} for number in range(count)]
         found = list(self.rows(check_rows(rows, columns)))
-        return {name: [row.get(name) for row in found] for name, _, _ in COLUMNS}
+        return {name: [row[name] for row in found] for name, _, _ in COLUMNS}
 
-    def rows(self, rows: Iterable[Row], places: Callable[[Row], list[Place]] | None = None) -> Iterator[dict[str, Any]]:
+    def rows(
+        self, rows: Iterable[Row], places: Callable[[Row], list[Written]] | None = None
+    ) -> Iterator[dict[str, Any]]:
         """Segment any number of rows, one after the other in their order; few are in memory at a time.
 
         A row may also have what a task before has made of it: `resized` (uint8 at the engine's size) with `height` and
@@ -180,40 +189,36 @@ def _job(row: Row) -> Job:
         return Job(error=as_one_line(error, str(row.get("id", "this row"))))
 
 
-class Image:
-    """An encoded picture that is decoded later: of a row with `bytes` or `path`."""
+class Image(Still):
+    """An encoded picture that is decoded later: of a row with `bytes` or `path`, which may be a URI."""
 
     def __init__(self, row: Row) -> None:
         """Raises DiffSegError where the row has neither."""
-        data, path = row.get("bytes"), row.get("path")
-        given = row.get("id")
-        if data is None and (path is None or not isinstance(path, (str, Path))):
+        data, path, given = row.get("bytes"), row.get("path"), row.get("id")
+        if data is None and not isinstance(path, (str, Path)):
             raise DiffSegError(f"{given}: expected bytes or a path, found neither")
-        self._path = "" if path is None else str(path)
-        self._name = str(self._path or given)
-        self._data: bytes | None = None if data is None else bytes(data)
+        self._remote: Place | None = None
+        name = Path(str(given if path is None else path))
+        if data is None and "://" in str(path):
+            place = Place.of(str(path))
+            self._remote, name = (None, Path(place.path)) if place.is_local else (place, Path(place.name))
+        super().__init__(Source(name, Path(), data=None if data is None else bytes(data)))
 
     def pixels(self) -> int:
         """How many it will have; a guess where its first bytes do not say; 0 where nothing can be read."""
-        return self._still().pixels()
+        self._fetch()
+        return super().pixels()
 
-    def read(self) -> Any:
+    def read(self) -> NDArray[np.uint8]:
         """The frame, uint8 [H, W, 3] BGR. Raises DiffSegError when it cannot be read."""
-        return self._still().read()
+        self._fetch()
+        return super().read()
 
-    def _still(self) -> Any:
-        from runtime.frames.source import Source
-        from runtime.frames.still import Still
-
-        if self._data is None and "://" in self._path:
-            from runtime.bulk.places import Place
-
-            place = Place.of(self._path)
-            if not place.is_local:
-                self._data, self._name = place.read(), place.name
-            else:
-                self._path = place.path
-        return Still(Source(Path(self._path or self._name), Path(), data=self._data))
+    def _fetch(self) -> None:
+        place, self._remote = self._remote, None
+        if place is not None:
+            # An address, so that the name is not a path; with data it is not opened.
+            super().__init__(Source(Path(), Path(), address=place.name, data=place.read()))
 
 
 def decode(rows: Sequence[Row], size: tuple[int, int] | None, most: int | None = None) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ AHEAD = 4  # lists of images that are decoded for a worker before it asks
 DECODER = 0.5  # processors of a task that decodes
 SPARE = 1.0  # processors that must be left for such tasks
 TRIES = 3  # times that Ray does a shard again whose worker has ended
+IN_TASKS = 64  # tasks that may run or wait at once
 BLOCKS = 10_000  # lists of shards that Ray is given: each has a state of some kilobytes in the driver
 Open = Callable[[], SegmentBatch]
 
@@ -193,6 +194,23 @@ def run_shards(
     )
     for batch in reports.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         yield from batch.to_pylist()
+
+
+def in_tasks(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], resources: Resources) -> Iterator[Any]:
+    """What a function gives for each call, in their order; some run ahead, in tasks of Ray. Raises DiffSegError."""
+    import ray
+    from ray.exceptions import RayError
+
+    task = ray.remote(num_cpus=DECODER, max_retries=TRIES)(function)
+    waiting: deque[Any] = deque()
+    for arguments in [*calls, *[None] * IN_TASKS]:
+        if arguments is not None:
+            waiting.append(task.remote(*arguments))
+        if waiting and (arguments is None or len(waiting) > IN_TASKS):
+            try:
+                yield ray.get(waiting.popleft())
+            except RayError as error:
+                raise DiffSegError(f"a task of {function.__name__} ended ({_cause(error)}); start again") from None
 
 
 class ShardWorker:

@@ -131,7 +131,8 @@ class Place:
                 )
         if isinstance(error, FileNotFoundError) or number == errno.ENOENT:
             return DiffSegError(f"{self.name}: no such file or folder{remedy}")
-        reason = error.strerror if self.is_local and getattr(error, "strerror", None) else first_line(error)
+        said = getattr(error, "strerror", None) if self.is_local else None
+        reason = str(said or first_line(error))
         return DiffSegError(f"{self.name}: cannot be {done} ({reason}){remedy}")
 
     def check_writable(self) -> None:

@@ -103,7 +103,7 @@ def as_result(row: Mapping[str, Any]) -> Result | DiffSegError:
     if row.get("error") is not None:
         return DiffSegError(str(row["error"]))
     labels = labels_of(row)
-    identities = None if row.get("frame") is None else np.array(row["labels"], np.int32)
+    identities = None if row.get("frame") is None else np.sort(np.array(row["labels"], np.int32))
     return Result(labels, int(row["count"]), {"total": float(row["milliseconds"] or 0)}, identities=identities)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,9 +24,13 @@ from runtime.bulk.manifest import (
 )
 from runtime.bulk.places import Place, hidden
 from runtime.bulk.progress import Progress
+from runtime.bulk.shard import do_shard
 from runtime.errors import DiffSegError
 
 SUMMARY = "summary.json"
+Say = Callable[[str], None]
+Work = Callable[..., dict[str, Any]]
+Reports = Generator[dict[str, Any], None, None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +70,10 @@ class Request:
         }
 
 
-def run_job(request: Request, open_batch: Open, say: Any) -> dict[str, Any]:
+def run_job(request: Request, open_batch: Open, say: Say, work: Work = do_shard) -> dict[str, Any]:
     """Do a job, or what is left of it; its summary, which is also written as `summary.json` into the output.
 
-    `open_batch`: opens a worker's engine. `say`: takes a line for people.
+    `open_batch`: opens a worker's engine. `say`: takes a line for people. `work`: what is done to a shard of pictures.
     Raises DiffSegError where it cannot begin. A job that stops early has `stopped`, the reason, in its summary.
     """
     output = Place.of(request.output)
@@ -83,12 +88,12 @@ def run_job(request: Request, open_batch: Open, say: Any) -> dict[str, Any]:
             check_settings(old, found["engine"], found["made"], found["settings"], output)
         else:
             if job.kind == CLIPS:
-                from runtime.bulk.clips import cut_all
+                from runtime.bulk.cutting import cut_all
 
-                job = cut_all(job, output, request, say)
+                job = cut_all(job, output, request.resources, request.most_pixels, say)
             job = replace(job, engine=found["engine"], settings=found["made"], made=found["settings"])
             job.write(output)
-        return _run(request, job, output, open_batch, say)
+        return _run(request, job, output, functools.partial(_reports, request, job, output, open_batch, work))
 
 
 def plan(request: Request, output: Place) -> Job:
@@ -107,7 +112,7 @@ def plan(request: Request, output: Place) -> Job:
     return Job(request.asked, kind, tables, columns, length, save=request.save, clips=request.clips)
 
 
-def _run(request: Request, job: Job, output: Place, open_batch: Open, say: Any) -> dict[str, Any]:
+def _run(request: Request, job: Job, output: Place, begin: Callable[[list[int]], Reports]) -> dict[str, Any]:
     before = finished_shards(job, output)
     left = [shard for shard in range(job.shards) if shard not in before]
     word = "images" if job.clips is None else "frames"
@@ -116,13 +121,14 @@ def _run(request: Request, job: Job, output: Place, open_batch: Open, say: Any) 
     with Progress(job, before, word) as progress:
         if before:
             progress.say(f"{len(before)} of {job.shards} shards were finished before")
-        say = progress.say
+        if request.most_errors is not None and progress.all_errors > request.most_errors:
+            return _write_summary(progress, job, output, _too_many(progress.all_errors, request.most_errors))
         try:
-            with contextlib.closing(_reports(request, job, output, left, open_batch, say)) as reports:
+            with contextlib.closing(begin(left)) as reports:
                 for report in reports:
                     if report["failed"] is not None:
                         failed[report["shard"]] = report["failed"]
-                        say(f"error: {report['failed']}")
+                        progress.say(f"error: {report['failed']}")
                         if report["full"] or len(failed) > request.resources.workers:
                             stopped = report["failed"]
                             break
@@ -144,20 +150,15 @@ def _run(request: Request, job: Job, output: Place, open_batch: Open, say: Any) 
         return _write_summary(progress, job, output, stopped)
 
 
-def _reports(request: Request, job: Job, output: Place, left: Sequence[int], open_batch: Open, say: Any) -> Any:
-    if request.most_errors is not None:
-        errors = sum(one.errors for one in finished_shards(job, output).values())
-        if errors > request.most_errors:
-            yield {"shard": -1, "failed": _too_many(errors, request.most_errors), "full": True}
-            return
+def _reports(request: Request, job: Job, output: Place, open_batch: Open, work: Work, left: Sequence[int]) -> Reports:
     if not left:
         return
     if job.clips is not None:
         from runtime.bulk.clips import run_clips
 
-        yield from run_clips(request, job, output, left, open_batch)
-        return
-    yield from run_shards(left, request.resources, output.text, open_batch, most=request.most_pixels)
+        yield from run_clips(job, output, left, request.resources, open_batch, request.most_pixels)
+    else:
+        yield from run_shards(left, request.resources, output.text, open_batch, work, most=request.most_pixels)
 
 
 def _too_many(found: int, most: int) -> str:

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -51,14 +51,8 @@ def do_shard(
     place = output / shard_name(shard)
     before = read_about(place) if place.exists() else None
     if before is not None and before.get("job") == job.key:
-        # A worker that was killed between this file and its report.
-        return _report(shard, Finished(before["rows"], before["errors"], before["segments"]), begun, [])
-    if (segment.engine, segment.made) != (job.engine, job.settings):
-        raise DiffSegError(
-            f"a worker's engine or settings are not the job's: expected settings {job.settings}, found {segment.made} "
-            f"({segment.settings.get('backend')}, {segment.settings.get('device')}, version "
-            f"{segment.settings.get('version')}); give all workers the same machine, packages and engine file"
-        )
+        return report_of(shard, before, begun, [])  # a worker was killed between this file and its report
+    check_made(job, segment)
     with _files(job, output, shard) as files:
         images = images_of(job, shard)
         whole = files is not None and files.needs_frames
@@ -75,11 +69,25 @@ def write_shard(job: Job, output: Place, shard: int, rows: list[dict[str, Any]],
     failed = [str(row["error"]) for row in rows if row["error"] is not None]
     finished = Finished(len(rows), len(failed), sum(row["count"] or 0 for row in rows))
     (output / shard_name(shard)).write(encode_shard(rows, job.about(shard, finished)))
-    return _report(shard, finished, begun, failed[:TOLD])
+    return report_of(shard, finished._asdict(), begun, failed[:TOLD])
 
 
-def _report(shard: int, finished: Finished, begun: float, told: list[str]) -> dict[str, Any]:
-    return {"shard": shard, **finished._asdict(), "seconds": time.perf_counter() - begun, "told": told}
+def report_of(shard: int, found: Mapping[str, Any], begun: float, told: list[str]) -> dict[str, Any]:
+    """What `do_shard` returns; `found` has its counts."""
+    counts = {name: found[name] for name in Finished._fields}
+    return {"shard": shard, **counts, "seconds": time.perf_counter() - begun, "told": told}
+
+
+def check_made(job: Job, segment: SegmentBatch) -> None:
+    """Raise DiffSegError where a worker's engine or settings are not the job's."""
+    if (segment.engine, segment.made) == (job.engine, job.settings):
+        return
+    found = segment.settings
+    raise DiffSegError(
+        f"a worker's engine or settings are not the job's: expected settings {job.settings}, found {segment.made} "
+        f"({found.get('backend')}, {found.get('device')}, version {found.get('version')}); give all workers the same "
+        "machine, packages and engine file"
+    )
 
 
 def _pieces(rows: Iterable[dict[str, Any]], length: int) -> Pieces:
