@@ -7,9 +7,11 @@ import math
 import os
 import socket
 import sys
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from runtime.bulk.batch import SegmentBatch, decode
@@ -77,7 +79,8 @@ def cluster(resources: Resources, say: Callable[[str], None]) -> Iterator[None]:
         ) from None
     try:
         if context.dashboard_url:
-            say(f"Ray's dashboard: http://{context.dashboard_url}")
+            token = Path.home() / ".ray" / "auth_token"
+            say(f"Ray's dashboard: http://{context.dashboard_url}" + (f" (token in {token})" if token.exists() else ""))
         check_room(resources, [node["Resources"] for node in ray.nodes() if node["Alive"]])
         yield
     finally:
@@ -183,15 +186,17 @@ def run_shards(
     if hasattr(context, "execution_no_progress_timeout_s"):
         context.execution_no_progress_timeout_s = -1  # a shard of a large network on a CPU takes an hour
     rows = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=min(len(shards), BLOCKS))
-    reports = rows.map_batches(
-        ShardWorker,
-        fn_constructor_args=(output, open_batch, work, more),
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=resources.workers, max_tasks_in_flight_per_actor=2),
-        num_cpus=resources.cpus,
-        num_gpus=resources.gpus,
-        ray_remote_args_fn=lambda: {"max_task_retries": TRIES},
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of max_task_retries, which has no other place yet
+        reports = rows.map_batches(
+            ShardWorker,
+            fn_constructor_args=(output, open_batch, work, more),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=resources.workers, max_tasks_in_flight_per_actor=2),
+            num_cpus=resources.cpus,
+            num_gpus=resources.gpus,
+            max_task_retries=TRIES,
+        )
     for batch in reports.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         yield from batch.to_pylist()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import shutil
 import tempfile
 import time
@@ -68,7 +69,8 @@ def write_shard(job: Job, output: Place, shard: int, rows: list[dict[str, Any]],
     """Write a shard's file; see `do_shard`."""
     failed = [str(row["error"]) for row in rows if row["error"] is not None]
     finished = Finished(len(rows), len(failed), sum(row["count"] or 0 for row in rows))
-    (output / shard_name(shard)).write(encode_shard(rows, job.about(shard, finished)))
+    about = job.about(shard, finished) | {"worker": f"{platform.node()}:{os.getpid()}"}
+    (output / shard_name(shard)).write(encode_shard(rows, about))
     return report_of(shard, finished._asdict(), begun, failed[:TOLD])
 
 

@@ -18,7 +18,7 @@ import typer
 
 from runtime.errors import DiffSegError
 from runtime.terminal import check_extra
-from tools.benchmark.bulking import STORE, children_of, environment, run
+from tools.benchmark.bulking import STORE, environment, run
 from tools.benchmark.common import ROOT, in_fresh_process, machine, say
 
 if TYPE_CHECKING:
@@ -52,10 +52,10 @@ def bulk(
     """Do jobs on Ray restart exactly, how do they grow with workers, and what does the driver cost?
 
     restart: 5,000 small images on a cluster of three node processes, with a worker and then the driver killed: every
-    image once, labels as runtime.segment gives them. workers: two workers against one, with a stand-in that sleeps (at
-    least 1.7 times as fast) and with tiny. memory: of the driver for 1,000 and 50,000 rows, at most 300 bytes a row of a
-    list. clips: identities of three clips in parts against those of a serial run, at least 98 % of the pixels.
-    simulation: 1,000,000 rows without images. Exit 1: a bound is missed.
+    image once, labels as runtime.segment gives them. workers: two workers against one, with a stand-in that sleeps
+    (at least 1.7 times as fast) and with tiny. memory: of the driver for 1,000 and 50,000 rows, at most 300 bytes a
+    row of a list. clips: identities of three clips in parts against those of a serial run, at least 98 % of the
+    pixels. simulation: 1,000,000 rows without images. Exit 1: a bound is missed.
     """
     check_extra("bulk")
     measures = {
@@ -87,6 +87,9 @@ def measure_restart(folder: Path, images: int) -> dict[str, Any]:
     """A worker is killed, then the driver; what is there in the end."""
     from ray.cluster_utils import Cluster
 
+    from runtime.bulk.manifest import read_about
+    from runtime.bulk.places import Place
+
     pictures, output = _draw(folder / "in", images), folder / "out"
     node = {"num_cpus": 1, "object_store_memory": STORE // 2, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=node)
@@ -100,9 +103,10 @@ def measure_restart(folder: Path, images: int) -> dict[str, Any]:
         shards = -(-images // 100)
         first = _start(command, folder / "first.log")
         _wait(output, shards // 5, first)
-        workers = children_of(os.getpid(), "ShardWorker")
-        os.kill(workers[0], signal.SIGKILL)
-        say(f"worker {workers[0]} of {workers} killed after {_count(output)} of {shards} shards")
+        last = max(output.glob("shard-*.parquet"), key=lambda path: path.stat().st_mtime)
+        worker = int((read_about(Place.of(str(last))) or {})["worker"].rpartition(":")[2])
+        os.kill(worker, signal.SIGKILL)
+        say(f"worker {worker} killed after {_count(output)} of {shards} shards")
         _wait(output, shards // 2, first)
         first.kill()
         first.wait()

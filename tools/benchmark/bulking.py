@@ -138,28 +138,6 @@ def _most_memory() -> Iterator[list[float]]:
         thread.join()
 
 
-def children_of(pid: int, name: str) -> list[int]:
-    """The processes below a process whose command line contains `name`."""
-    below: dict[int, list[int]] = {}
-    words: dict[int, str] = {}
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdecimal():
-            continue
-        try:
-            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            words[int(entry.name)] = (entry / "cmdline").read_bytes().decode(errors="replace")
-        except (OSError, IndexError):
-            continue
-        below.setdefault(parent, []).append(int(entry.name))
-    found, waiting = [], [pid]
-    while waiting:
-        for child in below.get(waiting.pop(), []):
-            waiting.append(child)
-            if name in words.get(child, ""):
-                found.append(child)
-    return found
-
-
 def environment() -> dict[str, str]:
     """Of a job's process: its workers find these packages."""
     root = str(Path(__file__).parents[2])
