@@ -30,6 +30,7 @@ MOST_BYTES = 300  # of the driver's memory, for each row of a listed input
 NOISE = 4 << 20  # bytes by which two runs of the same job differ
 LEAST_SAME = 0.98  # of a clip's pixels
 FEW, MANY = 1000, 50_000
+SHARDS = 50  # of the restart
 SLEEP = 0.05  # seconds a frame, of the engine's stand-in
 
 
@@ -98,9 +99,9 @@ def measure_restart(folder: Path, images: int) -> dict[str, Any]:
         for _ in range(2):
             cluster.add_node(**node)
         command = [sys.executable, "-m", "runtime.bulk", str(pictures), "--output", str(output), "--json", "--workers"]
-        command += ["2", "--cpus-per-worker", "0.75", "--threads", "1", "--shard-rows", "100"]
+        command += ["2", "--cpus-per-worker", "0.75", "--threads", "1", "--shard-rows", str(images // SHARDS)]
         command += ["--address", cluster.address]
-        shards = -(-images // 100)
+        shards = -(-images // (images // SHARDS))
         first = _start(command, folder / "first.log")
         _wait(output, shards // 5, first)
         last = max(output.glob("shard-*.parquet"), key=lambda path: path.stat().st_mtime)
