@@ -1,7 +1,6 @@
 """A job's manifest and shards: every row once, whatever ends a run, and nothing done twice."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -203,7 +202,7 @@ def test_files_of_a_killed_attempt_are_replaced(pictures, here):
     Path("out/files/shard-0000000/0_labels.png").write_bytes(b"half")
     assert here("in", save=("labels",))["stopped"] is None
     assert cv2.imread("out/files/shard-0000000/0_labels.png", cv2.IMREAD_UNCHANGED) is not None
-    assert sorted(os.listdir("out/files")) == ["shard-0000000"]
+    assert [path.name for path in Path("out/files").iterdir()] == ["shard-0000000"]
 
 
 def test_shards_are_so_many_that_each_worker_gets_some():
