@@ -63,7 +63,8 @@ def cluster(resources: Resources, say: Callable[[str], None]) -> Iterator[None]:
     if resources.address is None:
         # What the machine has does not count: workers and decoders share it as the system sees fit.
         processors = math.ceil(resources.workers * resources.cpus + max(SPARE, DECODER * 2 * resources.workers))
-        options |= {"num_cpus": processors, "include_dashboard": resources.dashboard}
+        # Without this Ray would join any cluster that it finds on the machine.
+        options |= {"address": "local", "num_cpus": processors, "include_dashboard": resources.dashboard}
         if resources.store is not None:
             options["object_store_memory"] = resources.store
     else:

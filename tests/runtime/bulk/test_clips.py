@@ -52,6 +52,7 @@ def test_a_clip_is_cut_at_changes_of_scene_and_at_a_length(clip):
     assert "nowhere.mp4" in lost["error"]
 
 
+@pytest.mark.slow
 def test_parts_of_a_clip_are_joined(clip, here, segment):
     Path("clips/bad.mp4").write_bytes(b"no clip")
     summary = here("clips", clips=(10, 6))
