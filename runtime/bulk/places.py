@@ -21,7 +21,7 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 # Stores in which an object appears when it is whole: what is not needs no temporary name.
 _COMMITS = ("s3", "gcs", "abfs")
 _CREDENTIALS = re.compile(
-    r"ACCESS_DENIED|credential|UNAUTHORIZED|INVALID_ACCESS|SIGNATURE_DOES|Permission|HTTP status 40[13]|ErrorInfo",
+    r"ACCESS_DENIED|credential|UNAUTHORIZED|INVALID_ACCESS|SIGNATURE_DOES|Permission|HTTP status 40[13]|access token|authenticate",
     re.IGNORECASE,
 )
 
@@ -49,6 +49,8 @@ class Place:
             return cls(path, path, _local())
         try:
             system, path = _system_of(text)
+        except OSError as error:
+            raise DiffSegError(f"{hidden(text)}: cannot be reached ({first_line(error)}); {remedy(error)}") from None
         except Exception as error:  # several kinds, by the scheme
             raise DiffSegError(
                 f"{hidden(text)}: expected a path, or a URI such as s3://bucket/folder, gs://bucket/folder or "
@@ -123,18 +125,12 @@ class Place:
         number = getattr(error, "errno", None)
         if done == "written" and (self.is_local or number in (errno.ENOSPC, errno.EDQUOT)):
             return explain(Path(self.path), error, "what was finished is whole")
-        remedy = ""
-        if not self.is_local:
-            remedy = "; check the address and the network"
-            if _CREDENTIALS.search(str(error)):
-                remedy = (
-                    "; check the credentials: of S3 AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role"
-                )
+        advice = "" if self.is_local else f"; {remedy(error)}"
         if isinstance(error, FileNotFoundError) or number == errno.ENOENT:
-            return DiffSegError(f"{self.name}: no such file or folder{remedy}")
+            return DiffSegError(f"{self.name}: no such file or folder{advice}")
         said = getattr(error, "strerror", None) if self.is_local else None
         reason = str(said or first_line(error))
-        return DiffSegError(f"{self.name}: cannot be {done} ({reason}){remedy}")
+        return DiffSegError(f"{self.name}: cannot be {done} ({reason}){advice}")
 
     def check_writable(self) -> None:
         """Raise DiffSegError unless a file can be written below this folder."""
@@ -199,6 +195,13 @@ def hidden(text: str) -> str:
     return re.sub(r"([?&](?:secret_key|access_key|session_token)=)[^&]*", r"\1***", text)
 
 
+def remedy(error: Exception) -> str:
+    """What to look at where a store cannot be used."""
+    if _CREDENTIALS.search(str(error)):
+        return "check the credentials: of S3 AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role"
+    return "check the address and the network"
+
+
 def first_line(error: Exception) -> str:
     """The beginning of an error's message."""
     text = " ".join(str(error).split()) or type(error).__name__
@@ -222,6 +225,9 @@ def _of_root(root: str, query: str) -> Any:
         # A small file is then one request in place of three.
         with contextlib.suppress(pa.ArrowInvalid):  # of an older pyarrow
             return fs.FileSystem.from_uri(f"{root}?{'&'.join(filter(None, (query, 'allow_delayed_open=true')))}")[0]
+    elif "retry_limit_seconds" not in query:
+        # Without credentials Google's library would look for them for a quarter of an hour.
+        query = "&".join(filter(None, (query, "retry_limit_seconds=30")))
     return fs.FileSystem.from_uri(f"{root}?{query}" if query else root)[0]
 
 
