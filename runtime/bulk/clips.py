@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from runtime.bulk.cluster import in_tasks, run_shards
 from runtime.bulk.cutting import Part, frames_of, opened
-from runtime.bulk.manifest import FOLDER, Job, read_about, shard_name
+from runtime.bulk.finished import read_about, shard_name
+from runtime.bulk.manifest import FOLDER, Job
 from runtime.bulk.places import Place
 from runtime.bulk.reader import read_rows
 from runtime.bulk.reading import table_rows

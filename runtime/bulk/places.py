@@ -21,7 +21,8 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 # Stores in which an object appears when it is whole: what is not needs no temporary name.
 _COMMITS = ("s3", "gcs", "abfs")
 _CREDENTIALS = re.compile(
-    r"ACCESS_DENIED|credential|UNAUTHORIZED|INVALID_ACCESS|SIGNATURE_DOES|Permission|HTTP status 40[13]|access token|authenticate",
+    r"ACCESS_DENIED|credential|UNAUTHORIZED|INVALID_ACCESS|SIGNATURE_DOES|Permission|HTTP status 40[13]|"
+    r"access token|authenticate",
     re.IGNORECASE,
 )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from runtime.bulk.manifest import shard_files
+from runtime.bulk.finished import shard_files
 from runtime.bulk.places import Place
 from runtime.bulk.rows import as_result
 from runtime.errors import DiffSegError

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from runtime.bulk.cluster import Open, Resources, cluster, describe, run_shards
+from runtime.bulk.finished import finished_shards
 from runtime.bulk.inputs import CLIPS, PARQUET, TAR, Columns, find
 from runtime.bulk.manifest import (
     FOLDER,
@@ -17,7 +18,6 @@ from runtime.bulk.manifest import (
     check_same,
     check_settings,
     choose_rows,
-    finished_shards,
     list_rows,
     parquet_rows,
     read_job,

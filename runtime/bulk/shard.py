@@ -14,7 +14,8 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from runtime.bulk.batch import SegmentBatch, decode
-from runtime.bulk.manifest import Finished, Job, read_about, shard_name
+from runtime.bulk.finished import read_about, shard_name
+from runtime.bulk.manifest import Finished, Job
 from runtime.bulk.places import Place
 from runtime.bulk.reading import images_of
 from runtime.bulk.rows import encode_shard

@@ -11,6 +11,7 @@ from runtime.stream.contents import content_of_engine
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
     from runtime.stages import Stages
 
 

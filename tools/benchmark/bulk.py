@@ -88,7 +88,7 @@ def measure_restart(folder: Path, images: int) -> dict[str, Any]:
     """A worker is killed, then the driver; what is there in the end."""
     from ray.cluster_utils import Cluster
 
-    from runtime.bulk.manifest import read_about
+    from runtime.bulk.finished import read_about
     from runtime.bulk.places import Place
 
     pictures, output = _draw(folder / "in", images), folder / "out"

@@ -42,7 +42,7 @@ def test_a_cluster_with_room_is_taken():
 def test_an_address_without_a_cluster_is_refused_at_once():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        with pytest.raises(DiffSegError, match="expected a Ray cluster, found none .*; start one with 'ray start"):
+        with pytest.raises(DiffSegError, match=r"expected a Ray cluster, found none .*; start one with 'ray start"):
             check_address(f"127.0.0.1:{free.getsockname()[1]}")
     for text in ("host", "ray://host:10001", "host:port", ""):
         with pytest.raises(DiffSegError, match="--address: expected HOST:PORT"):
@@ -103,7 +103,8 @@ def test_the_command_on_a_cluster_of_its_own(pictures):
 
 @pytest.mark.proof
 def test_the_map_function_in_somebodys_own_pipeline(pictures):
-    ray = pytest.importorskip("ray")
+    pytest.importorskip("ray")
+    import ray
     import ray.data
 
     from runtime.bulk import SegmentBatch

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from runtime.bulk import SegmentBatch, read
-from runtime.bulk.manifest import choose_rows, read_about
+from runtime.bulk.finished import read_about
+from runtime.bulk.manifest import choose_rows
 from runtime.bulk.places import Place
 from runtime.bulk.reader import read_rows
 from runtime.errors import DiffSegError, NoMoreSpace

@@ -11,7 +11,7 @@ import pytest
 
 from runtime.bulk.batch import Image
 from runtime.bulk.inputs import choose_columns, find
-from runtime.bulk.places import Place, hidden
+from runtime.bulk.places import Place, hidden, remedy
 from runtime.bulk.reader import read_rows
 from runtime.errors import DiffSegError
 
@@ -156,6 +156,12 @@ def test_an_output_that_cannot_be_written_is_one_line(pictures, here):
         here("in", output="file/out")
     with pytest.raises(DiffSegError, match="expected a path, or a URI"):
         here("in", output="nothing://bucket")
+
+
+def test_what_a_store_says_names_the_remedy():
+    assert "credentials" in remedy(OSError("AWS Error ACCESS_DENIED during HeadObject operation"))
+    assert "credentials" in remedy(OSError("Could not create a OAuth2 access token"))
+    assert "network" in remedy(OSError("Could not resolve host"))
 
 
 def test_places_keep_their_query_and_hide_their_secrets():
