@@ -18,7 +18,7 @@ import typer
 
 from runtime.errors import DiffSegError
 from runtime.terminal import check_extra
-from tools.benchmark.bulking import STORE, environment, run
+from tools.benchmark.bulking import STORE, draw_clips, draw_pictures, environment, list_of, parquet_of, run
 from tools.benchmark.common import ROOT, in_fresh_process, machine, say
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def measure_restart(folder: Path, images: int) -> dict[str, Any]:
     from runtime.bulk.finished import read_about
     from runtime.bulk.places import Place
 
-    pictures, output = _draw(folder / "in", images), folder / "out"
+    pictures, output = draw_pictures(folder / "in", images), folder / "out"
     node = {"num_cpus": 1, "object_store_memory": STORE // 2, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=node)
     try:
@@ -157,7 +157,7 @@ def _compare(pictures: Path, output: Path, folder: Path, images: int, again: int
 
 def measure_workers(folder: Path) -> dict[str, Any]:
     """Images a second with one and with two workers of one thread."""
-    pictures = _draw(folder / "in", 400)
+    pictures = draw_pictures(folder / "in", 400)
     found: dict[str, Any] = {}
     for engine, sleep in (("labels", SLEEP), ("tiny", 0.0)):
         rates = {}
@@ -179,7 +179,7 @@ def measure_memory(folder: Path) -> dict[str, Any]:
     for kind, bound in (("list", MOST_BYTES * (MANY - FEW)), ("parquet", 0)):
         most = {}
         for count in (FEW, MANY):
-            given = _listed(folder, count) if kind == "list" else _parquet(folder, count)
+            given = list_of(folder, count) if kind == "list" else parquet_of(folder, count)
             # As many shards of both: what Ray holds for a shard is not held for a row.
             done = _run([given], str(folder / f"{kind}-{count}"), 2, "labels", 0.0, count // 50, True)
             most[count] = done["memory"]
@@ -197,7 +197,7 @@ def measure_clips(folder: Path) -> dict[str, Any]:
     from runtime.bulk.reader import read_rows
     from runtime.bulk.rows import labels_of
 
-    clips = _draw_clips(folder / "clips")
+    clips = draw_clips(folder / "clips")
     output = folder / "out"
     done = _run([str(clips)], str(output), 2, "tiny", 0.0, None, False, [80, 40])
     found: dict[str, Any] = {"parts": done["summary"]["shards"]["all"], "frames": done["summary"]["frames"]}
@@ -242,7 +242,7 @@ def measure_simulation(folder: Path, rows: int) -> dict[str, Any]:
     """What a job of many rows costs beside the engine: listing, shards, files, the driver, a restart, reading."""
     import pyarrow.parquet as pq
 
-    given, output = _listed(folder, rows), folder / "out"
+    given, output = list_of(folder, rows), folder / "out"
     first = _run([given], str(output), 2, "labels", 0.0, 1000, True)
     again = _run([given], str(output), 2, "labels", 0.0, 1000, True)
     begun = time.perf_counter()
@@ -297,52 +297,3 @@ def _wait(output: Path, shards: int, process: subprocess.Popen[str]) -> None:
         if process.poll() is not None:
             raise DiffSegError(f"the job ended with {process.returncode} after {_count(output)} shards")
         time.sleep(0.2)
-
-
-def _draw(folder: Path, count: int) -> Path:
-    """Small JPEGs, all different: parts of drawn scenes."""
-    import cv2
-    import numpy as np
-
-    from tools.scenes.draw import draw_scene
-
-    folder.mkdir()
-    scenes = [draw_scene(seed, (240, 320)).frame for seed in range(20)]
-    for number in range(count):
-        top, left = np.random.default_rng(number).integers(0, (112, 160))
-        cv2.imwrite(str(folder / f"{number:05d}.jpg"), scenes[number % 20][top : top + 128, left : left + 160])
-    return folder
-
-
-def _draw_clips(folder: Path) -> Path:
-    """Three clips of moving drawn scenes: two of one scene, one of two."""
-    from runtime.outputs.form import ClipForm
-    from runtime.outputs.movie import VideoSink
-    from tools.benchmark.streams import RATE
-    from tools.scenes.moving import draw_moving_scene
-
-    folder.mkdir()
-    for name, seeds in (("one", (0,)), ("two", (1,)), ("cut", (2, 3))):
-        scenes = [draw_moving_scene(seed, (240, 320), split="test") for seed in seeds]
-        sink = VideoSink(folder / f"{name}.mp4", ClipForm(RATE, 1 / RATE))
-        for number in range(200):
-            scene = scenes[0 if number < 110 else -1]
-            sink.write(number, number / RATE, scene.frame(30 - abs(number % 60 - 30)))
-        sink.close()
-    return folder
-
-
-def _listed(folder: Path, rows: int) -> str:
-    path = folder / f"{rows}.txt"
-    with path.open("w") as file:
-        file.writelines(f"/data/photographs/{number // 1000:05d}/{number:012d}.jpg\n" for number in range(rows))
-    return str(path)
-
-
-def _parquet(folder: Path, rows: int) -> str:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    path = folder / f"{rows}.parquet"
-    pq.write_table(pa.table({"id": [str(n) for n in range(rows)], "bytes": [b"picture"] * rows}), path)
-    return str(path)

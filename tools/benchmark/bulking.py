@@ -142,3 +142,54 @@ def environment() -> dict[str, str]:
     """Of a job's process: its workers find these packages."""
     root = str(Path(__file__).parents[2])
     return {**os.environ, "PYTHONPATH": root, "RAY_DEDUP_LOGS": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+def draw_pictures(folder: Path, count: int) -> Path:
+    """Small JPEGs, all different: parts of drawn scenes."""
+    import cv2
+    import numpy as np
+
+    from tools.scenes.draw import draw_scene
+
+    folder.mkdir()
+    scenes = [draw_scene(seed, (240, 320)).frame for seed in range(20)]
+    for number in range(count):
+        top, left = np.random.default_rng(number).integers(0, (112, 160))
+        cv2.imwrite(str(folder / f"{number:05d}.jpg"), scenes[number % 20][top : top + 128, left : left + 160])
+    return folder
+
+
+def draw_clips(folder: Path) -> Path:
+    """Three clips of moving drawn scenes: two of one scene, one of two."""
+    from runtime.outputs.form import ClipForm
+    from runtime.outputs.movie import VideoSink
+    from tools.benchmark.streams import RATE
+    from tools.scenes.moving import draw_moving_scene
+
+    folder.mkdir()
+    for name, seeds in (("one", (0,)), ("two", (1,)), ("cut", (2, 3))):
+        scenes = [draw_moving_scene(seed, (240, 320), split="test") for seed in seeds]
+        sink = VideoSink(folder / f"{name}.mp4", ClipForm(RATE, 1 / RATE))
+        for number in range(200):
+            scene = scenes[0 if number < 110 else -1]
+            sink.write(number, number / RATE, scene.frame(30 - abs(number % 60 - 30)))
+        sink.close()
+    return folder
+
+
+def list_of(folder: Path, rows: int) -> str:
+    """A list of pictures that do not exist."""
+    path = folder / f"{rows}.txt"
+    with path.open("w") as file:
+        file.writelines(f"/data/photographs/{number // 1000:05d}/{number:012d}.jpg\n" for number in range(rows))
+    return str(path)
+
+
+def parquet_of(folder: Path, rows: int) -> str:
+    """A Parquet file of pictures that are none."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = folder / f"{rows}.parquet"
+    pq.write_table(pa.table({"id": [str(n) for n in range(rows)], "bytes": [b"picture"] * rows}), path)
+    return str(path)
