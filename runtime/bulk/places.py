@@ -42,8 +42,14 @@ class Place:
 
     @classmethod
     def of(cls, text: str) -> Place:
-        """The place that a path or URI names. Raises DiffSegError where there is no file system for it."""
-        from pyarrow import fs
+        """The place that a path or URI names.
+
+        Raises DiffSegError where there is no file system for it, or pyarrow is missing.
+        """
+        try:
+            from pyarrow import fs
+        except ImportError:
+            raise DiffSegError('paths of data sets need pyarrow: pip install "diffseg[bulk]"') from None
 
         if not _SCHEME.match(text):
             path = os.path.abspath(os.path.expanduser(text))  # noqa: PTH100, PTH111 - links stay

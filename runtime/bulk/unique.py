@@ -12,7 +12,7 @@ from runtime.errors import DiffSegError
 from runtime.outputs.journal import key_of
 
 PARTS = 64  # files of hashes; one of them is in memory at a time: 12.5 MB of each 100 million names
-KEPT = 4096  # hashes of a part that wait in memory
+KEPT = 256  # hashes of a part that wait in memory
 NAMED = 1000  # hashes that are looked up again
 
 
