@@ -257,7 +257,7 @@ def _ids(tables: Iterable[tuple[str, int]], column: str) -> Iterator[str]:
     for text, _ in tables:
         place = Place.of(text)
         with place.reading(), place.system.open_input_file(place.path) as file:
-            for batch in pq.ParquetFile(file).iter_batches(GROUP_ROWS, columns=[column]):
+            for batch in pq.ParquetFile(file).iter_batches(GROUP_ROWS, columns=[column], use_threads=False):
                 for value in batch.column(0).to_pylist():
                     if value is None:
                         raise DiffSegError(f"{place.name}: expected an id in each row, found an empty {column}")

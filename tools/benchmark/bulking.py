@@ -191,5 +191,7 @@ def parquet_of(folder: Path, rows: int) -> str:
     import pyarrow.parquet as pq
 
     path = folder / f"{rows}.parquet"
-    pq.write_table(pa.table({"id": [str(n) for n in range(rows)], "bytes": [b"picture"] * rows}), path)
+    pq.write_table(
+        pa.table({"id": [str(n) for n in range(rows)], "bytes": [b"picture"] * rows}), path, row_group_size=1000
+    )
     return str(path)
