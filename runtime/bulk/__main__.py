@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +25,7 @@ from runtime.terminal import (
 )
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-_SPELLED = {"thresholds": "--threshold", "min_area": "--min-area", "refine": "--refine", "grid": "--grid"}
+_SPELLED = {"thresholds": "--threshold"}  # the parameter whose option has another name
 
 
 @app.command()
@@ -68,6 +69,7 @@ def main(
     solver: Annotated[str | None, typer.Option(metavar="NAME", help="As of diffseg segment.")] = None,
     refine: Annotated[str, typer.Option(metavar="WORDS", help="As of diffseg segment.")] = "none",
     min_area: Annotated[float, typer.Option(metavar="A", help="As of diffseg segment.")] = 0,
+    pieces: Annotated[str, typer.Option(metavar="WORD", help="As of diffseg segment.")] = "keep",
     device: Annotated[
         str | None, typer.Option(metavar="auto|cpu|cuda", help="Of the workers; with GPUs cuda, else auto.")
     ] = None,
@@ -116,6 +118,7 @@ def main(
             "solver": solver,
             "refine": refine,
             "min_area": min_area,
+            "pieces": pieces,
             "options": {"precision": precision, "threads": threads or max(1, int(cpus_per_worker))},
         }
         if options["device"].startswith("cuda"):
@@ -140,7 +143,7 @@ def main(
                 dashboard,
             ),
         )
-    with warnings_said(), one_line_errors(), interruptions_raised(), options_named(_SPELLED):
+    with warnings_said(), one_line_errors(), interruptions_raised(), options_named(options_of_command()):
         found = run_job(request, functools.partial(opener, **options), _say)
     if as_json:
         print(json.dumps(found), flush=True)
@@ -148,6 +151,11 @@ def main(
         _say(f"error: stopped: {found['stopped']}")
     _say(_last_line(found))
     raise typer.Exit(0 if found["stopped"] is None else FAILED)
+
+
+def options_of_command() -> dict[str, str]:
+    """The parameter of a message → the option that people typed."""
+    return {name: f"--{name.replace('_', '-')}" for name in signature(main).parameters} | _SPELLED
 
 
 def _last_line(found: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """Ray: what is checked before it starts, and jobs on a cluster that the command starts by itself."""
 
+import functools
 import json
 import os
 import re
@@ -99,6 +100,30 @@ def test_the_command_on_a_cluster_of_its_own(pictures):
     assert again["shards"] == {"all": 3, "before": 3, "now": 0}
     other = bulk(*command, "--threshold", "0.9")
     assert other.returncode == 1 and "has a job with thresholds" in other.stderr and "Traceback" not in other.stderr
+
+
+@pytest.mark.proof
+def test_a_shard_whose_workers_end_again_and_again_does_not_hold_up_the_others(pictures, monkeypatch):
+    pytest.importorskip("ray")
+    from runtime.bulk import SegmentBatch, read
+    from runtime.bulk.run import Request, run_job
+    from runtime.bulk.shard import do_shard
+
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+    def deadly(job, output, shard, *more, **options):
+        if shard == 1:
+            os._exit(1)
+        return do_shard(job, output, shard, *more, **options)
+
+    opened = functools.partial(SegmentBatch, device="cpu", options={"threads": 1})
+    there = Resources(2, 0.5, store=100 << 20, dashboard=False)
+    request = Request(["in"], "out", shard_rows=1, resources=there)
+    summary = run_job(request, opened, print, deadly)
+    assert "1 shards were not finished, for their workers ended again and again" in summary["stopped"]
+    assert summary["shards"] == {"all": 5, "before": 0, "now": 4} and len(dict(read("out"))) == 4
+    again = run_job(request, opened, print)
+    assert (again["stopped"], again["shards"]["now"], len(dict(read("out")))) == (None, 1, 5)
 
 
 @pytest.mark.proof
