@@ -155,7 +155,12 @@ def check_rows(rows: Any, columns: Mapping[str, Any] | None = None) -> Sequence[
         raise DiffSegError(
             f"batch: expected a column frame, bytes or path with the images, found {', '.join(map(str, names))}"
         )
-    return rows
+    # pandas has NaN where a row has no text.
+    return [{name: None if _is_nan(value) else value for name, value in row.items()} for row in rows]
+
+
+def _is_nan(value: object) -> bool:
+    return isinstance(value, float) and value != value
 
 
 def check_harmless(error: DiffSegError) -> None:

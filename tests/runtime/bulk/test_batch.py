@@ -61,6 +61,7 @@ def test_what_cannot_be_read_is_a_row_with_its_reason(pictures, segment):
         {"id": "gone", "path": "gone.png"},
         {"id": "none", "path": None},
     ]
+    assert segment([{**good, "bytes": float("nan"), "frame": None}])[0]["error"] is None  # as pandas gives it
     found = segment(given)
     assert [row["error"] is None for row in found] == [True, False, False, False]
     assert "no such file" in found[2]["error"] and "expected bytes or a path" in found[3]["error"]
