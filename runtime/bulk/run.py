@@ -28,6 +28,7 @@ from runtime.bulk.shard import do_shard
 from runtime.errors import DiffSegError
 
 SUMMARY = "summary.json"
+MOST_FAILED = 10  # shards: more say that something is wrong with all of them
 Say = Callable[[str], None]
 Work = Callable[..., dict[str, Any]]
 Reports = Generator[dict[str, Any], None, None]
@@ -129,7 +130,7 @@ def _run(request: Request, job: Job, output: Place, begin: Callable[[list[int]],
                     if report["failed"] is not None:
                         failed[report["shard"]] = report["failed"]
                         progress.say(f"error: {report['failed']}")
-                        if report["full"] or len(failed) > request.resources.workers:
+                        if report["full"] or len(failed) > MOST_FAILED:
                             stopped = report["failed"]
                             break
                         continue

@@ -10,10 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from runtime.bulk.batch import Image
+from runtime.bulk.cutting import cut_clip
 from runtime.bulk.inputs import choose_columns, find
 from runtime.bulk.places import Place, hidden, remedy
 from runtime.bulk.reader import read_rows
 from runtime.errors import DiffSegError
+from tests.runtime.clips import write_clip
 
 
 def ids(*inputs, clips=False, output="out"):
@@ -205,5 +207,9 @@ def test_a_store_is_read_and_written(pictures, here, store, monkeypatch):
         assert len(list(read_rows(output))) == 5
         assert (Place.of(output) / "files/shard-0000002/set #1/4_labels.png").exists()
         Place.of(output).system.delete_dir("photos/out")
+    pytest.importorskip("av")
+    write_clip("a.mp4")
+    (folder / "a.mp4").write(Path("a.mp4").read_bytes())
+    assert [part["stop"] for part in cut_clip("a", (folder / "a.mp4").text, 5, 2)] == [5, 10, 12]
     with pytest.raises(DiffSegError, match=r"s3://nobody/in\?.*: (no such file or folder|cannot be read)"):
         here(f"s3://nobody/in?{store}")
