@@ -13,6 +13,7 @@ from runtime.errors import DiffSegError
 if TYPE_CHECKING:
     from runtime.bulk.manifest import Job
 
+AHEAD = 8 << 20  # bytes of an archive that are read together
 AT_ONCE = 32  # rows of a table that are read together: encoded pictures among them
 
 
@@ -90,7 +91,8 @@ def _members(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
     place = Place.of(row["path"])
     seen: set[str] = set()
     try:
-        with place.reading(), place.system.open_input_stream(place.path, compression=None) as file:
+        stream = {"compression": None, "buffer_size": AHEAD}  # a store is asked once for so many bytes
+        with place.reading(), place.system.open_input_stream(place.path, **stream) as file:
             try:
                 with tarfile.open(fileobj=file, mode="r|*") as archive:
                     for member in archive:
