@@ -100,7 +100,7 @@ def main(
         check_extra("bulk")
         from runtime.bulk.batch import SegmentBatch
         from runtime.frames.limits import set_most_pixels
-        from runtime.options import numbers_of
+        from runtime.options import read_numbers
         from runtime.outputs.registry import parse_kinds
 
         kinds = tuple(parse_kinds(save))
@@ -113,7 +113,7 @@ def main(
         options: dict[str, Any] = {
             "device": device or ("cuda" if gpus_per_worker else "auto"),
             "backend": backend,
-            "thresholds": "auto" if threshold == "auto" else numbers_of(threshold, "--threshold"),
+            "thresholds": "auto" if threshold == "auto" else read_numbers(threshold, "--threshold", ", or auto"),
             "grid": grid,
             "solver": solver,
             "refine": refine,
