@@ -19,6 +19,7 @@ COMMANDS = {
     "segment": Command("runtime.segment", "cpu", "Segment images and clips."),
     "export": Command("export.__main__", "export", "Export a Stable Diffusion model to an engine file."),
     "serve": Command("runtime.serve.__main__", "serve", "Answer HTTP requests with segments, and show a page."),
+    "bulk": Command("runtime.bulk.__main__", "bulk", "Segment a data set on the machines of a Ray cluster."),
     "triton": Command("runtime.hosts.triton.__main__", "cpu", "Write an engine as a model for Triton's server."),
     "engine": Command("runtime.hosts.engine.__main__", "cpu", "Make engines for C++, DeepStream and other programs."),
     "page": Command("runtime.page.__main__", "cpu", "Write a static site that segments in the browser alone."),

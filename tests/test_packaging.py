@@ -184,6 +184,7 @@ NEEDS = {
     "runtime.segment clip.avi": "av scipy",
     "runtime.segment photo.png --save coco": "pycocotools",
     "runtime.serve --port 0": "fastapi uvicorn python_multipart websockets prometheus_client",
+    "runtime.bulk photos --output new": "ray pyarrow pycocotools",
     "export ./pipeline --output new": "torch diffusers transformers safetensors onnx onnxscript onnx_ir onnxruntime "
     "scipy huggingface_hub",
     "export list ./pipeline": "torch diffusers transformers safetensors huggingface_hub",

@@ -41,7 +41,7 @@ class Job:
         source: the photograph, or the clip it is of.
         still: gives the frame, where it is not there yet.
         turn: its place in the stream. `room`: pixels it takes up in memory.
-        frame: uint8 [H, W, 3] BGR.
+        frame: uint8 [H, W, 3] BGR. `resized`: at the engine's size, where that is known before.
         number: of the frame in its clip. `time`: in seconds.
         places: where it is written.
         stages: how it is segmented, where not as the others of its stream: with other stages on the same engine.

@@ -129,7 +129,7 @@ class Stream:
 
     def _resize(self, job: Job) -> None:
         if self._continuity is None:
-            job.resized = self._stages.resize(_frame(job))
+            job.resized = self._stages.resize(_frame(job)) if job.resized is None else job.resized
         else:
             job.fate, job.resized = self._continuity.decide(_frame(job))
         job.size = (_frame(job).shape[0], _frame(job).shape[1])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import threading
@@ -13,14 +12,14 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import IO, TYPE_CHECKING, Any
 
-from runtime import __version__
 from runtime.errors import DiffSegError
 from runtime.frames.still import Still
 from runtime.merge.threads import usable_cores
 from runtime.outputs.journal import INDEX, Journal, entries, key_of, scan
 from runtime.outputs.registry import listings
 from runtime.outputs.sinks import Sink
-from runtime.stream.contents import HashedStill, content_of, content_of_engine
+from runtime.stream.contents import HashedStill, content_of
+from runtime.stream.made import engine_of, how_made
 
 if TYPE_CHECKING:
     from fractions import Fraction
@@ -204,25 +203,18 @@ class Ledger:
         self._journal.add(json.dumps(line, separators=(",", ":")).encode() + b"\n")
 
     @cached_property
-    def _made(self) -> dict[str, object]:
-        engine = self._stages[0].route.engine
-        return {
-            "version": __version__,
-            "engine": content_of_engine(engine.path) if hasattr(engine, "path") else "",
-            "backend": type(engine).__name__,
-            "device": engine.device.partition(":")[0],
-            "precision": getattr(engine, "precision", None),
-        }
+    def _engine(self) -> dict[str, object]:
+        return engine_of(self._stages[0])
 
     @cached_property
     def _photographs(self) -> str:
-        return _hash_of({**self._made, **_settings(self._stages[0]), "levels": self._levels})
+        return how_made(self._engine, self._stages[0], levels=self._levels)
 
     @cached_property
     def _clips(self) -> str:
         options = {field.name: getattr(self._options, field.name) for field in fields(self._options)}
         kept = {name: str(value) for name, value in options.items() if name not in _SHOWN_ONLY}
-        return _hash_of({**self._made, **_settings(self._stages[1]), "clips": kept})
+        return how_made(self._engine, self._stages[1], clips=kept)
 
 
 class _Mark(Sink):
@@ -245,16 +237,6 @@ class _Mark(Sink):
 
     def close(self) -> None:
         """Nothing is left to do."""
-
-
-def _settings(stages: Stages) -> dict[str, object]:
-    """All but the engine's path: an engine may be moved."""
-    return {name: value for name, value in stages.settings().items() if name != "engine"}
-
-
-def _hash_of(value: object) -> str:
-    text = json.dumps(value, sort_keys=True, default=str)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _extent(path: Path) -> list[int]:

@@ -20,8 +20,9 @@ import numpy as np
 
 from runtime.errors import DiffSegError
 from runtime.labels import count_pixels
+from runtime.track.match import LOST_LIKE, check_scipy, match
 from runtime.track.motion import MotionEstimator
-from runtime.track.tracks import Sighting, Track, divergence, sightings
+from runtime.track.tracks import Sighting, Track, sightings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
     from runtime.result import Result
     from runtime.track.motion import Motion
 
-LEAST_OVERLAP = 0.1  # intersection over union that is enough for a match
-LIKE, LIKE_OVERLAP = 0.7, 0.02  # exp(−D) of proposals and overlap that together are enough for a match
-LOST_LIKE, LOST_WEIGHT = 0.5, 0.1  # likeness at which an identity reappears; its weight beside matches in sight
 YOUNG = 12  # frames during which a new identity may still be recognised as an earlier one
 SMALLEST_AREA = 0.001  # of the frame; identities below it count as out of sight
 NUMBERS = 1 << 16  # identities that fit into a label picture of 16 bits
@@ -78,16 +76,10 @@ class Tracker:
 
     def __init__(self, config: TrackerConfig | None = None) -> None:
         """Needs the extra `video`. Raises DiffSegError where it is missing, or `config` is something else."""
-        try:
-            from scipy.optimize import linear_sum_assignment
-        except ImportError:
-            raise DiffSegError(
-                'identities need scipy: pip install "diffseg[video]", or go without them by --temporal off'
-            ) from None
+        check_scipy()
         if not isinstance(config, TrackerConfig | None):
             raise DiffSegError(f"temporal: expected True, False or a TrackerConfig, found {config!r}")
         self.config = config or TrackerConfig()
-        self._assign = linear_sum_assignment
         self._estimator = MotionEstimator(self.config.side)
         self._tracks: list[Track] = []
         self._size: tuple[int, int] | None = None
@@ -172,7 +164,7 @@ class Tracker:
         for track in self._tracks:
             track.move(motion)
         memory = self.config.memory * motion.trust
-        pairs = self._match(found)
+        pairs = match(self._tracks, found)
         for track in self._tracks:
             if track.mask is not None:
                 track.mask = track.mask * memory
@@ -208,29 +200,6 @@ class Tracker:
             self._retire([track])
             track.number, track.velocity = lost[index].number, lost[index].velocity
             self._tracks.remove(lost[index])
-
-    def _match(self, found: list[Sighting]) -> list[Track | None]:
-        """The track of everything found, where it has one: one optimal assignment, by overlap and likeness together.
-
-        An identity out of sight has no overlap; it is taken where a segment is left over that resembles it.
-        """
-        nothing = np.zeros_like(found[0].mask)
-        masks = np.stack([(nothing if track.mask is None else track.mask).ravel() for track in self._tracks])
-        new = np.stack([sighting.mask.ravel() for sighting in found])
-        common = masks @ new.T
-        overlap = common / np.maximum(masks.sum(axis=1)[:, None] + new.sum(axis=1) - common, 1e-6)
-        likeness = np.exp(-divergence([t.proposal for t in self._tracks], [sighting.proposal for sighting in found]))
-        sure = (overlap > LEAST_OVERLAP) | ((likeness > LIKE) & (overlap > LIKE_OVERLAP))
-        gain = np.where(sure, overlap + likeness, 0)
-        for row, track in zip(gain, self._tracks, strict=True):
-            if track.mask is None:
-                back = np.array([track.resembles(sighting) for sighting in found])
-                row[:] = np.where(back > LOST_LIKE, LOST_WEIGHT * back, 0)
-        pairs: list[Track | None] = [None] * len(found)
-        for track, segment in zip(*self._assign(gain, maximize=True), strict=True):
-            if gain[track, segment] > 0:
-                pairs[segment] = self._tracks[track]
-        return pairs
 
     def _show(self, result: Result, started: float) -> Result:
         """The result with identities for labels: the largest mask wins, at the frame's own size."""
