@@ -28,14 +28,14 @@ ARG EXTRAS=cpu,serve,video
 # hadolint ignore=DL3013
 RUN pip install ".[$EXTRAS]" \
     && pip uninstall --yes opencv-python \
-    && pip install "opencv-python-headless>=4.12"
+    && pip install "opencv-python-headless>=4.13"
 
 FROM source AS install-cuda
 ARG EXTRAS=gpu,serve,video
 # hadolint ignore=DL3013
 RUN pip install ".[$EXTRAS]" \
     && pip uninstall --yes opencv-python \
-    && pip install "opencv-python-headless>=4.12"
+    && pip install "opencv-python-headless>=4.13"
 
 # The merge core for GPUs; the compiler does not come with the service.
 FROM source AS core

@@ -28,9 +28,10 @@ from tests.runtime.hosts.triton.test_repository import write_labels_engine
 
 pytestmark = pytest.mark.proof
 ROOT = Path(__file__).parents[4]
+for package in ("pytriton", "grpc"):  # without grpc tritonclient raises no ImportError
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"needs the package {package}", allow_module_level=True)
 MODULES = [pytest.importorskip(f"tritonclient.{name}") for name in ("http", "grpc")]
-if importlib.util.find_spec("pytriton") is None:
-    pytest.skip("needs the package nvidia-pytriton", allow_module_level=True)
 WHEEL = Path(importlib.util.find_spec("pytriton").origin).parent / "tritonserver"
 
 
