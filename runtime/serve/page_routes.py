@@ -104,12 +104,13 @@ def router(desk: Desk, bodies: Bodies) -> APIRouter:
         else:
             stages = desk.options(options, segmenter)
             attended = picture.shown if form is VIEW_FORM else picture.attended
+            chosen = threshold_of(options)
             if options.refine is not None or options.min_area is not None:
-                attended = attended.seen(refinement=stages.refinement)
+                attended, chosen = attended.seen(refinement=stages.refinement, route=stages.route), None
 
             def work() -> tuple[bytes, int]:
                 with picture.lock:
-                    result = attended.result(threshold_of(options))
+                    result = attended.result(chosen)
                 return form.sink().prepare(frame, result.labels), result.count
 
             answer, count = await desk.aside_of(work, partial(gone, request))
