@@ -14,7 +14,7 @@ from fastapi.staticfiles import StaticFiles
 from runtime import __version__
 from runtime.frames.decode import decode_frame
 from runtime.page.shared import FILES
-from runtime.serve.asked import NAME, gone, job_of, numbers, options_of
+from runtime.serve.asked import NAME, gone, job_of, number, options_of
 from runtime.serve.bodies import picture_in
 from runtime.serve.desk import Options
 from runtime.serve.forms import FORMS, choose
@@ -123,7 +123,7 @@ def router(desk: Desk, bodies: Bodies) -> APIRouter:
         segmenter.stages.route.check_maps("a click")
         desk.options(options, segmenter)
         (height, width), view = picture.frame.shape[:2], picture.view.shape[:2]
-        across, down = (numbers(text, name, "a number of pixels")[0] for name, text in (("x", x), ("y", y)))
+        across, down = (number(text, name, "a number of pixels") for name, text in (("x", x), ("y", y)))
 
         def work() -> dict[str, Any]:
             with picture.lock:

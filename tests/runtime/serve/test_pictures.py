@@ -67,6 +67,8 @@ def test_a_click_gives_outline_area_and_heat(tiny, kept):
         ("/at?x=900&y=1", 400, "expected a pixel"),
         ("/at?x=nan&y=1", 400, "expected a pixel"),
         ("/at?x=a&y=1", 400, "x: expected"),
+        ("/at?x=1,2&y=1", 400, "x: expected a number of pixels, found '1,2'"),
+        ("?min_area=1,2", 400, "min_area: expected"),
         ("/at?x=1&y=1&threshold=0", 400, "threshold: expected"),
     ],
 )
