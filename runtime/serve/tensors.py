@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from runtime.engine.heads import HEADS
 from runtime.options import label_type
 from runtime.serve.settings import Refused
 
@@ -47,16 +48,16 @@ class Asked:
 
 
 def metadata(name: str, spec: EngineSpec, platform: str, config: MergeConfig) -> dict[str, Any]:
-    """What /v2/models/NAME says: inputs and outputs of the engine's contract, with labels for every head."""
+    """What /v2/models/NAME says: uint8 frames, however the engine takes them, and labels for every head."""
     batch = -1  # the service fills up a fixed batch, and divides a larger one
+    inputs = [{"name": "frame", "datatype": "UINT8", "shape": [batch, spec.height, spec.width, 3]}]
+    if HEADS[spec.head].route != "features":  # what is cut has no thresholds
+        inputs.append({"name": "thresholds", "datatype": "FP32", "shape": [len(spec.thresholds)]})
     return {
         "name": name,
         "versions": [VERSION],
         "platform": platform,
-        "inputs": [
-            {"name": "frame", "datatype": "UINT8", "shape": [batch, spec.height, spec.width, 3]},
-            {"name": "thresholds", "datatype": "FP32", "shape": [len(spec.thresholds)]},
-        ],
+        "inputs": inputs,
         "outputs": [
             {"name": "labels", "datatype": label_type(config), "shape": [batch, spec.height, spec.width]},
             {"name": "segments", "datatype": "INT32", "shape": [batch]},

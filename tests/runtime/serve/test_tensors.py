@@ -1,14 +1,17 @@
 """The Open Inference Protocol, asked by Triton's own client; hostile requests by hand."""
 
 import json
+from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
 
+from runtime.pyramid.config import MergeConfig
 from tests.runtime.serve.conftest import Bright, served
 
 client_module = pytest.importorskip("tritonclient.http")
+metadata = pytest.importorskip("runtime.serve.tensors").metadata
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +82,14 @@ def test_an_engine_that_gives_labels(frames):
                 labels[:] = np.unique(labels, return_inverse=True)[1].reshape(labels.shape)
             assert np.array_equal(answer.get_result().as_numpy("labels"), wanted)
         client.close()
+
+
+@pytest.mark.parametrize(("head", "names"), [("labels", ["frame", "thresholds"]), ("features", ["frame"])])
+def test_inputs_are_those_that_the_engine_has_a_use_for(head, names):
+    spec = replace(Bright().spec, head=head, input="float-nchw-rgb")
+    found = metadata("a", spec, "diffseg", MergeConfig(spec.thresholds))["inputs"]
+    assert [each["name"] for each in found] == names
+    assert found[0]["datatype"] == "UINT8"  # the service makes planes of float itself
 
 
 def test_errors_reach_the_client(triton, frames):
