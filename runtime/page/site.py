@@ -78,9 +78,7 @@ def read_engine(path: Path | None) -> Source:
     if spec.frame_input is not frames:
         raise DiffSegError(f"{name} takes {spec.frame_input}; expected {frames}: {remedy}")
     if spec.solver != DEFAULT:
-        raise DiffSegError(
-            f"{name} has the solver {spec.solver}; expected {DEFAULT}, as the page has: {remedy}"
-        )
+        raise DiffSegError(f"{name} has the solver {spec.solver}; expected {DEFAULT}, as the page has: {remedy}")
     if external_data(engine.path) or engine.path.stat().st_size > MOST_ENGINE:
         raise DiffSegError(
             f"{name} is too large for a browser: expected one file of at most {MOST_ENGINE >> 20} MB without weights "
