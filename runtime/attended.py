@@ -108,11 +108,22 @@ class Attended:
             self._last = chosen, replace(found, frame=self.frame)
         return self._last[1]
 
-    def seen(self, frame: NDArray[np.uint8] | None = None, refinement: Refinement | None = None) -> Attended:
-        """The same attention for the same picture at another size, uint8 [H, W, 3] BGR, or refined in another way."""
+    def seen(
+        self,
+        frame: NDArray[np.uint8] | None = None,
+        refinement: Refinement | None = None,
+        route: Route | None = None,
+    ) -> Attended:
+        """The same attention for the same picture at another size, uint8 [H, W, 3] BGR, or refined in another way.
+
+        `route`: whose thresholds and solver to use; its weights and its grid are those of the frame's own.
+        """
         other = copy(self)
         other.frame = self.frame if frame is None else frame
-        other._stages = Stages(self._route, refinement or self._stages.refinement)
+        if route is not None:
+            other._route = copy(self._route)
+            other._route.config, other._route.auto = route.config, route.auto
+        other._stages = Stages(other._route, refinement or self._stages.refinement)
         other._last = None
         return other
 

@@ -113,8 +113,10 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
     try:
         part.write_bytes(data)
         part.replace(path)
-    except BaseException:
+    except BaseException as error:
         part.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename, error.filename2 = str(path), None  # the name that people know
         raise
 
 

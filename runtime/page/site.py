@@ -17,6 +17,8 @@ from runtime.engine.inputs import FRAME_INPUTS
 from runtime.engine.registry import EMBEDDED_NAME, open_engine
 from runtime.errors import DiffSegError
 from runtime.files import OWN_JSON, is_own_output, write_atomically
+from runtime.merge.registry import DEFAULT
+from runtime.options import default_config
 from runtime.page.package import NAME, VERSION, files_of
 from runtime.page.shared import FILES, HEAT, MOST_BYTES, MOST_PIXELS, VIEW
 
@@ -61,7 +63,8 @@ def read_engine(path: Path | None) -> Source:
     engine = open_engine(path, "cpu", "onnxruntime", threads=1)
     spec, name = engine.spec, engine.path.name
     frames = next(iter(FRAME_INPUTS.values()))
-    remedy = rebuild_command(replace(spec, head="attention", precision="fp32", batch=1, input=frames.name), "")
+    usable = replace(spec, head="attention", precision="fp32", batch=1, input=frames.name, solver=DEFAULT)
+    remedy = rebuild_command(usable, "")
     if spec.head != "attention":
         raise DiffSegError(
             f"{name} has the head {spec.head}, but the page merges attention itself; expected the head attention: "
@@ -74,6 +77,8 @@ def read_engine(path: Path | None) -> Source:
         )
     if spec.frame_input is not frames:
         raise DiffSegError(f"{name} takes {spec.frame_input}; expected {frames}: {remedy}")
+    if spec.solver != DEFAULT:
+        raise DiffSegError(f"{name} has the solver {spec.solver}; expected {DEFAULT}, as the page has: {remedy}")
     if external_data(engine.path) or engine.path.stat().st_size > MOST_ENGINE:
         raise DiffSegError(
             f"{name} is too large for a browser: expected one file of at most {MOST_ENGINE >> 20} MB without weights "
@@ -88,7 +93,7 @@ def describe(engine: Source) -> dict[str, Any]:
     from runtime.pyramid.anchors import anchor_queries
     from runtime.pyramid.weights import resolution_ratios
 
-    spec = engine.spec
+    spec, config = engine.spec, default_config(engine.spec)
     grids = [(level.height, level.width) for level in spec.levels]
     return {
         "name": Path(engine.name).stem,
@@ -98,8 +103,8 @@ def describe(engine: Source) -> dict[str, Any]:
         "size": [spec.height, spec.width],
         "outputs": [level.output for level in spec.levels],
         "grids": grids,
-        "ratios": resolution_ratios(spec.weights, grids, [level.layers for level in spec.levels]),
-        "anchors": anchor_queries(grids[0], spec.grid).tolist(),
+        "ratios": resolution_ratios(config.weights, grids, [level.layers for level in spec.levels]),
+        "anchors": anchor_queries(grids[0], config.grid).tolist(),
         "threshold": list(spec.thresholds),
         "auto": True,
         "attention": True,

@@ -96,6 +96,7 @@ def main(
             "thresholds": "--threshold",
             "refine": "--refine",
             "min_area": "--min-area",
+            "threads": "--threads",
         }
         with options_named(names):
             thresholds = thresholds_of(threshold)

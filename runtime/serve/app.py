@@ -132,7 +132,9 @@ async def _of_http(connection: HTTPConnection) -> None:
 async def _refused(request: Request, error: Any) -> Response:
     # Any other DiffSegError says what is wrong with what was sent.
     status, headers = (error.status, error.headers) if isinstance(error, Refused) else (400, None)
-    return JSONResponse({"error": " ".join(str(error).split())}, status, headers)
+    # JSON may name half of a character, which no answer in UTF-8 can repeat.
+    text = " ".join(str(error).split()).encode("utf-8", "replace").decode()
+    return JSONResponse({"error": text}, status, headers)
 
 
 async def _http(request: Request, error: Any) -> Response:

@@ -26,7 +26,7 @@ NAME = "the picture"  # what messages call it
 def options_of(fields: Mapping[str, Any]) -> Options:
     """`threshold`, `refine` and `min_area` of a query or a form. Raises Refused, 400, where one is invalid."""
     area = fields.get("min_area")
-    least = None if area is None else numbers(area, "min_area", "a share of the picture, or pixels from 1")[0]
+    least = None if area is None else number(area, "min_area", "a share of the picture, or pixels from 1")
     try:
         thresholds = thresholds_of(fields.get("threshold"))
     except DiffSegError as error:
@@ -34,10 +34,10 @@ def options_of(fields: Mapping[str, Any]) -> Options:
     return Options(thresholds, fields.get("refine"), least)
 
 
-def numbers(text: Any, name: str, expected: str) -> tuple[float, ...]:
-    """`1.1,0.9` → (1.1, 0.9). Raises Refused, 400."""
+def number(text: Any, name: str, expected: str) -> float:
+    """`0.9` → 0.9. Raises Refused, 400."""
     try:
-        return tuple(float(word) for word in str(text).split(","))
+        return float(text)
     except ValueError:
         raise Refused(400, f"{name}: expected {expected}, found {str(text)[:80]!r}") from None
 

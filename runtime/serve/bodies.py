@@ -154,6 +154,8 @@ async def _form(request: Request, body: bytes) -> tuple[bytes, dict[str, str]]:
             await value.close()
         elif name not in FIELDS:
             raise Refused(400, f"expected the fields {', '.join(FIELDS)} beside the file, found {name[:80]!r}")
+        elif name in fields:
+            raise Refused(400, f"{name}: expected one value, found several in the form")
         else:
             fields[name] = value
     if not data:

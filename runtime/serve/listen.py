@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import signal
 import socket
 import threading
@@ -69,6 +70,7 @@ class Server(uvicorn.Server):
 
 def server(app: Any, settings: Settings) -> Server:
     """A server for the application, not yet started; `run(sockets=[...])` starts it."""
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # the client is told what is wrong with a form
     config = uvicorn.Config(
         app,
         http=_protocol(settings.slowest),

@@ -14,7 +14,7 @@ from fastapi.staticfiles import StaticFiles
 from runtime import __version__
 from runtime.frames.decode import decode_frame
 from runtime.page.shared import FILES
-from runtime.serve.asked import NAME, gone, job_of, numbers, options_of
+from runtime.serve.asked import NAME, gone, job_of, number, options_of
 from runtime.serve.bodies import picture_in
 from runtime.serve.desk import Options
 from runtime.serve.forms import FORMS, choose
@@ -104,12 +104,13 @@ def router(desk: Desk, bodies: Bodies) -> APIRouter:
         else:
             stages = desk.options(options, segmenter)
             attended = picture.shown if form is VIEW_FORM else picture.attended
+            chosen = threshold_of(options)
             if options.refine is not None or options.min_area is not None:
-                attended = attended.seen(refinement=stages.refinement)
+                attended, chosen = attended.seen(refinement=stages.refinement, route=stages.route), None
 
             def work() -> tuple[bytes, int]:
                 with picture.lock:
-                    result = attended.result(threshold_of(options))
+                    result = attended.result(chosen)
                 return form.sink().prepare(frame, result.labels), result.count
 
             answer, count = await desk.aside_of(work, partial(gone, request))
@@ -122,7 +123,7 @@ def router(desk: Desk, bodies: Bodies) -> APIRouter:
         segmenter.stages.route.check_maps("a click")
         desk.options(options, segmenter)
         (height, width), view = picture.frame.shape[:2], picture.view.shape[:2]
-        across, down = (numbers(text, name, "a number of pixels")[0] for name, text in (("x", x), ("y", y)))
+        across, down = (number(text, name, "a number of pixels") for name, text in (("x", x), ("y", y)))
 
         def work() -> dict[str, Any]:
             with picture.lock:

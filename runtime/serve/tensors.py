@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from runtime.engine.heads import HEADS
 from runtime.options import label_type
 from runtime.serve.settings import Refused
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 VERSION = "1"  # of the one model
 LENGTH = "inference-header-content-length"  # the header with the length of the JSON before binary tensors
 MOST_JSON = 16 << 20  # bytes: a list in JSON takes many times as much memory
+MOST_SIDES = 4  # of a tensor
+NOT_OURS = ("shared_memory_region", "classification")  # extensions that change what an answer has
 TYPES = {"UINT8": "<u1", "INT32": "<i4", "FP32": "<f4"}
 
 
@@ -45,16 +48,16 @@ class Asked:
 
 
 def metadata(name: str, spec: EngineSpec, platform: str, config: MergeConfig) -> dict[str, Any]:
-    """What /v2/models/NAME says: inputs and outputs of the engine's contract, with labels for every head."""
+    """What /v2/models/NAME says: uint8 frames, however the engine takes them, and labels for every head."""
     batch = -1  # the service fills up a fixed batch, and divides a larger one
+    inputs = [{"name": "frame", "datatype": "UINT8", "shape": [batch, spec.height, spec.width, 3]}]
+    if HEADS[spec.head].route != "features":  # what is cut has no thresholds
+        inputs.append({"name": "thresholds", "datatype": "FP32", "shape": [len(spec.thresholds)]})
     return {
         "name": name,
         "versions": [VERSION],
         "platform": platform,
-        "inputs": [
-            {"name": "frame", "datatype": "UINT8", "shape": [batch, spec.height, spec.width, 3]},
-            {"name": "thresholds", "datatype": "FP32", "shape": [len(spec.thresholds)]},
-        ],
+        "inputs": inputs,
         "outputs": [
             {"name": "labels", "datatype": label_type(config), "shape": [batch, spec.height, spec.width]},
             {"name": "segments", "datatype": "INT32", "shape": [batch]},
@@ -123,11 +126,14 @@ def _inputs(given: Any, binary: memoryview) -> dict[str, tuple[str, NDArray[Any]
         parameters = one.get("parameters", {})
         if not isinstance(name, str) or name in found:
             raise Refused(400, f"inputs: expected tensors with different names, found {repr(name)[:80]}")
-        if kind not in TYPES:
+        if not isinstance(kind, str) or kind not in TYPES:
             raise Refused(400, f"{name[:80]}: expected a datatype of {', '.join(TYPES)}, found {repr(kind)[:40]}")
         sides: list[Any] = shape if isinstance(shape, list) else [None]
-        if not all(type(side) is int and 0 <= side < 1 << 31 for side in sides):
-            raise Refused(400, f"{name[:80]}: expected a shape of whole numbers, found {repr(shape)[:80]}")
+        if len(sides) > MOST_SIDES or not all(type(side) is int and 0 <= side < 1 << 31 for side in sides):
+            raise Refused(
+                400, f"{name[:80]}: expected a shape of at most {MOST_SIDES} whole numbers, found {repr(shape)[:80]}"
+            )
+        _refuse_extensions(name, parameters)
         size = parameters.get("binary_data_size") if isinstance(parameters, dict) else None
         if size is None:
             values = _listed(name, one.get("data"), kind)
@@ -165,9 +171,17 @@ def _listed(name: str, data: Any, kind: str) -> NDArray[Any]:
             limits = np.iinfo(TYPES[kind])
             if values.size and not limits.min <= int(values.min()) <= int(values.max()) <= limits.max:
                 raise ValueError
-        return values.astype(TYPES[kind]).ravel()
+        with np.errstate(over="ignore"):  # inf is for who reads the values
+            return values.astype(TYPES[kind]).ravel()
     except (ValueError, OverflowError, TypeError, RecursionError):
         raise Refused(400, f"{name[:80]}: expected data, a list of {kind} values, found something else") from None
+
+
+def _refuse_extensions(name: str, parameters: Any) -> None:
+    """Raise Refused where a tensor asks for an extension that would be left out: its client waits for other data."""
+    for word in NOT_OURS:
+        if isinstance(parameters, dict) and word in parameters:
+            raise Refused(400, f"{name[:80]}: expected data in JSON or binary, found {word}; leave it out")
 
 
 def _outputs(data: dict[str, Any], parameters: dict[str, Any]) -> dict[str, bool]:
@@ -182,6 +196,7 @@ def _outputs(data: dict[str, Any], parameters: dict[str, Any]) -> dict[str, bool
         if not isinstance(one, dict) or name not in known:
             raise Refused(400, f"outputs: expected some of {', '.join(known)}, found {repr(name)[:80]}")
         own = one.get("parameters", {})
+        _refuse_extensions(name, own)
         found[name] = own.get("binary_data", default) is True if isinstance(own, dict) else default
     return found
 

@@ -55,7 +55,7 @@ def nvinfer(
         from runtime.options import read_numbers
 
         thresholds = read_numbers(threshold, "--threshold")
-        if output.suffix == ".onnx":
+        if output.suffix.lower() == ".onnx" or output.is_dir():
             raise DiffSegError(
                 f"--output {output}: expected the name of a configuration, such as {output.with_suffix('.txt')}"
             )

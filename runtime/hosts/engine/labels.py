@@ -32,7 +32,7 @@ def write_labels_engine(engine: Path, folder: Path, merge: Path = MERGE, layout:
     """
     spec, shape = read_engine(engine), read_engine(merge)
     if spec.head != "attention":
-        raise DiffSegError(f"{engine}: expected an engine with the head attention, found {spec.head}")
+        raise DiffSegError(f"{engine}: expected an engine with the head attention, found {spec.head}; give such a one")
     for name, expected, found in _differences(shape, spec):
         raise DiffSegError(
             f"{engine}: expected {name} {expected}, as the embedded engine has, found {found}; export the model again "

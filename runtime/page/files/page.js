@@ -224,6 +224,7 @@ export function start(given) {
       $("links").append(link);
     }
     $("auto-label").hidden = !engine.auto;
+    $("threshold").disabled = engine.head === "features"; // what is cut has no threshold
     $("auto").checked = engine.threshold === "auto";
   }).catch(tell);
 }

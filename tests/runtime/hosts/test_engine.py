@@ -317,6 +317,8 @@ def test_what_nvinfer_cannot_run_is_refused(tmp_path):
         ((EMBEDDED, "--output", "x.txt"), 1, "found the head attention"),
         ((planar, "--output", tmp_path / "planar.txt"), 1, "its model would replace the engine"),
         ((planar, "--output", "x.onnx"), 2, "expected the name of a configuration, such as x.txt"),
+        ((planar, "--output", "x.ONNX"), 2, "expected the name of a configuration, such as x.txt"),
+        ((planar, "--output", tmp_path), 2, f"expected the name of a configuration, such as {tmp_path}.txt"),
         ((planar, "--output", "x.txt", "--threshold", "1,2"), 1, "--threshold: expected one, or one for each of 3"),
         ((planar, "--output", "x.txt", "--threshold", "auto"), 2, "--threshold: expected numbers with commas"),
         ((planar, "--output", "x.txt", "--threshold", "0"), 1, "--threshold: expected one finite number above 0"),

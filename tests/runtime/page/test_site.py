@@ -193,6 +193,7 @@ def test_engines_that_a_browser_cannot_use(tarball, quick, tmp_path, monkeypatch
         ({"precision": "fp16"}, "has the precision fp16.*--compact"),
         ({"batch": 4}, "the batch 4"),
         ({"input": "float-nchw-rgb"}, r"takes float32 \[B, 3.*; expected uint8 \[B"),
+        ({"solver": "ncut"}, "has the solver ncut; expected merge.*--head attention(?!.*ncut)"),
     ):
         other = SimpleNamespace(spec=replace(quick, **changes), path=path)
         monkeypatch.setattr(site, "open_engine", lambda *arguments, other=other, **options: other)
@@ -201,3 +202,9 @@ def test_engines_that_a_browser_cannot_use(tarball, quick, tmp_path, monkeypatch
     monkeypatch.setattr(site, "external_data", lambda path: ["weights"])
     assert "too large for a browser" in refused(*arguments, path)
     assert not list((tmp_path / "site").iterdir())
+
+
+def test_anchors_are_no_more_than_the_tokens(quick):
+    finest = quick.levels[0]
+    about = site.describe(site.Source(replace(quick, grid=64), "a.onnx", b""))
+    assert len(about["anchors"]) == min(finest.height, finest.width) ** 2

@@ -94,3 +94,12 @@ def test_the_documentation_lists_the_routes(page, tiny):
     page.goto(f"{tiny.address}/docs")
     page.wait_for_selector("details")
     assert "/v2/models/{model}/infer" in page.inner_text("#api")
+
+
+def test_what_is_cut_has_no_threshold(browser, tiny):
+    with opened(browser, tiny.address) as page:
+        assert page.is_enabled("#threshold")
+        page.route("**/engine", lambda route: route.fulfill(json={**route.fetch().json(), "head": "features"}))
+        page.reload()
+        page.wait_for_selector("#engine:not(:empty)")
+        assert page.is_disabled("#threshold")

@@ -34,6 +34,14 @@ def test_thresholds_are_those_of_a_kept_frame(tiny, kept):
     assert tiny.ask("GET", f"/pictures/{kept}?format=labels&refine=snap&threshold=auto")[0] == 200
 
 
+@pytest.mark.parametrize("query", ["refine=kmeans,snap&threshold=0.4", "refine=ncut"])
+def test_options_of_a_kept_frame_are_those_of_a_picture(tiny, kept, query):
+    _, _, wanted = tiny.ask("POST", f"/segment?{query}", SCENE)
+    status, _, body = tiny.ask("GET", f"/pictures/{kept}?format=labels&{query}")
+    assert status == 200 and np.array_equal(decoded(body), decoded(wanted))
+    assert not np.array_equal(decoded(body), decoded(tiny.ask("GET", f"/pictures/{kept}?format=labels")[2]))
+
+
 def test_a_click_gives_outline_area_and_heat(tiny, kept):
     attended = tiny.segmenter.attend(cv2.imdecode(np.frombuffer(SCENE, np.uint8), 1))
     wanted = attended.at(240, 180)
@@ -59,6 +67,8 @@ def test_a_click_gives_outline_area_and_heat(tiny, kept):
         ("/at?x=900&y=1", 400, "expected a pixel"),
         ("/at?x=nan&y=1", 400, "expected a pixel"),
         ("/at?x=a&y=1", 400, "x: expected"),
+        ("/at?x=1,2&y=1", 400, "x: expected a number of pixels, found '1,2'"),
+        ("?min_area=1,2", 400, "min_area: expected"),
         ("/at?x=1&y=1&threshold=0", 400, "threshold: expected"),
     ],
 )

@@ -130,6 +130,13 @@ BAD = {
     "form without file": ("/segment", form([("threshold", "1")]), MULTIPART, 400, "a form with a file"),
     "form of two files": ("/segment", form([("a", GOOD), ("b", GOOD)]), MULTIPART, 400, "one file"),
     "form's field": ("/segment", form([("a", GOOD), ("x", "1")]), MULTIPART, 400, "found 'x'"),
+    "form's field twice": (
+        "/segment",
+        form([("a", GOOD), ("threshold", "1"), ("threshold", "2")]),
+        MULTIPART,
+        400,
+        "threshold: expected one value",
+    ),
     "form's value": ("/segment", form([("a", GOOD), ("threshold", "x")]), MULTIPART, 400, "threshold: expected"),
     "no form": ("/segment", b"garbage", MULTIPART, 400, "expected a form"),
     "boundary": ("/segment", b"garbage", {"Content-Type": "multipart/form-data"}, 400, "expected a form"),

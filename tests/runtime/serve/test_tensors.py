@@ -1,14 +1,17 @@
 """The Open Inference Protocol, asked by Triton's own client; hostile requests by hand."""
 
 import json
+from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
 
+from runtime.pyramid.config import MergeConfig
 from tests.runtime.serve.conftest import Bright, served
 
 client_module = pytest.importorskip("tritonclient.http")
+metadata = pytest.importorskip("runtime.serve.tensors").metadata
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +84,14 @@ def test_an_engine_that_gives_labels(frames):
         client.close()
 
 
+@pytest.mark.parametrize(("head", "names"), [("labels", ["frame", "thresholds"]), ("features", ["frame"])])
+def test_inputs_are_those_that_the_engine_has_a_use_for(head, names):
+    spec = replace(Bright().spec, head=head, input="float-nchw-rgb")
+    found = metadata("a", spec, "diffseg", MergeConfig(spec.thresholds))["inputs"]
+    assert [each["name"] for each in found] == names
+    assert found[0]["datatype"] == "UINT8"  # the service makes planes of float itself
+
+
 def test_errors_reach_the_client(triton, frames):
     with pytest.raises(client_module.InferenceServerException, match="expected the model 'tiny', found 'x'"):
         triton.infer("x", inputs(frames))
@@ -106,6 +117,16 @@ HOSTILE = {
     "two names": ({"inputs": [{**ONE, "data": [0] * 3072}] * 2}, {}, "different names"),
     "type": ({"inputs": [{**ONE, "datatype": "BYTES"}]}, {}, "expected a datatype"),
     "other type": ({"inputs": [{**ONE, "datatype": "FP32", "data": [0] * 3072}]}, {}, "FP32"),
+    "list as type": ({"inputs": [{**ONE, "datatype": ["UINT8"]}]}, {}, "expected a datatype"),
+    "object as type": ({"inputs": [{**ONE, "datatype": {}}]}, {}, "expected a datatype"),
+    "half a character": ({"inputs": [{**ONE, "name": "\ud800", "datatype": "X"}]}, {}, "?: expected a datatype"),
+    "many sides": ({"inputs": [{**ONE, "shape": [1 << 30] * 2000, "data": [1]}]}, {}, "at most 4 whole numbers"),
+    "shared memory": ({"inputs": [{**ONE, "parameters": {"shared_memory_region": "a"}}]}, {}, "shared_memory_region"),
+    "classes": (
+        {"inputs": [{**ONE, "data": [0] * 3072}], "outputs": [{"name": "labels", "parameters": {"classification": 3}}]},
+        {},
+        "labels: expected data in JSON or binary, found classification",
+    ),
     "no data": ({"inputs": [ONE]}, {}, "expected data"),
     "few data": ({"inputs": [{**ONE, "data": [1, 2]}]}, {}, "expected 3072 values"),
     "ragged": ({"inputs": [{**ONE, "data": [[1], [1, 2]]}]}, {}, "expected data"),
