@@ -144,7 +144,8 @@ def rebuild_command(spec: EngineSpec, options: str) -> str:
         f"--words {shlex.quote(','.join(spec.words))}": bool(spec.words),
     }
     kept = " ".join(option for option, differs in differs_from_default.items() if differs)
-    return f"'python -m export {spec.source} --head {spec.head} {kept} {options} --output engines/NAME'"
+    model = "MODEL" if spec.source == "tiny" else spec.source  # whose model is not shipped
+    return f"'python -m export {model} --head {spec.head} {kept} {options} --output engines/NAME'"
 
 
 def no_words(spec: EngineSpec) -> str:
