@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from runtime.bulk.manifest import Job
 
 AHEAD = 8 << 20  # bytes of an archive that are read together
+MOST_MEMBER = 1 << 30  # bytes of a picture in an archive: a sparse one says any number, in a few bytes
 AT_ONCE = 32  # rows of a table that are read together: encoded pictures among them
 
 
@@ -90,21 +91,27 @@ def _members(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The pictures of a tar archive, in their order, read from its beginning to its end."""
     place = Place.of(row["path"])
     seen: set[str] = set()
+    count = 0
     try:
         stream = {"compression": None, "buffer_size": AHEAD}  # a store is asked once for so many bytes
         with place.reading(), place.system.open_input_stream(place.path, **stream) as file:
             try:
-                with tarfile.open(fileobj=file, mode="r|*") as archive:
+                with tarfile.open(fileobj=file, mode="r|*", tarinfo=_Header) as archive:
                     for member in archive:
                         if not member.isfile() or kind_of(member.name) != PICTURES or _hidden(member.name):
                             continue
                         identity = f"{row['id']}/{member.name}"
                         found = {"id": identity, "path": place.text}
+                        count += 1
                         if member.name in seen:
-                            number = f"{identity}#{len(seen)}"
+                            number = f"{identity}#{count - 1}"
                             yield found | {"id": number, "error": f"{identity}: is in the archive twice"}
                             continue
                         seen.add(member.name)
+                        if member.size > MOST_MEMBER:
+                            what = f"expected a picture of at most {MOST_MEMBER >> 20} MB, found {member.size >> 20} MB"
+                            yield found | {"error": f"{identity}: {what}"}
+                            continue
                         extracted = archive.extractfile(member)
                         assert extracted is not None
                         yield found | {"bytes": extracted.read()}
@@ -113,7 +120,21 @@ def _members(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
                     f"{place.name}: expected a whole tar archive, found one that is damaged or cut short ({error})"
                 ) from None
     except DiffSegError as error:
-        yield {"id": f"{row['id']}#{len(seen)}", "path": place.text, "error": str(error)}
+        yield {"id": f"{row['id']}#{count}", "path": place.text, "error": str(error)}
+
+
+class _Header(tarfile.TarInfo):
+    """The head of a member. tarfile takes a damaged one for the archive's end, and what follows would be lost."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.HeaderError as error:
+            # An archive ends with empty blocks; where these are missing, at the end of the file.
+            if isinstance(error, (tarfile.EOFHeaderError, tarfile.EmptyHeaderError)):
+                raise
+            raise tarfile.ReadError(str(error)) from None
 
 
 def _hidden(name: str) -> bool:

@@ -97,6 +97,27 @@ def test_tar_archives_are_read_from_beginning_to_end(pictures, here):
     assert all("expected a whole tar archive" in error for error in errors.values())
 
 
+def test_damage_within_an_archive_is_told_and_ids_stay_unique(pictures, here, monkeypatch):
+    data = png(pictures)
+    write_tar("same.tar", [("a.png", data)] * 3)
+    write_tar("torn.tar", [("a.png", data), ("b.png", data), ("c.png", data)])
+    torn = bytearray(Path("torn.tar").read_bytes())
+    begin = torn.index(b"b.png")
+    torn[begin : begin + 512] = b"Z" * 512
+    Path("torn.tar").write_bytes(torn)
+    monkeypatch.setattr("runtime.bulk.reading.MOST_MEMBER", len(data))
+    write_tar("large.tar", [("a.png", data + b" "), ("b.png", data)])
+    here("*.tar")
+    errors = {row["id"]: row["error"] for row in read_rows("out")}
+    assert list(errors) == [
+        *("large.tar/a.png", "large.tar/b.png"),
+        *("same.tar/a.png", "same.tar/a.png#1", "same.tar/a.png#2"),
+        *("torn.tar/a.png", "torn.tar#1"),
+    ]
+    assert "expected a picture of at most" in errors["large.tar/a.png"] and errors["large.tar/b.png"] is None
+    assert "expected a whole tar archive" in errors["torn.tar#1"]
+
+
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
