@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -80,7 +81,12 @@ def find(inputs: Sequence[str], *, clips: bool, left_out: Place) -> tuple[str, I
     """
     wanted = {CLIPS} if clips else {PICTURES, PARQUET, TAR}
     several = len(inputs) > 1
-    found = (entry for text in inputs for entry in _below(text, wanted, left_out, several))
+    last = Counter(text.rpartition("/")[2] for text in inputs)
+    found = (
+        entry
+        for text in inputs
+        for entry in _below(text, wanted, left_out, several, last[text.rpartition("/")[2]] > 1)
+    )
     first = next(found)
 
     def checked() -> Iterator[Entry]:
@@ -96,8 +102,8 @@ def find(inputs: Sequence[str], *, clips: bool, left_out: Place) -> tuple[str, I
     return first.kind, checked()
 
 
-def _below(text: str, wanted: set[str], left_out: Place, several: bool) -> Iterator[Entry]:
-    """The files of one INPUT. Raises DiffSegError where there are none."""
+def _below(text: str, wanted: set[str], left_out: Place, several: bool, twice: bool) -> Iterator[Entry]:
+    """The files of one INPUT. `twice`: another one has the same last part. Raises DiffSegError where there are none."""
     if not text:
         raise DiffSegError("an empty INPUT; expected a folder, a glob, a list or a URI")
     pattern = _pattern(text)
@@ -105,7 +111,7 @@ def _below(text: str, wanted: set[str], left_out: Place, several: bool) -> Itera
     if pattern is None and not root.exists():
         raise DiffSegError(f"{root.name}: no such file or folder; check the spelling, and the bucket's region")
     if pattern is None and not root.is_folder():
-        yield from _file(root, wanted)
+        yield from _file(root, wanted, twice)
         return
 
     def is_wanted(name: str) -> bool:
@@ -129,12 +135,12 @@ def _below(text: str, wanted: set[str], left_out: Place, several: bool) -> Itera
         raise DiffSegError(f"{hidden(text)}: expected {kinds}, found none{clips}")
 
 
-def _file(place: Place, wanted: set[str]) -> Iterator[Entry]:
+def _file(place: Place, wanted: set[str], twice: bool) -> Iterator[Entry]:
     """A file that the user named: a list, or a file of any name."""
     kind = kind_of(place.path)
     if kind != LIST:
         kind = kind if kind in wanted else CLIPS if CLIPS in wanted else PICTURES
-        yield Entry(kind, _readable(place.path.rpartition("/")[2]), place)
+        yield Entry(kind, _readable(place.name if twice else place.path.rpartition("/")[2]), place)
         return
     folder = place.path.rpartition("/")[0]
     empty = True

@@ -45,6 +45,9 @@ def _of_table(job: Job, text: str, count: int, numbers: range) -> Iterator[dict[
 
     place = Place.of(text)
     columns = job.columns
+    file_name = _last(text)
+    if sum(_last(other) == file_name for other, _ in job.tables) > 1:
+        file_name = place.name  # part-0.parquet of each folder
     names = [name for name in (columns.id, columns.image) if name is not None]
     with place.reading(), place.system.open_input_file(place.path) as file:
         opened = pq.ParquetFile(file)
@@ -63,18 +66,22 @@ def _of_table(job: Job, text: str, count: int, numbers: range) -> Iterator[dict[
                     first, last = max(numbers.start - at, 0), min(numbers.stop - at, batch.num_rows)
                     if first < last:
                         part = batch.slice(first, last - first).to_pylist()
-                        yield from (_row(job, place, at + first + index, row) for index, row in enumerate(part))
+                        yield from (_row(job, place, file_name, at + first + index, row) for index, row in enumerate(part))
                     at += batch.num_rows
             start = stop
 
 
-def _row(job: Job, place: Place, number: int, row: dict[str, Any]) -> dict[str, Any]:
+def _last(text: str) -> str:
+    """The last part of a path or URI."""
+    return (text.partition("?")[0] if "://" in text else text).rpartition("/")[2]
+
+
+def _row(job: Job, place: Place, file_name: str, number: int, row: dict[str, Any]) -> dict[str, Any]:
     columns = job.columns
     value = row[columns.image]
     if columns.inside is not None:
         value = None if value is None else value[columns.inside]
-    file = place.path.rpartition("/")[2]
-    identity = f"{file}#{number}" if columns.id is None else str(row[columns.id])
+    identity = f"{file_name}#{number}" if columns.id is None else str(row[columns.id])
     if job.clips is not None:
         return {**row, "id": identity, "path": value}
     path = value if columns.is_path else None

@@ -97,6 +97,18 @@ def test_tar_archives_are_read_from_beginning_to_end(pictures, here):
     assert all("expected a whole tar archive" in error for error in errors.values())
 
 
+def test_files_of_one_name_in_several_folders_have_ids_of_their_own(pictures, here):
+    data = png(pictures)
+    for name in ("a", "b"):
+        Path(name).mkdir()
+        Path(f"{name}/x.png").write_bytes(data)
+        pq.write_table(pa.table({"image": [data]}), f"{name}/part-0.parquet")
+    here(["a/x.png", "b/x.png"])
+    assert [row["id"] for row in read_rows("out")] == [str(Path(f"{name}/x.png").absolute()) for name in "ab"]
+    here("**/*.parquet", output="other")
+    assert [row["id"] for row in read_rows("other")] == [f"{Path(name).absolute()}/part-0.parquet#0" for name in "ab"]
+
+
 def test_damage_within_an_archive_is_told_and_ids_stay_unique(pictures, here, monkeypatch):
     data = png(pictures)
     write_tar("same.tar", [("a.png", data)] * 3)
