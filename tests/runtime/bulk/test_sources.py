@@ -61,6 +61,9 @@ def test_a_name_that_is_no_text_becomes_a_row_with_an_error(pictures, here):
     Path(os.fsdecode(b"in/\xff.png")).write_bytes(png(pictures))
     summary = here("in")
     assert (summary["images"], summary["errors"]) == (6, 1)
+    Path(os.fsdecode(b"in/\xfe.png")).write_bytes(png(pictures))
+    assert here("in", output="other")["errors"] == 2
+    assert {row["id"] for row in read_rows("other") if row["error"]} == {r"\udcfe.png", r"\udcff.png"}
 
 
 def test_parquet_with_bytes_paths_or_a_struct(pictures, here):
@@ -105,7 +108,7 @@ def test_files_of_one_name_in_several_folders_have_ids_of_their_own(pictures, he
         pq.write_table(pa.table({"image": [data]}), f"{name}/part-0.parquet")
     here(["a/x.png", "b/x.png"])
     assert [row["id"] for row in read_rows("out")] == [str(Path(f"{name}/x.png").absolute()) for name in "ab"]
-    here("**/*.parquet", output="other")
+    here("[ab]/*.parquet", output="other")
     assert [row["id"] for row in read_rows("other")] == [f"{Path(name).absolute()}/part-0.parquet#0" for name in "ab"]
 
 
