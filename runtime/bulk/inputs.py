@@ -128,7 +128,7 @@ def _below(text: str, wanted: set[str], left_out: Place, several: bool, twice: b
         kind = kind_of(place.path)
         assert kind is not None
         empty = False
-        yield Entry(kind, _readable(place.name if several else below), place)
+        yield Entry(kind, readable(place.name if several else below), place)
     if empty:
         kinds = " or ".join(sorted(wanted))
         clips = "" if CLIPS in wanted else "; for clips add --clips"
@@ -140,7 +140,7 @@ def _file(place: Place, wanted: set[str], twice: bool) -> Iterator[Entry]:
     kind = kind_of(place.path)
     if kind != LIST:
         kind = kind if kind in wanted else CLIPS if CLIPS in wanted else PICTURES
-        yield Entry(kind, _readable(place.name if twice else place.path.rpartition("/")[2]), place)
+        yield Entry(kind, readable(place.name if twice else place.path.rpartition("/")[2]), place)
         return
     folder = place.path.rpartition("/")[0]
     empty = True
@@ -154,7 +154,7 @@ def _file(place: Place, wanted: set[str], twice: bool) -> Iterator[Entry]:
         kind = kind_of(name)
         if kind == LIST or (kind is not None and kind not in wanted):
             kind = None if kind == LIST else kind
-        yield Entry(kind or (CLIPS if CLIPS in wanted else PICTURES), _readable(name), absolute)
+        yield Entry(kind or (CLIPS if CLIPS in wanted else PICTURES), readable(name), absolute)
     if empty:
         raise DiffSegError(f"{place.name}: expected a path or URI on each line, found none")
 
@@ -203,9 +203,9 @@ def _is_ours(path: str) -> bool:
     return is_own_output(Path(path))
 
 
-def _readable(text: str) -> str:
+def readable(text: str) -> str:
     """Text that UTF-8 has; a file of any other name cannot be opened by it, and becomes a row with an error."""
-    return text.encode(errors="surrogateescape").decode(errors="replace")
+    return text.encode(errors="backslashreplace").decode()
 
 
 def choose_columns(schema: Any, where: str, image: str | None, name: str | None) -> Columns:

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from runtime import __version__
-from runtime.bulk.inputs import PARQUET, PICTURES, Columns, Entry, count_rows
+from runtime.bulk.inputs import PARQUET, PICTURES, Columns, Entry, count_rows, readable
 from runtime.bulk.places import Place
 from runtime.bulk.unique import Unique
 from runtime.errors import DiffSegError
@@ -165,7 +165,7 @@ def list_rows(output: Place, kind: str, entries: Iterable[Entry], given: str) ->
         def noted() -> Iterator[dict[str, Any]]:
             for entry in entries:
                 unique.add(entry.id)
-                yield {"id": entry.id, "path": _text(entry.place)}
+                yield {"id": entry.id, "path": readable(entry.place.text)}
 
         tables = write_tables(output, noted())
         unique.check(lambda: _ids(tables, "id"), given)
@@ -244,10 +244,6 @@ def parquet_rows(
 def choose_rows(images: int, workers: int) -> int:
     """Rows of a shard: so many that each worker gets several shards."""
     return max(LEAST_ROWS, min(MOST_ROWS, -(-images // (PER_WORKER * workers))))
-
-
-def _text(place: Place) -> str:
-    return place.text.encode(errors="surrogateescape").decode(errors="replace")
 
 
 def _ids(tables: Iterable[tuple[str, int]], column: str) -> Iterator[str]:
