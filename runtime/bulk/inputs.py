@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections import Counter
@@ -41,6 +42,7 @@ IMAGE_COLUMNS = (
     "url",
 )
 ID_COLUMNS = ("id", "__key__", "key")
+SEALED = 1 << 16  # bytes of a Parquet file's end by which a change is seen; a footer fits as a rule
 
 
 class Entry(NamedTuple):
@@ -240,25 +242,38 @@ def choose_columns(schema: Any, where: str, image: str | None, name: str | None)
     )
 
 
-def count_rows(places: Iterable[Place], image: str | None, name: str | None) -> tuple[list[tuple[str, int]], Columns]:
-    """The rows of each Parquet file, by its footer, and the columns to read, which are the same in all.
+def seal_of(file: Any) -> str:
+    """What changes with an open Parquet file: a hash of its length and its end, with offsets and statistics."""
+    length = file.size()
+    file.seek(max(0, length - SEALED))
+    end = file.read()
+    file.seek(0)
+    return hashlib.blake2b(length.to_bytes(8, "little") + end, digest_size=8).hexdigest()
+
+
+def count_rows(
+    places: Iterable[Place], image: str | None, name: str | None
+) -> tuple[list[tuple[str, int]], Columns, list[str]]:
+    """The rows of each Parquet file, by its footer; the columns to read, which are the same in all; and `seal_of` each.
 
     Raises DiffSegError where a file is none, or has other columns than the first.
     """
     from concurrent.futures import ThreadPoolExecutor
 
-    def footer(place: Place) -> tuple[str, int, Columns]:
+    def footer(place: Place) -> tuple[str, int, Columns, str]:
         import pyarrow.parquet as pq
 
         with place.reading(), place.system.open_input_file(place.path) as file:
+            seal = seal_of(file)
             opened = pq.ParquetFile(file)
             found = choose_columns(opened.schema_arrow, place.name, image, name)
-            return place.text, opened.metadata.num_rows, found
+            return place.text, opened.metadata.num_rows, found, seal
 
     tables: list[tuple[str, int]] = []
+    seals: list[str] = []
     chosen: Columns | None = None
     with ThreadPoolExecutor(16) as pool:
-        for text, rows, columns in pool.map(footer, places):
+        for text, rows, columns, seal in pool.map(footer, places):
             if chosen not in (None, columns):
                 raise DiffSegError(
                     f"{hidden(text)}: expected the columns of the other files ({chosen}), found {columns}; name them "
@@ -266,5 +281,6 @@ def count_rows(places: Iterable[Place], image: str | None, name: str | None) -> 
                 )
             chosen = columns
             tables.append((text, rows))
+            seals.append(seal)
     assert chosen is not None
-    return tables, chosen
+    return tables, chosen, seals

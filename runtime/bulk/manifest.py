@@ -45,6 +45,7 @@ class Job:
         kind: of the input (`runtime.bulk.inputs`).
         tables: (path or URI, rows) of the Parquet files that have the rows, in their order.
         columns: which of their columns are read.
+        seals: of the tables, where they are the user's own (`runtime.bulk.inputs.seal_of`).
         shard_rows: rows of a shard; the last one may have fewer.
         save: further kinds of output. `settings`: of `SegmentBatch`. `engine`: hash of its content.
         clips: rows of a clip between cuts, and frames that two parts have in common; None for pictures.
@@ -60,6 +61,7 @@ class Job:
     save: tuple[str, ...] = ()
     clips: tuple[int, int] | None = None
     made: dict[str, Any] = field(default_factory=dict, compare=False)
+    seals: tuple[str, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -117,6 +119,7 @@ def read_job(output: Place) -> Job | None:
             save=tuple(found["save"]),
             clips=None if clips is None else (int(clips[0]), int(clips[1])),
             made=found["made"],
+            seals=tuple(found["seals"]),
         )
     except (ValueError, KeyError, TypeError):
         raise DiffSegError(
@@ -225,12 +228,12 @@ def write_tables(
 
 def parquet_rows(
     entries: Iterable[Entry], image: str | None, name: str | None, given: str
-) -> tuple[tuple[tuple[str, int], ...], Columns]:
-    """The tables of a job whose input is Parquet files: these files. Reads their footers, and their ids, if any.
+) -> tuple[tuple[tuple[str, int], ...], Columns, tuple[str, ...]]:
+    """The tables of a job whose input is Parquet files, these files; the columns; the seals. Reads their footers, and their ids, if any.
 
     Raises DiffSegError where they have no images, no rows, or an id that comes twice.
     """
-    tables, columns = count_rows((entry.place for entry in entries), image, name)
+    tables, columns, seals = count_rows((entry.place for entry in entries), image, name)
     if not sum(rows for _, rows in tables):
         raise DiffSegError(f"{given}: expected rows with images, found Parquet files without rows")
     if columns.id is not None:
@@ -238,7 +241,7 @@ def parquet_rows(
             for identity in _ids(tables, columns.id):
                 unique.add(identity)
             unique.check(lambda: _ids(tables, str(columns.id)), given)
-    return tuple(tables), columns
+    return tuple(tables), columns, tuple(seals)
 
 
 def choose_rows(images: int, workers: int) -> int:

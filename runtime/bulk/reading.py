@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterator
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
-from runtime.bulk.inputs import PICTURES, TAR, kind_of
+from runtime.bulk.inputs import PICTURES, TAR, kind_of, seal_of
 from runtime.bulk.places import Place
 from runtime.errors import DiffSegError
 
@@ -33,14 +34,14 @@ def images_of(job: Job, shard: int) -> Iterator[dict[str, Any]]:
 def table_rows(job: Job, numbers: range) -> Iterator[dict[str, Any]]:
     """Some rows of a job's tables, by their numbers."""
     start = 0
-    for text, count in job.tables:
+    for (text, count), seal in zip_longest(job.tables, job.seals):
         inside = range(max(numbers.start - start, 0), min(numbers.stop - start, count))
         if inside:
-            yield from _of_table(job, text, count, inside)
+            yield from _of_table(job, text, count, inside, seal)
         start += count
 
 
-def _of_table(job: Job, text: str, count: int, numbers: range) -> Iterator[dict[str, Any]]:
+def _of_table(job: Job, text: str, count: int, numbers: range, seal: str | None) -> Iterator[dict[str, Any]]:
     import pyarrow.parquet as pq
 
     place = Place.of(text)
@@ -50,11 +51,13 @@ def _of_table(job: Job, text: str, count: int, numbers: range) -> Iterator[dict[
         file_name = place.name  # part-0.parquet of each folder
     names = [name for name in (columns.id, columns.image) if name is not None]
     with place.reading(), place.system.open_input_file(place.path) as file:
+        is_same = seal is None or seal == seal_of(file)
         opened = pq.ParquetFile(file)
-        if opened.metadata.num_rows != count:
+        found = opened.metadata.num_rows
+        if found != count or not is_same:
             raise DiffSegError(
                 f"{place.name}: expected {count} rows as the job's manifest has them, found "
-                f"{opened.metadata.num_rows}; it was changed: choose another --output for a new job"
+                f"{found if found != count else 'others'}; it was changed: choose another --output for a new job"
             )
         more = [name for name in opened.schema_arrow.names if job.clips is not None and name not in names]
         start = 0

@@ -102,15 +102,16 @@ def plan(request: Request, output: Place) -> Job:
     kind, entries = find(request.inputs, clips=request.clips is not None, left_out=output)
     given = ", ".join(map(hidden, request.inputs))
     columns = Columns("path", True, "id")
+    seals: tuple[str, ...] = ()
     if kind == PARQUET:
-        tables, columns = parquet_rows(entries, request.image_column, request.id_column, given)
+        tables, columns, seals = parquet_rows(entries, request.image_column, request.id_column, given)
     else:
         tables = list_rows(output, kind, entries, given)
     rows = sum(count for _, count in tables)
     workers = request.resources.workers
     # An archive is read from its beginning to its end, and a part of a clip is one piece of work.
     length = 1 if kind in (TAR, CLIPS) else request.shard_rows or choose_rows(rows, workers)
-    return Job(request.asked, kind, tables, columns, length, save=request.save, clips=request.clips)
+    return Job(request.asked, kind, tables, columns, length, save=request.save, clips=request.clips, seals=seals)
 
 
 def _run(request: Request, job: Job, output: Place, begin: Callable[[list[int]], Reports]) -> dict[str, Any]:

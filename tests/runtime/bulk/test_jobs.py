@@ -226,6 +226,16 @@ def test_parquet_rows_are_read_in_slices(tmp_path, pictures, here):
     assert "expected 2 rows as the job's manifest has them, found 1" in here(["0.parquet", "1.parquet"])["stopped"]
 
 
+def test_a_parquet_file_that_was_changed_is_refused(pictures, here):
+    data = (pictures / "0.png").read_bytes()
+    pq.write_table(pa.table({"id": list("abcd"), "image": [data] * 4}), "in.parquet")
+    here("in.parquet", shard_rows=2)
+    shards()[1].unlink()
+    pq.write_table(pa.table({"id": list("dcba"), "image": [data] * 4}), "in.parquet")
+    summary = here("in.parquet")
+    assert "found others; it was changed" in summary["stopped"] and len(shards()) == 1
+
+
 def test_an_output_that_is_none_is_one_line(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DiffSegError, match="expected shards"):
