@@ -156,7 +156,7 @@ class Place:
             folder = waiting.pop()
             names, folders = self._inside(folder)
             waiting += [f"{folder.rstrip('/')}/{name}" for name in sorted(folders, reverse=True)]
-            waiting = [path for path in waiting if path != left_out]
+            waiting = [path for path in waiting if path != left_out and not path.endswith("/_diffseg")]
             for name in sorted(name for name in names if wanted(name)):
                 yield self.at(f"{folder.rstrip('/')}/{name}")
 

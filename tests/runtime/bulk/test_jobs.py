@@ -236,6 +236,13 @@ def test_a_parquet_file_that_was_changed_is_refused(pictures, here):
     assert "found others; it was changed" in summary["stopped"] and len(shards()) == 1
 
 
+def test_the_output_may_be_the_input_also_after_a_kill_within_the_manifest(pictures, here):
+    here("in", output="in", shard_rows=5)
+    Path("in/_diffseg/job.json").unlink()
+    Path("in/shard-0000000.parquet").unlink()
+    assert here("in", output="in")["images"] == 5
+
+
 def test_an_output_that_is_none_is_one_line(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DiffSegError, match="expected shards"):
