@@ -143,7 +143,7 @@ def _run(request: Request, job: Job, output: Place, begin: Callable[[list[int]],
             interruption.args = (progress.text(),)
             _write_summary(progress, job, output, "interrupted")
             raise
-        if stopped is None and progress.shards < len(left):
+        if stopped is None and (failed or progress.shards < len(left)):
             lost = len(left) - progress.shards
             stopped = next(iter(failed.values()), None) or (
                 f"{lost} shards were not finished, for their workers ended again and again; look for lack of memory in "
