@@ -6,6 +6,7 @@ has the same rows in every run. A shard's file appears when it is whole; then it
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,6 +20,11 @@ from runtime.bulk.places import Place
 from runtime.bulk.unique import Unique
 from runtime.errors import DiffSegError
 from runtime.files import OWN_JSON
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 FOLDER = "_diffseg"  # below the output: what is not the data
 JOB = f"{FOLDER}/job.json"
@@ -98,6 +104,27 @@ class Job:
         """Write it, as the last of the manifest."""
         found = OWN_JSON | {"job": self.key, "version": __version__, "rows": self.rows, "shards": self.shards}
         (output / JOB).write(json.dumps({**found, **asdict(self)}, indent=1).encode() + b"\n")
+
+
+@contextlib.contextmanager
+def alone(output: Place) -> Iterator[None]:
+    """In the body no other program works on an output; the system ends that with the process. Of stores none knows.
+
+    Raises DiffSegError where one does.
+    """
+    if fcntl is None or not output.is_local:
+        yield
+        return
+    with open(f"{output.path}/{FOLDER}/.lock", "wb") as file:  # noqa: PTH123 - a path of pyarrow
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DiffSegError(
+                f"--output {output.name}: another diffseg bulk works on it; wait for its end, or choose another --output"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        yield
 
 
 def read_job(output: Place) -> Job | None:

@@ -15,6 +15,7 @@ from runtime.bulk.inputs import CLIPS, PARQUET, TAR, Columns, find
 from runtime.bulk.manifest import (
     FOLDER,
     Job,
+    alone,
     check_same,
     check_settings,
     choose_rows,
@@ -78,10 +79,15 @@ def run_job(request: Request, open_batch: Open, say: Say, work: Work = do_shard)
     Raises DiffSegError where it cannot begin. A job that stops early has `stopped`, the reason, in its summary.
     """
     output = Place.of(request.output)
+    output.check_writable()
+    with alone(output):
+        return _run_alone(request, output, open_batch, say, work)
+
+
+def _run_alone(request: Request, output: Place, open_batch: Open, say: Say, work: Work) -> dict[str, Any]:
     old = read_job(output)
     if old is not None:
         check_same(old, request.asked, request.save, output)
-    output.check_writable()
     job = old or plan(request, output)
     with cluster(request.resources, say):
         found = describe(request.resources, open_batch)

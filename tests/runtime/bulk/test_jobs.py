@@ -243,6 +243,23 @@ def test_the_output_may_be_the_input_also_after_a_kill_within_the_manifest(pictu
     assert here("in", output="in")["images"] == 5
 
 
+def test_a_second_driver_is_refused_while_one_works(pictures, here, monkeypatch):
+    from runtime.bulk import run
+
+    pytest.importorskip("fcntl")
+    refused = []
+
+    def again(*given):
+        with pytest.raises(DiffSegError, match="another diffseg bulk works on it; wait for its end") as found:
+            here("in")
+        refused.append(found)
+        return begin(*given)
+
+    begin = run._reports
+    monkeypatch.setattr(run, "_reports", again)
+    assert here("in")["images"] == 5 and len(refused) == 1
+
+
 def test_an_output_that_is_none_is_one_line(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DiffSegError, match="expected shards"):
