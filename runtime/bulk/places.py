@@ -196,6 +196,11 @@ class _Reading:
             raise self._place.failed(error, "read") from None
 
 
+def is_absolute(text: str) -> bool:
+    """Whether a path or URI means the same in all working folders."""
+    return bool(_SCHEME.match(text)) or os.path.isabs(os.path.expanduser(text))  # noqa: PTH111, PTH117
+
+
 def hidden(text: str) -> str:
     """A URI without its password and secret keys."""
     text = re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", text)

@@ -7,6 +7,7 @@ import functools
 import json
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from runtime.bulk.cluster import Open, Resources, cluster, describe, run_shards
@@ -23,7 +24,7 @@ from runtime.bulk.manifest import (
     parquet_rows,
     read_job,
 )
-from runtime.bulk.places import Place, hidden
+from runtime.bulk.places import Place, hidden, is_absolute
 from runtime.bulk.progress import Progress
 from runtime.bulk.shard import do_shard
 from runtime.errors import DiffSegError
@@ -66,6 +67,7 @@ class Request:
         """What a job must be asked again to go on."""
         return {
             "INPUT": list(self.inputs),
+            "the working folder": None if all(map(is_absolute, self.inputs)) else str(Path.cwd()),
             "--image-column": self.image_column,
             "--id-column": self.id_column,
             "--clips": None if self.clips is None else list(self.clips),

@@ -78,7 +78,7 @@ def test_a_shard_is_written_before_its_report(pictures, here, segment):
     assert (report["rows"], segment.segmenter.engine.calls) == (2, calls)
 
 
-def test_other_settings_inputs_and_outputs_are_refused(pictures, here):
+def test_other_settings_inputs_and_outputs_are_refused(pictures, here, monkeypatch):
     here("in")
     other = SegmentBatch(Segmenter(StandIn(), auto=False))
     other.made = "other"
@@ -87,6 +87,12 @@ def test_other_settings_inputs_and_outputs_are_refused(pictures, here):
         here("in", opened=other)
     with pytest.raises(DiffSegError, match=r"has the job of INPUT \['in'\], found \['in/below'\]"):
         here("in/below")
+    with monkeypatch.context() as moved:
+        moved.chdir("in")
+        Path("in").mkdir()
+        with pytest.raises(DiffSegError, match="has the job of the working folder .*; choose another --output"):
+            here("in", output="../out")
+        Path("in").rmdir()
     with pytest.raises(DiffSegError, match="has a job with --save none, found labels"):
         here("in", save=("labels",))
     assert here("in", output="new", opened=other)["images"] == 5
