@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections import Counter
@@ -10,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from runtime.bulk.places import Place, hidden
+from runtime.bulk.places import Place, hidden, seal_of
 from runtime.errors import DiffSegError
 from runtime.files import is_own_output
 from runtime.frames.source import IMAGE_SUFFIXES, VIDEO_SUFFIXES
@@ -42,7 +41,6 @@ IMAGE_COLUMNS = (
     "url",
 )
 ID_COLUMNS = ("id", "__key__", "key")
-SEALED = 1 << 16  # bytes of a Parquet file's end by which a change is seen; a footer fits as a rule
 
 
 class Entry(NamedTuple):
@@ -85,9 +83,7 @@ def find(inputs: Sequence[str], *, clips: bool, left_out: Place) -> tuple[str, I
     several = len(inputs) > 1
     last = Counter(text.rpartition("/")[2] for text in inputs)
     found = (
-        entry
-        for text in inputs
-        for entry in _below(text, wanted, left_out, several, last[text.rpartition("/")[2]] > 1)
+        entry for text in inputs for entry in _below(text, wanted, left_out, several, last[text.rpartition("/")[2]] > 1)
     )
     first = next(found)
 
@@ -151,23 +147,34 @@ def _file(place: Place, wanted: set[str], twice: bool) -> Iterator[Entry]:
             continue
         empty = False
         name = line.rstrip("\r\n")
-        relative = place.is_local and "://" not in name and not os.path.isabs(name)  # noqa: PTH117
-        absolute = Place.of(f"{folder}/{name}" if relative else name)
+        relative = "://" not in name and not name.startswith("~") and not os.path.isabs(name)  # noqa: PTH117
+        named = place.at(os.path.normpath(f"{folder}/{name}")) if relative else None
         kind = kind_of(name)
         if kind == LIST or (kind is not None and kind not in wanted):
-            kind = None if kind == LIST else kind
-        yield Entry(kind or (CLIPS if CLIPS in wanted else PICTURES), readable(name), absolute)
+            kind = None
+        kind = kind or (CLIPS if CLIPS in wanted else PICTURES)
+        yield Entry(kind, readable(name), named or _named(name, kind))
     if empty:
         raise DiffSegError(f"{place.name}: expected a path or URI on each line, found none")
+
+
+def _named(text: str, kind: str) -> Place:
+    """The place of a line. One that no file system knows becomes a row with an error where it is an image."""
+    try:
+        return Place.of(text)
+    except DiffSegError:
+        if kind in (PARQUET, TAR):
+            raise
+        return Place(text, "", None)
 
 
 def _lines(place: Place) -> Iterator[str]:
     with place.reading():
         if place.is_local:
-            with open(place.path, encoding="utf-8", errors="surrogateescape") as file:  # noqa: PTH123
+            with open(place.path, encoding="utf-8-sig", errors="surrogateescape") as file:  # noqa: PTH123
                 yield from file
         else:
-            yield from place.read().decode(errors="replace").splitlines()
+            yield from place.read().decode("utf-8-sig", errors="replace").split("\n")
 
 
 def _pattern(text: str) -> tuple[str, Callable[[str], bool]] | None:
@@ -217,22 +224,29 @@ def choose_columns(schema: Any, where: str, image: str | None, name: str | None)
     """
     import pyarrow as pa
 
-    known = list(schema.names)
+    def plain(kind: Any) -> Any:
+        return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+    def is_text(kind: Any) -> bool:
+        return str(kind) in ("string", "large_string", "string_view")
+
+    count = Counter(schema.names)
+    known = [column for column in schema.names if count[column] == 1]  # pyarrow finds no other by its name
     for option, given in (("--image-column", image), ("--id-column", name)):
         if given is not None and given not in known:
             raise DiffSegError(f"{option}: {where}: expected one of {', '.join(known)}, found {given!r}")
     identity = name or next((column for column in ID_COLUMNS if column in known), None)
     if identity is not None:
-        kind = schema.field(identity).type
-        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind)):
+        kind = plain(schema.field(identity).type)
+        if not (is_text(kind) or pa.types.is_integer(kind)):
             if name is not None:
                 raise DiffSegError(f"--id-column: {where}: expected texts or whole numbers in {name}, found {kind}")
             identity = None
     for column in [image] if image is not None else [column for column in IMAGE_COLUMNS if column in known]:
-        kind = schema.field(column).type
-        if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        kind = plain(schema.field(column).type)
+        if pa.types.is_fixed_size_binary(kind) or str(kind) in ("binary", "large_binary", "binary_view"):
             return Columns(column, False, identity)
-        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        if is_text(kind):
             return Columns(column, True, identity)
         if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
             return Columns(column, False, identity, "bytes")
@@ -240,15 +254,6 @@ def choose_columns(schema: Any, where: str, image: str | None, name: str | None)
         f"{where}: expected a column of pictures (binary) or of paths (text), such as image, bytes or path, found "
         f"{', '.join(f'{field.name} ({field.type})' for field in schema)}; name it by --image-column"
     )
-
-
-def seal_of(file: Any) -> str:
-    """What changes with an open Parquet file: a hash of its length and its end, with offsets and statistics."""
-    length = file.size()
-    file.seek(max(0, length - SEALED))
-    end = file.read()
-    file.seek(0)
-    return hashlib.blake2b(length.to_bytes(8, "little") + end, digest_size=8).hexdigest()
 
 
 def count_rows(

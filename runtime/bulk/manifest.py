@@ -51,7 +51,7 @@ class Job:
         kind: of the input (`runtime.bulk.inputs`).
         tables: (path or URI, rows) of the Parquet files that have the rows, in their order.
         columns: which of their columns are read.
-        seals: of the tables, where they are the user's own (`runtime.bulk.inputs.seal_of`).
+        seals: of the tables, where they are the user's own (`runtime.bulk.places.seal_of`).
         shard_rows: rows of a shard; the last one may have fewer.
         save: further kinds of output. `settings`: of `SegmentBatch`. `engine`: hash of its content.
         clips: rows of a clip between cuts, and frames that two parts have in common; None for pictures.
@@ -120,7 +120,7 @@ def alone(output: Place) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise DiffSegError(
-                f"--output {output.name}: another diffseg bulk works on it; wait for its end, or choose another --output"
+                f"--output {output.name}: another diffseg bulk works on it; wait for its end, or choose another one"
             ) from None
         except OSError:  # a file system without locks
             pass
@@ -256,9 +256,10 @@ def write_tables(
 def parquet_rows(
     entries: Iterable[Entry], image: str | None, name: str | None, given: str
 ) -> tuple[tuple[tuple[str, int], ...], Columns, tuple[str, ...]]:
-    """The tables of a job whose input is Parquet files, these files; the columns; the seals. Reads their footers, and their ids, if any.
+    """The tables of a job whose input is Parquet files, these files; the columns; the seals.
 
-    Raises DiffSegError where they have no images, no rows, or an id that comes twice.
+    Reads their footers, and their ids, if any. Raises DiffSegError where they have no images, no
+    rows, or an id that comes twice.
     """
     tables, columns, seals = count_rows((entry.place for entry in entries), image, name)
     if not sum(rows for _, rows in tables):

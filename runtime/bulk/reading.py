@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
-from runtime.bulk.inputs import PICTURES, TAR, kind_of, seal_of
-from runtime.bulk.places import Place
+from runtime.bulk.inputs import PICTURES, TAR, kind_of
+from runtime.bulk.places import Place, seal_of
 from runtime.errors import DiffSegError
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 AHEAD = 8 << 20  # bytes of an archive that are read together
 MOST_MEMBER = 1 << 30  # bytes of a picture in an archive: a sparse one says any number, in a few bytes
+_ENDS = ("EOFHeaderError", "EmptyHeaderError")  # of tarfile, which has no types for them
 AT_ONCE = 32  # rows of a table that are read together: encoded pictures among them
 
 
@@ -69,7 +70,9 @@ def _of_table(job: Job, text: str, count: int, numbers: range, seal: str | None)
                     first, last = max(numbers.start - at, 0), min(numbers.stop - at, batch.num_rows)
                     if first < last:
                         part = batch.slice(first, last - first).to_pylist()
-                        yield from (_row(job, place, file_name, at + first + index, row) for index, row in enumerate(part))
+                        yield from (
+                            _row(job, place, file_name, at + first + index, row) for index, row in enumerate(part)
+                        )
                     at += batch.num_rows
             start = stop
 
@@ -137,12 +140,12 @@ class _Header(tarfile.TarInfo):
     """The head of a member. tarfile takes a damaged one for the archive's end, and what follows would be lost."""
 
     @classmethod
-    def fromtarfile(cls, archive: tarfile.TarFile) -> tarfile.TarInfo:
+    def fromtarfile(cls, archive: tarfile.TarFile) -> Any:
         try:
             return super().fromtarfile(archive)
         except tarfile.HeaderError as error:
             # An archive ends with empty blocks; where these are missing, at the end of the file.
-            if isinstance(error, (tarfile.EOFHeaderError, tarfile.EmptyHeaderError)):
+            if type(error).__name__ in _ENDS:
                 raise
             raise tarfile.ReadError(str(error)) from None
 

@@ -90,7 +90,7 @@ def test_other_settings_inputs_and_outputs_are_refused(pictures, here, monkeypat
     with monkeypatch.context() as moved:
         moved.chdir("in")
         Path("in").mkdir()
-        with pytest.raises(DiffSegError, match="has the job of the working folder .*; choose another --output"):
+        with pytest.raises(DiffSegError, match=r"has the job of the working folder .*; choose another --output"):
             here("in", output="../out")
         Path("in").rmdir()
     with pytest.raises(DiffSegError, match="has a job with --save none, found labels"):

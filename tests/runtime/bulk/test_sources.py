@@ -112,6 +112,26 @@ def test_files_of_one_name_in_several_folders_have_ids_of_their_own(pictures, he
     assert [row["id"] for row in read_rows("other")] == [f"{Path(name).absolute()}/part-0.parquet#0" for name in "ab"]
 
 
+def test_lines_of_a_list(pictures, here):
+    Path("list.txt").write_bytes(b"\xef\xbb\xbfin/1.png\r\nnothing://bucket/a.png\nin/below/../2.png\n")
+    here("list.txt")
+    rows = {row["id"]: row["error"] for row in read_rows("out")}
+    assert list(rows) == ["in/1.png", "nothing://bucket/a.png", "in/below/../2.png"]
+    assert "expected a path, or a URI" in rows.pop("nothing://bucket/a.png") and set(rows.values()) == {None}
+
+
+def test_columns_of_other_types(pictures, here):
+    path = pa.array([str(pictures / "0.png")])
+    double = pa.Table.from_arrays([path, path, path], ["image", "image", "path"])
+    pq.write_table(double, "double.parquet")
+    assert here("double.parquet")["errors"] == 0
+    pq.write_table(pa.table({"id": pa.array(["a"]).dictionary_encode(), "path": path.dictionary_encode()}), "d.parquet")
+    here("d.parquet", output="other")
+    assert [(row["id"], row["error"]) for row in read_rows("other")] == [("a", None)]
+    with pytest.raises(DiffSegError, match=r"d.parquet: expected a shard of diffseg bulk, found no column frame"):
+        list(read_rows("d.parquet"))
+
+
 def test_damage_within_an_archive_is_told_and_ids_stay_unique(pictures, here, monkeypatch):
     data = png(pictures)
     write_tar("same.tar", [("a.png", data)] * 3)
