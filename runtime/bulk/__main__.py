@@ -45,7 +45,10 @@ def main(
     ] = "none",
     workers: Annotated[int, typer.Option(min=1, metavar="N", help="Processes with an engine each.")] = 1,
     cpus_per_worker: Annotated[
-        float, typer.Option(min=0, metavar="C", help="Processors of each, shares allowed; whole ones are its threads.")
+        float,
+        typer.Option(
+            min=0, max=1024, metavar="C", help="Processors of each, shares allowed; whole ones are its threads."
+        ),
     ] = 1,
     gpus_per_worker: Annotated[float, typer.Option(min=0, metavar="G", help="GPUs of each, shares allowed.")] = 0,
     address: Annotated[

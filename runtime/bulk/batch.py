@@ -200,6 +200,8 @@ class Image(Still):
     def __init__(self, row: Row) -> None:
         """Raises DiffSegError where the row has neither."""
         data, path, given = row.get("bytes"), row.get("path"), row.get("id")
+        if isinstance(data, (int, str)):  # bytes() makes so many of a number
+            raise DiffSegError(f"{given}: expected an encoded picture in bytes, found {type(data).__name__}")
         if data is None and not isinstance(path, (str, Path)):
             raise DiffSegError(f"{given}: expected bytes or a path, found neither")
         self._remote: Place | None = None

@@ -24,6 +24,7 @@ AHEAD = 4  # lists of images that are decoded for a worker before it asks
 DECODER = 0.5  # processors of a task that decodes
 SPARE = 1.0  # processors that must be left for such tasks
 TRIES = 3  # times that Ray does a shard again whose worker has ended
+MOST_HERE = 1000  # workers of one machine; Ray itself ends in a native trace
 IN_TASKS = 64  # tasks that may run or wait at once
 BLOCKS = 10_000  # lists of shards that Ray is given: each has a state of some kilobytes in the driver
 Open = Callable[[], SegmentBatch]
@@ -52,6 +53,12 @@ class Resources:
 def cluster(resources: Resources, say: Callable[[str], None]) -> Iterator[None]:
     """In the body Ray is there. Raises DiffSegError where no cluster is at the address, or it is too small."""
     import logging
+
+    if resources.address is None and resources.workers > MOST_HERE:
+        raise DiffSegError(
+            f"--workers: expected at most {MOST_HERE} on one machine, found {resources.workers}; lower it, or name "
+            "a cluster by --address"
+        )
 
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray

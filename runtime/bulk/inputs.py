@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from runtime.bulk.places import Place, hidden
+from runtime.bulk.places import Place, hidden, seal_of
 from runtime.errors import DiffSegError
 from runtime.files import is_own_output
 from runtime.frames.source import IMAGE_SUFFIXES, VIDEO_SUFFIXES
@@ -80,7 +81,10 @@ def find(inputs: Sequence[str], *, clips: bool, left_out: Place) -> tuple[str, I
     """
     wanted = {CLIPS} if clips else {PICTURES, PARQUET, TAR}
     several = len(inputs) > 1
-    found = (entry for text in inputs for entry in _below(text, wanted, left_out, several))
+    last = Counter(text.rpartition("/")[2] for text in inputs)
+    found = (
+        entry for text in inputs for entry in _below(text, wanted, left_out, several, last[text.rpartition("/")[2]] > 1)
+    )
     first = next(found)
 
     def checked() -> Iterator[Entry]:
@@ -96,8 +100,8 @@ def find(inputs: Sequence[str], *, clips: bool, left_out: Place) -> tuple[str, I
     return first.kind, checked()
 
 
-def _below(text: str, wanted: set[str], left_out: Place, several: bool) -> Iterator[Entry]:
-    """The files of one INPUT. Raises DiffSegError where there are none."""
+def _below(text: str, wanted: set[str], left_out: Place, several: bool, twice: bool) -> Iterator[Entry]:
+    """The files of one INPUT. `twice`: another one has the same last part. Raises DiffSegError where there are none."""
     if not text:
         raise DiffSegError("an empty INPUT; expected a folder, a glob, a list or a URI")
     pattern = _pattern(text)
@@ -105,7 +109,7 @@ def _below(text: str, wanted: set[str], left_out: Place, several: bool) -> Itera
     if pattern is None and not root.exists():
         raise DiffSegError(f"{root.name}: no such file or folder; check the spelling, and the bucket's region")
     if pattern is None and not root.is_folder():
-        yield from _file(root, wanted)
+        yield from _file(root, wanted, twice)
         return
 
     def is_wanted(name: str) -> bool:
@@ -122,19 +126,19 @@ def _below(text: str, wanted: set[str], left_out: Place, several: bool) -> Itera
         kind = kind_of(place.path)
         assert kind is not None
         empty = False
-        yield Entry(kind, _readable(place.name if several else below), place)
+        yield Entry(kind, readable(place.name if several else below), place)
     if empty:
         kinds = " or ".join(sorted(wanted))
         clips = "" if CLIPS in wanted else "; for clips add --clips"
         raise DiffSegError(f"{hidden(text)}: expected {kinds}, found none{clips}")
 
 
-def _file(place: Place, wanted: set[str]) -> Iterator[Entry]:
+def _file(place: Place, wanted: set[str], twice: bool) -> Iterator[Entry]:
     """A file that the user named: a list, or a file of any name."""
     kind = kind_of(place.path)
     if kind != LIST:
         kind = kind if kind in wanted else CLIPS if CLIPS in wanted else PICTURES
-        yield Entry(kind, _readable(place.path.rpartition("/")[2]), place)
+        yield Entry(kind, readable(place.name if twice else place.path.rpartition("/")[2]), place)
         return
     folder = place.path.rpartition("/")[0]
     empty = True
@@ -143,23 +147,34 @@ def _file(place: Place, wanted: set[str]) -> Iterator[Entry]:
             continue
         empty = False
         name = line.rstrip("\r\n")
-        relative = place.is_local and "://" not in name and not os.path.isabs(name)  # noqa: PTH117
-        absolute = Place.of(f"{folder}/{name}" if relative else name)
+        relative = "://" not in name and not name.startswith("~") and not os.path.isabs(name)  # noqa: PTH117
+        named = place.at(os.path.normpath(f"{folder}/{name}")) if relative else None
         kind = kind_of(name)
         if kind == LIST or (kind is not None and kind not in wanted):
-            kind = None if kind == LIST else kind
-        yield Entry(kind or (CLIPS if CLIPS in wanted else PICTURES), _readable(name), absolute)
+            kind = None
+        kind = kind or (CLIPS if CLIPS in wanted else PICTURES)
+        yield Entry(kind, readable(name), named or _named(name, kind))
     if empty:
         raise DiffSegError(f"{place.name}: expected a path or URI on each line, found none")
+
+
+def _named(text: str, kind: str) -> Place:
+    """The place of a line. One that no file system knows becomes a row with an error where it is an image."""
+    try:
+        return Place.of(text)
+    except DiffSegError:
+        if kind in (PARQUET, TAR):
+            raise
+        return Place(text, "", None)
 
 
 def _lines(place: Place) -> Iterator[str]:
     with place.reading():
         if place.is_local:
-            with open(place.path, encoding="utf-8", errors="surrogateescape") as file:  # noqa: PTH123
+            with open(place.path, encoding="utf-8-sig", errors="surrogateescape") as file:  # noqa: PTH123
                 yield from file
         else:
-            yield from place.read().decode(errors="replace").splitlines()
+            yield from place.read().decode("utf-8-sig", errors="replace").split("\n")
 
 
 def _pattern(text: str) -> tuple[str, Callable[[str], bool]] | None:
@@ -197,9 +212,9 @@ def _is_ours(path: str) -> bool:
     return is_own_output(Path(path))
 
 
-def _readable(text: str) -> str:
+def readable(text: str) -> str:
     """Text that UTF-8 has; a file of any other name cannot be opened by it, and becomes a row with an error."""
-    return text.encode(errors="surrogateescape").decode(errors="replace")
+    return text.encode(errors="backslashreplace").decode()
 
 
 def choose_columns(schema: Any, where: str, image: str | None, name: str | None) -> Columns:
@@ -209,22 +224,29 @@ def choose_columns(schema: Any, where: str, image: str | None, name: str | None)
     """
     import pyarrow as pa
 
-    known = list(schema.names)
+    def plain(kind: Any) -> Any:
+        return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+    def is_text(kind: Any) -> bool:
+        return str(kind) in ("string", "large_string", "string_view")
+
+    count = Counter(schema.names)
+    known = [column for column in schema.names if count[column] == 1]  # pyarrow finds no other by its name
     for option, given in (("--image-column", image), ("--id-column", name)):
         if given is not None and given not in known:
             raise DiffSegError(f"{option}: {where}: expected one of {', '.join(known)}, found {given!r}")
     identity = name or next((column for column in ID_COLUMNS if column in known), None)
     if identity is not None:
-        kind = schema.field(identity).type
-        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind)):
+        kind = plain(schema.field(identity).type)
+        if not (is_text(kind) or pa.types.is_integer(kind)):
             if name is not None:
                 raise DiffSegError(f"--id-column: {where}: expected texts or whole numbers in {name}, found {kind}")
             identity = None
     for column in [image] if image is not None else [column for column in IMAGE_COLUMNS if column in known]:
-        kind = schema.field(column).type
-        if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        kind = plain(schema.field(column).type)
+        if pa.types.is_fixed_size_binary(kind) or str(kind) in ("binary", "large_binary", "binary_view"):
             return Columns(column, False, identity)
-        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        if is_text(kind):
             return Columns(column, True, identity)
         if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
             return Columns(column, False, identity, "bytes")
@@ -234,25 +256,29 @@ def choose_columns(schema: Any, where: str, image: str | None, name: str | None)
     )
 
 
-def count_rows(places: Iterable[Place], image: str | None, name: str | None) -> tuple[list[tuple[str, int]], Columns]:
-    """The rows of each Parquet file, by its footer, and the columns to read, which are the same in all.
+def count_rows(
+    places: Iterable[Place], image: str | None, name: str | None
+) -> tuple[list[tuple[str, int]], Columns, list[str]]:
+    """The rows of each Parquet file, by its footer; the columns to read, which are the same in all; and `seal_of` each.
 
     Raises DiffSegError where a file is none, or has other columns than the first.
     """
     from concurrent.futures import ThreadPoolExecutor
 
-    def footer(place: Place) -> tuple[str, int, Columns]:
+    def footer(place: Place) -> tuple[str, int, Columns, str]:
         import pyarrow.parquet as pq
 
         with place.reading(), place.system.open_input_file(place.path) as file:
+            seal = seal_of(file)
             opened = pq.ParquetFile(file)
             found = choose_columns(opened.schema_arrow, place.name, image, name)
-            return place.text, opened.metadata.num_rows, found
+            return place.text, opened.metadata.num_rows, found, seal
 
     tables: list[tuple[str, int]] = []
+    seals: list[str] = []
     chosen: Columns | None = None
     with ThreadPoolExecutor(16) as pool:
-        for text, rows, columns in pool.map(footer, places):
+        for text, rows, columns, seal in pool.map(footer, places):
             if chosen not in (None, columns):
                 raise DiffSegError(
                     f"{hidden(text)}: expected the columns of the other files ({chosen}), found {columns}; name them "
@@ -260,5 +286,6 @@ def count_rows(places: Iterable[Place], image: str | None, name: str | None) -> 
                 )
             chosen = columns
             tables.append((text, rows))
+            seals.append(seal)
     assert chosen is not None
-    return tables, chosen
+    return tables, chosen, seals

@@ -6,6 +6,7 @@ has the same rows in every run. A shard's file appears when it is whole; then it
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,11 +15,16 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from runtime import __version__
-from runtime.bulk.inputs import PARQUET, PICTURES, Columns, Entry, count_rows
+from runtime.bulk.inputs import PARQUET, PICTURES, Columns, Entry, count_rows, readable
 from runtime.bulk.places import Place
 from runtime.bulk.unique import Unique
 from runtime.errors import DiffSegError
 from runtime.files import OWN_JSON
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 FOLDER = "_diffseg"  # below the output: what is not the data
 JOB = f"{FOLDER}/job.json"
@@ -45,6 +51,7 @@ class Job:
         kind: of the input (`runtime.bulk.inputs`).
         tables: (path or URI, rows) of the Parquet files that have the rows, in their order.
         columns: which of their columns are read.
+        seals: of the tables, where they are the user's own (`runtime.bulk.places.seal_of`).
         shard_rows: rows of a shard; the last one may have fewer.
         save: further kinds of output. `settings`: of `SegmentBatch`. `engine`: hash of its content.
         clips: rows of a clip between cuts, and frames that two parts have in common; None for pictures.
@@ -60,6 +67,7 @@ class Job:
     save: tuple[str, ...] = ()
     clips: tuple[int, int] | None = None
     made: dict[str, Any] = field(default_factory=dict, compare=False)
+    seals: tuple[str, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -98,6 +106,27 @@ class Job:
         (output / JOB).write(json.dumps({**found, **asdict(self)}, indent=1).encode() + b"\n")
 
 
+@contextlib.contextmanager
+def alone(output: Place) -> Iterator[None]:
+    """In the body no other program works on an output; the system ends that with the process. Of stores none knows.
+
+    Raises DiffSegError where one does.
+    """
+    if fcntl is None or not output.is_local:
+        yield
+        return
+    with open(f"{output.path}/{FOLDER}/.lock", "wb") as file:  # noqa: PTH123 - a path of pyarrow
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DiffSegError(
+                f"--output {output.name}: another diffseg bulk works on it; wait for its end, or choose another one"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+
+
 def read_job(output: Place) -> Job | None:
     """The job of an output folder; None where there is no manifest. Raises DiffSegError where it is damaged."""
     place = output / JOB
@@ -117,6 +146,7 @@ def read_job(output: Place) -> Job | None:
             save=tuple(found["save"]),
             clips=None if clips is None else (int(clips[0]), int(clips[1])),
             made=found["made"],
+            seals=tuple(found["seals"]),
         )
     except (ValueError, KeyError, TypeError):
         raise DiffSegError(
@@ -165,7 +195,7 @@ def list_rows(output: Place, kind: str, entries: Iterable[Entry], given: str) ->
         def noted() -> Iterator[dict[str, Any]]:
             for entry in entries:
                 unique.add(entry.id)
-                yield {"id": entry.id, "path": _text(entry.place)}
+                yield {"id": entry.id, "path": readable(entry.place.text)}
 
         tables = write_tables(output, noted())
         unique.check(lambda: _ids(tables, "id"), given)
@@ -225,12 +255,13 @@ def write_tables(
 
 def parquet_rows(
     entries: Iterable[Entry], image: str | None, name: str | None, given: str
-) -> tuple[tuple[tuple[str, int], ...], Columns]:
-    """The tables of a job whose input is Parquet files: these files. Reads their footers, and their ids, if any.
+) -> tuple[tuple[tuple[str, int], ...], Columns, tuple[str, ...]]:
+    """The tables of a job whose input is Parquet files, these files; the columns; the seals.
 
-    Raises DiffSegError where they have no images, no rows, or an id that comes twice.
+    Reads their footers, and their ids, if any. Raises DiffSegError where they have no images, no
+    rows, or an id that comes twice.
     """
-    tables, columns = count_rows((entry.place for entry in entries), image, name)
+    tables, columns, seals = count_rows((entry.place for entry in entries), image, name)
     if not sum(rows for _, rows in tables):
         raise DiffSegError(f"{given}: expected rows with images, found Parquet files without rows")
     if columns.id is not None:
@@ -238,16 +269,12 @@ def parquet_rows(
             for identity in _ids(tables, columns.id):
                 unique.add(identity)
             unique.check(lambda: _ids(tables, str(columns.id)), given)
-    return tuple(tables), columns
+    return tuple(tables), columns, tuple(seals)
 
 
 def choose_rows(images: int, workers: int) -> int:
     """Rows of a shard: so many that each worker gets several shards."""
     return max(LEAST_ROWS, min(MOST_ROWS, -(-images // (PER_WORKER * workers))))
-
-
-def _text(place: Place) -> str:
-    return place.text.encode(errors="surrogateescape").decode(errors="replace")
 
 
 def _ids(tables: Iterable[tuple[str, int]], column: str) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from runtime.errors import DiffSegError
 from runtime.files import write_atomically
 from runtime.outputs.failures import explain
 
+SEALED = 1 << 16  # bytes of a Parquet file's end by which a change is seen; a footer fits as a rule
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 # Stores in which an object appears when it is whole: what is not needs no temporary name.
 _COMMITS = ("s3", "gcs", "abfs")
@@ -156,7 +158,7 @@ class Place:
             folder = waiting.pop()
             names, folders = self._inside(folder)
             waiting += [f"{folder.rstrip('/')}/{name}" for name in sorted(folders, reverse=True)]
-            waiting = [path for path in waiting if path != left_out]
+            waiting = [path for path in waiting if path != left_out and not path.endswith("/_diffseg")]
             for name in sorted(name for name in names if wanted(name)):
                 yield self.at(f"{folder.rstrip('/')}/{name}")
 
@@ -194,6 +196,20 @@ class _Reading:
         if isinstance(error, OSError) or type(error).__module__.startswith("pyarrow"):
             assert isinstance(error, Exception)
             raise self._place.failed(error, "read") from None
+
+
+def seal_of(file: Any) -> str:
+    """What changes with an open Parquet file: a hash of its length and its end, with offsets and statistics."""
+    length = file.size()
+    file.seek(max(0, length - SEALED))
+    end = file.read()
+    file.seek(0)
+    return hashlib.blake2b(length.to_bytes(8, "little") + end, digest_size=8).hexdigest()
+
+
+def is_absolute(text: str) -> bool:
+    """Whether a path or URI means the same in all working folders."""
+    return bool(_SCHEME.match(text)) or os.path.isabs(os.path.expanduser(text))  # noqa: PTH111, PTH117
 
 
 def hidden(text: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from runtime.bulk.finished import shard_files
 from runtime.bulk.places import Place
-from runtime.bulk.rows import as_result
+from runtime.bulk.rows import COLUMNS, as_result
 from runtime.errors import DiffSegError
 from runtime.result import Result
 
@@ -52,5 +52,9 @@ def read_rows(uri: str) -> Iterator[dict[str, Any]]:
         raise DiffSegError(f"{place.name}: expected shards (shard-0000000.parquet), found none")
     for shard in places:
         with shard.reading(), shard.system.open_input_file(shard.path) as file:
-            for batch in pq.ParquetFile(file).iter_batches(AT_ONCE):
+            opened = pq.ParquetFile(file)
+            missing = [name for name, _, _ in COLUMNS if name not in opened.schema_arrow.names]
+            if missing:
+                raise DiffSegError(f"{shard.name}: expected a shard of diffseg bulk, found no column {missing[0]}")
+            for batch in opened.iter_batches(AT_ONCE):
                 yield from batch.to_pylist()

@@ -7,6 +7,7 @@ import functools
 import json
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from runtime.bulk.cluster import Open, Resources, cluster, describe, run_shards
@@ -15,6 +16,7 @@ from runtime.bulk.inputs import CLIPS, PARQUET, TAR, Columns, find
 from runtime.bulk.manifest import (
     FOLDER,
     Job,
+    alone,
     check_same,
     check_settings,
     choose_rows,
@@ -22,7 +24,7 @@ from runtime.bulk.manifest import (
     parquet_rows,
     read_job,
 )
-from runtime.bulk.places import Place, hidden
+from runtime.bulk.places import Place, hidden, is_absolute
 from runtime.bulk.progress import Progress
 from runtime.bulk.shard import do_shard
 from runtime.errors import DiffSegError
@@ -65,6 +67,7 @@ class Request:
         """What a job must be asked again to go on."""
         return {
             "INPUT": list(self.inputs),
+            "the working folder": None if all(map(is_absolute, self.inputs)) else str(Path.cwd()),
             "--image-column": self.image_column,
             "--id-column": self.id_column,
             "--clips": None if self.clips is None else list(self.clips),
@@ -78,10 +81,15 @@ def run_job(request: Request, open_batch: Open, say: Say, work: Work = do_shard)
     Raises DiffSegError where it cannot begin. A job that stops early has `stopped`, the reason, in its summary.
     """
     output = Place.of(request.output)
+    output.check_writable()
+    with alone(output):
+        return _run_alone(request, output, open_batch, say, work)
+
+
+def _run_alone(request: Request, output: Place, open_batch: Open, say: Say, work: Work) -> dict[str, Any]:
     old = read_job(output)
     if old is not None:
         check_same(old, request.asked, request.save, output)
-    output.check_writable()
     job = old or plan(request, output)
     with cluster(request.resources, say):
         found = describe(request.resources, open_batch)
@@ -102,15 +110,16 @@ def plan(request: Request, output: Place) -> Job:
     kind, entries = find(request.inputs, clips=request.clips is not None, left_out=output)
     given = ", ".join(map(hidden, request.inputs))
     columns = Columns("path", True, "id")
+    seals: tuple[str, ...] = ()
     if kind == PARQUET:
-        tables, columns = parquet_rows(entries, request.image_column, request.id_column, given)
+        tables, columns, seals = parquet_rows(entries, request.image_column, request.id_column, given)
     else:
         tables = list_rows(output, kind, entries, given)
     rows = sum(count for _, count in tables)
     workers = request.resources.workers
     # An archive is read from its beginning to its end, and a part of a clip is one piece of work.
     length = 1 if kind in (TAR, CLIPS) else request.shard_rows or choose_rows(rows, workers)
-    return Job(request.asked, kind, tables, columns, length, save=request.save, clips=request.clips)
+    return Job(request.asked, kind, tables, columns, length, save=request.save, clips=request.clips, seals=seals)
 
 
 def _run(request: Request, job: Job, output: Place, begin: Callable[[list[int]], Reports]) -> dict[str, Any]:
@@ -142,7 +151,7 @@ def _run(request: Request, job: Job, output: Place, begin: Callable[[list[int]],
             interruption.args = (progress.text(),)
             _write_summary(progress, job, output, "interrupted")
             raise
-        if stopped is None and progress.shards < len(left):
+        if stopped is None and (failed or progress.shards < len(left)):
             lost = len(left) - progress.shards
             stopped = next(iter(failed.values()), None) or (
                 f"{lost} shards were not finished, for their workers ended again and again; look for lack of memory in "

@@ -62,6 +62,8 @@ def test_what_cannot_be_read_is_a_row_with_its_reason(pictures, segment):
         {"id": "none", "path": None},
     ]
     assert segment([{**good, "bytes": float("nan"), "frame": None}])[0]["error"] is None  # as pandas gives it
+    (number,) = segment([{"bytes": 10**12}])
+    assert "expected an encoded picture in bytes, found int" in number["error"]
     found = segment(given)
     assert [row["error"] is None for row in found] == [True, False, False, False]
     assert "no such file" in found[2]["error"] and "expected bytes or a path" in found[3]["error"]

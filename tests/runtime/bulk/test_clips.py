@@ -79,6 +79,8 @@ def test_parts_that_were_segmented_are_joined_after_a_kill(clip, here, segment, 
     with monkeypatch.context() as killed:
         killed.setattr(clips, "join_clip", lambda *given: {"failed": "killed", "full": True})
         assert here("clips", clips=(10, 6))["stopped"] == "killed"
+        killed.setattr(clips, "join_clip", lambda *given: {"failed": "damaged", "full": False})
+        assert here("clips", clips=(10, 6))["stopped"] == "damaged"
     assert len(list(Path("out/_diffseg/parts").glob("*"))) == 5 and not list(Path("out").glob("shard-*"))
     calls = segment.segmenter.engine.calls
     summary = here("clips", clips=(10, 6))

@@ -78,6 +78,13 @@ def test_bad_usage_is_one_line(tmp_path, arguments, message):
     assert done.stderr.count("\n") == 1
 
 
+def test_more_workers_than_one_machine_has_are_refused_before_ray_begins():
+    from runtime.bulk.cluster import cluster
+
+    with pytest.raises(DiffSegError, match="--workers: expected at most 1000 on one machine, found 1001"):
+        cluster(Resources(workers=1001), print).__enter__()
+
+
 @pytest.mark.proof
 def test_the_command_on_a_cluster_of_its_own(pictures):
     """Ray starts, decodes and works in processes of its own; bad images are rows; the second run does nothing."""

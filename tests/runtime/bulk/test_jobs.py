@@ -78,7 +78,7 @@ def test_a_shard_is_written_before_its_report(pictures, here, segment):
     assert (report["rows"], segment.segmenter.engine.calls) == (2, calls)
 
 
-def test_other_settings_inputs_and_outputs_are_refused(pictures, here):
+def test_other_settings_inputs_and_outputs_are_refused(pictures, here, monkeypatch):
     here("in")
     other = SegmentBatch(Segmenter(StandIn(), auto=False))
     other.made = "other"
@@ -87,6 +87,12 @@ def test_other_settings_inputs_and_outputs_are_refused(pictures, here):
         here("in", opened=other)
     with pytest.raises(DiffSegError, match=r"has the job of INPUT \['in'\], found \['in/below'\]"):
         here("in/below")
+    with monkeypatch.context() as moved:
+        moved.chdir("in")
+        Path("in").mkdir()
+        with pytest.raises(DiffSegError, match=r"has the job of the working folder .*; choose another --output"):
+            here("in", output="../out")
+        Path("in").rmdir()
     with pytest.raises(DiffSegError, match="has a job with --save none, found labels"):
         here("in", save=("labels",))
     assert here("in", output="new", opened=other)["images"] == 5
@@ -224,6 +230,40 @@ def test_parquet_rows_are_read_in_slices(tmp_path, pictures, here):
         path.unlink()
     pq.write_table(pa.table({"id": pa.array([7]), "image": data[:1]}), "0.parquet")
     assert "expected 2 rows as the job's manifest has them, found 1" in here(["0.parquet", "1.parquet"])["stopped"]
+
+
+def test_a_parquet_file_that_was_changed_is_refused(pictures, here):
+    data = (pictures / "0.png").read_bytes()
+    pq.write_table(pa.table({"id": list("abcd"), "image": [data] * 4}), "in.parquet")
+    here("in.parquet", shard_rows=2)
+    shards()[1].unlink()
+    pq.write_table(pa.table({"id": list("dcba"), "image": [data] * 4}), "in.parquet")
+    summary = here("in.parquet")
+    assert "found others; it was changed" in summary["stopped"] and len(shards()) == 1
+
+
+def test_the_output_may_be_the_input_also_after_a_kill_within_the_manifest(pictures, here):
+    here("in", output="in", shard_rows=5)
+    Path("in/_diffseg/job.json").unlink()
+    Path("in/shard-0000000.parquet").unlink()
+    assert here("in", output="in")["images"] == 5
+
+
+def test_a_second_driver_is_refused_while_one_works(pictures, here, monkeypatch):
+    from runtime.bulk import run
+
+    pytest.importorskip("fcntl")
+    refused = []
+
+    def again(*given):
+        with pytest.raises(DiffSegError, match="another diffseg bulk works on it; wait for its end") as found:
+            here("in")
+        refused.append(found)
+        return begin(*given)
+
+    begin = run._reports
+    monkeypatch.setattr(run, "_reports", again)
+    assert here("in")["images"] == 5 and len(refused) == 1
 
 
 def test_an_output_that_is_none_is_one_line(tmp_path):

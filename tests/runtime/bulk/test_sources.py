@@ -61,6 +61,9 @@ def test_a_name_that_is_no_text_becomes_a_row_with_an_error(pictures, here):
     Path(os.fsdecode(b"in/\xff.png")).write_bytes(png(pictures))
     summary = here("in")
     assert (summary["images"], summary["errors"]) == (6, 1)
+    Path(os.fsdecode(b"in/\xfe.png")).write_bytes(png(pictures))
+    assert here("in", output="other")["errors"] == 2
+    assert {row["id"] for row in read_rows("other") if row["error"]} == {r"\udcfe.png", r"\udcff.png"}
 
 
 def test_parquet_with_bytes_paths_or_a_struct(pictures, here):
@@ -95,6 +98,59 @@ def test_tar_archives_are_read_from_beginning_to_end(pictures, here):
     assert "is in the archive twice" in errors.pop("one.tar/a.png#2") and "not an image" in errors.pop("one.tar/c.jpg")
     assert set(errors) == {"three.tar#1", "four.tar#0"} or set(errors) == {"four.tar#0"}
     assert all("expected a whole tar archive" in error for error in errors.values())
+
+
+def test_files_of_one_name_in_several_folders_have_ids_of_their_own(pictures, here):
+    data = png(pictures)
+    for name in ("a", "b"):
+        Path(name).mkdir()
+        Path(f"{name}/x.png").write_bytes(data)
+        pq.write_table(pa.table({"image": [data]}), f"{name}/part-0.parquet")
+    here(["a/x.png", "b/x.png"])
+    assert [row["id"] for row in read_rows("out")] == [str(Path(f"{name}/x.png").absolute()) for name in "ab"]
+    here("[ab]/*.parquet", output="other")
+    assert [row["id"] for row in read_rows("other")] == [f"{Path(name).absolute()}/part-0.parquet#0" for name in "ab"]
+
+
+def test_lines_of_a_list(pictures, here):
+    Path("list.txt").write_bytes(b"\xef\xbb\xbfin/1.png\r\nnothing://bucket/a.png\nin/below/../2.png\n")
+    here("list.txt")
+    rows = {row["id"]: row["error"] for row in read_rows("out")}
+    assert list(rows) == ["in/1.png", "nothing://bucket/a.png", "in/below/../2.png"]
+    assert "expected a path, or a URI" in rows.pop("nothing://bucket/a.png") and set(rows.values()) == {None}
+
+
+def test_columns_of_other_types(pictures, here):
+    path = pa.array([str(pictures / "0.png")])
+    double = pa.Table.from_arrays([path, path, path], ["image", "image", "path"])
+    pq.write_table(double, "double.parquet")
+    assert here("double.parquet")["errors"] == 0
+    pq.write_table(pa.table({"id": pa.array(["a"]).dictionary_encode(), "path": path.dictionary_encode()}), "d.parquet")
+    here("d.parquet", output="other")
+    assert [(row["id"], row["error"]) for row in read_rows("other")] == [("a", None)]
+    with pytest.raises(DiffSegError, match=r"d.parquet: expected a shard of diffseg bulk, found no column frame"):
+        list(read_rows("d.parquet"))
+
+
+def test_damage_within_an_archive_is_told_and_ids_stay_unique(pictures, here, monkeypatch):
+    data = png(pictures)
+    write_tar("same.tar", [("a.png", data)] * 3)
+    write_tar("torn.tar", [("a.png", data), ("b.png", data), ("c.png", data)])
+    torn = bytearray(Path("torn.tar").read_bytes())
+    begin = torn.index(b"b.png")
+    torn[begin : begin + 512] = b"Z" * 512
+    Path("torn.tar").write_bytes(torn)
+    monkeypatch.setattr("runtime.bulk.reading.MOST_MEMBER", len(data))
+    write_tar("large.tar", [("a.png", data + b" "), ("b.png", data)])
+    here("*.tar")
+    errors = {row["id"]: row["error"] for row in read_rows("out")}
+    assert list(errors) == [
+        *("large.tar/a.png", "large.tar/b.png"),
+        *("same.tar/a.png", "same.tar/a.png#1", "same.tar/a.png#2"),
+        *("torn.tar/a.png", "torn.tar#1"),
+    ]
+    assert "expected a picture of at most" in errors["large.tar/a.png"] and errors["large.tar/b.png"] is None
+    assert "expected a whole tar archive" in errors["torn.tar#1"]
 
 
 @pytest.mark.parametrize(
