@@ -48,7 +48,7 @@ def test_bad_engines(tmp_path):
     refuses(run("plan", tmp_path / "no.onnx"), "no engine", "no.onnx; export one with")
     refuses(run("plan", tmp_path), "is a folder; expected an engine")
     (tmp_path / "model.pt").write_text("x")
-    refuses(run("plan", tmp_path / "model.pt"), "expected an ONNX engine, .onnx")
+    refuses(run("plan", tmp_path / "model.pt"), "expected an ONNX engine, which ends in .onnx")
     engine = copy_tiny(tmp_path)
     engine.write_bytes(engine.read_bytes()[:100_000])
     refuses(run("plan", engine), "is not an engine: expected an ONNX file")
