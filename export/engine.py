@@ -14,7 +14,7 @@ from export.model.families import BLOCKS
 from export.parity import check_engine, check_installed_for
 from export.progress import Phases
 from runtime.engine.fields import words as checked_words
-from runtime.engine.inputs import FRAME_INPUTS, find_input
+from runtime.engine.inputs import DEFAULT_INPUT, find_input
 from runtime.engine.spec import EngineSpec, Level, sidecar_path
 from runtime.errors import DiffSegError
 from runtime.pyramid.anchors import anchor_queries
@@ -65,7 +65,7 @@ class ExportRequest:
     solver: str | None = None
     target: str = "gpu"
     words: tuple[str, ...] = ()
-    input: str = next(iter(FRAME_INPUTS))
+    input: str = DEFAULT_INPUT.name
 
     @property
     def storage(self) -> str:

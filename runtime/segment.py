@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from inspect import signature
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +22,7 @@ from runtime.terminal import (
     interruptions_raised,
     one_line_errors,
     options_named,
+    options_of,
     run,
     warnings_said,
 )
@@ -33,7 +33,6 @@ _SOLVER = "; ".join(f"{solver.name} ({solver.help})" for solver in SOLVERS)
 _STEPS = [(step.name, step.help) for step in REFINEMENTS if not step.by_area]
 _REFINE = ", ".join(f"{name} ({what})" for name, what in (*_SOLVERS, *_STEPS))
 _OUTPUTS = ", ".join(f"{kind.name} ({kind.help})" for kind in KINDS)
-_SPELLED = {"thresholds": "--threshold"}  # the parameter whose option has another name
 _BACKENDS = ", ".join(backend.name for backend in BACKENDS)
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -202,7 +201,7 @@ def main(
         from runtime.tiles.layout import parse_tiles
         from runtime.tiles.tiled import TiledStages
 
-        with options_named({name: f"--{name.replace('_', '-')}" for name in signature(main).parameters} | _SPELLED):
+        with options_named(options_of(main)):
             segmenter = Segmenter.open(
                 engine,
                 device,

@@ -2,6 +2,7 @@
 
 import errno
 import importlib.util
+import inspect
 import io
 import logging
 import os
@@ -90,6 +91,12 @@ def options_named(options: Mapping[str, str]) -> Iterator[None]:
             kind = type(error) if isinstance(error, DiffSegError) else DiffSegError
             raise kind(f"{options[name]}:{rest}") from None
         raise
+
+
+def options_of(command: Callable[..., object]) -> dict[str, str]:
+    """For `options_named`: each parameter of a command → its option, and `thresholds`, as Python calls it."""
+    options = {name: f"--{name.replace('_', '-')}" for name in inspect.signature(command).parameters}
+    return options | {"thresholds": "--threshold"}
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from export.commands.options import (
     ALL_BLOCKS,
-    DEFAULT_INPUT,
     Attention,
     Config,
     Input,
@@ -15,7 +14,7 @@ from export.commands.options import (
     read_blocks,
     read_size,
 )
-from runtime.engine.inputs import find_input
+from runtime.engine.inputs import DEFAULT_INPUT, find_input
 from runtime.terminal import USAGE_ERROR, check_extra, one_line_errors
 
 
@@ -26,7 +25,7 @@ def list_model(
     revision: Revision = None,
     vae: Vae = None,
     config: Config = None,
-    input: Input = DEFAULT_INPUT,
+    input: Input = DEFAULT_INPUT.name,
 ) -> None:
     """Show what the export of a model would give, from its configuration alone; nothing is written."""
     with one_line_errors(USAGE_ERROR):

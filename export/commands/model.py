@@ -11,7 +11,6 @@ import typer
 from export.commands import plan as plan_command
 from export.commands.options import (
     ALL_BLOCKS,
-    DEFAULT_INPUT,
     Attention,
     Config,
     Input,
@@ -31,6 +30,7 @@ from export.commands.options import (
 )
 from export.commands.report import report
 from export.heads.registry import HEADS
+from runtime.engine.inputs import DEFAULT_INPUT
 from runtime.engine.plan import build_options
 from runtime.errors import DiffSegError
 from runtime.terminal import USAGE_ERROR, check_extra, one_line_errors, options_named
@@ -97,7 +97,7 @@ def export_model(
     vae: Vae = None,
     config: Config = None,
     revision: Revision = None,
-    input: Input = DEFAULT_INPUT,
+    input: Input = DEFAULT_INPUT.name,
     target: Annotated[
         str,
         typer.Option(metavar="|".join(TARGETS), help="Processor for which the attention is written; both run it."),

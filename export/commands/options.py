@@ -31,7 +31,6 @@ NewEngine = Annotated[Path, typer.Option(help="Engine to write: engines/NAME giv
 _LAYOUTS = "; ".join(f"{each.name}: {each}" for each in FRAME_INPUTS.values())
 Input = Annotated[str, typer.Option(metavar="LAYOUT", help=f"How the graph takes a frame. {_LAYOUTS}.")]
 
-DEFAULT_INPUT = next(iter(FRAME_INPUTS))
 ALL_BLOCKS = ",".join(BLOCKS)
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from export.graph.attention import expose_attention, grid_of
-from export.graph.network import UINT8, UNetPass, black_frames
-from runtime.engine.inputs import FrameInput
+from export.graph.network import UNetPass, black_frames
+from runtime.engine.inputs import DEFAULT_INPUT, FrameInput
 from runtime.engine.spec import Level
 from runtime.errors import DiffSegError
 
@@ -34,7 +34,7 @@ class FrameToFeatures(UNetPass):
         size: tuple[int, int] | None = None,
         noise_seed: int | None = None,
         target: str = "gpu",
-        frame_input: FrameInput = UINT8,
+        frame_input: FrameInput = DEFAULT_INPUT,
     ) -> None:
         """Take the arguments of `export.graph.network.FrameToPyramid`.
 

@@ -10,13 +10,11 @@ from export.graph.attention import ExposedSelfAttention, MapCollector, expose_at
 from export.graph.conditioning import added_conditions, fixed_noise, fold_timestep, noise_constants
 from export.graph.words import WordsPass
 from export.model.families import BLOCKS, vae_stride
-from runtime.engine.inputs import FRAME_INPUTS, FrameInput
+from runtime.engine.inputs import DEFAULT_INPUT, FrameInput
 from runtime.engine.spec import Level
 
 if TYPE_CHECKING:
     from export.model.load import LoadedModel
-
-UINT8 = next(iter(FRAME_INPUTS.values()))
 
 
 def black_frames(frame_input: FrameInput, height: int, width: int, batch: int = 1) -> Tensor:
@@ -40,7 +38,7 @@ class UNetPass(nn.Module):
         *,
         size: tuple[int, int] | None = None,
         noise_seed: int | None = None,
-        frame_input: FrameInput = UINT8,
+        frame_input: FrameInput = DEFAULT_INPUT,
     ) -> None:
         """Take the arguments of `FrameToPyramid`. A subclass rewrites the attention layers."""
         super().__init__()
@@ -107,7 +105,7 @@ class FrameToPyramid(UNetPass):
         size: tuple[int, int] | None = None,
         noise_seed: int | None = None,
         target: str = "gpu",
-        frame_input: FrameInput = UINT8,
+        frame_input: FrameInput = DEFAULT_INPUT,
     ) -> None:
         """`blocks`: of down, mid and up, those whose maps are averaged.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,12 +19,12 @@ from runtime.terminal import (
     interruptions_raised,
     one_line_errors,
     options_named,
+    options_of,
     run,
     warnings_said,
 )
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-_SPELLED = {"thresholds": "--threshold"}  # the parameter whose option has another name
 
 
 @app.command()
@@ -146,7 +145,7 @@ def main(
                 dashboard,
             ),
         )
-    with warnings_said(), one_line_errors(), interruptions_raised(), options_named(options_of_command()):
+    with warnings_said(), one_line_errors(), interruptions_raised(), options_named(options_of(main)):
         found = run_job(request, functools.partial(opener, **options), _say)
     if as_json:
         print(json.dumps(found), flush=True)
@@ -154,11 +153,6 @@ def main(
         _say(f"error: stopped: {found['stopped']}")
     _say(_last_line(found))
     raise typer.Exit(0 if found["stopped"] is None else FAILED)
-
-
-def options_of_command() -> dict[str, str]:
-    """The parameter of a message → the option that people typed."""
-    return {name: f"--{name.replace('_', '-')}" for name in signature(main).parameters} | _SPELLED
 
 
 def _last_line(found: dict[str, Any]) -> str:

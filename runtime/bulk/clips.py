@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from runtime.bulk.cluster import in_tasks, run_shards
 from runtime.bulk.cutting import Part, frames_of, opened
-from runtime.bulk.finished import read_about, shard_name
+from runtime.bulk.finished import shard_name
 from runtime.bulk.manifest import FOLDER, Job
 from runtime.bulk.places import Place
 from runtime.bulk.reader import read_rows
 from runtime.bulk.reading import table_rows
 from runtime.bulk.rows import as_result, encode_shard, result_row
-from runtime.bulk.shard import write_shard
+from runtime.bulk.shard import check_made, count_rows, report_of, reported_before, write_shard
 from runtime.errors import DiffSegError, NoMoreSpace, as_one_line
 
 if TYPE_CHECKING:
@@ -51,33 +51,28 @@ def do_part(
     job: Job, output: Place, shard: int, segment: SegmentBatch, decoded: object = None, most: int | None = None
 ) -> dict[str, Any]:
     """Segment a part of a clip into a file of its own, from which `join_clip` makes the shard; see `do_shard`."""
-    from runtime.bulk.shard import check_made, report_of
     from runtime.frames.limits import set_most_pixels
 
     begun = time.perf_counter()
     place = _part_file(output, shard)
-    before = read_about(place) if place.exists() else None
-    if before is not None and before.get("job") == job.key:
-        return report_of(shard, before, begun, [])
+    before = reported_before(job, place, shard, begun)
+    if before is not None:
+        return before
     check_made(job, segment)
     if most is not None:
         set_most_pixels(most)
     (row,) = table_rows(job, job.slice(shard))
     part = Part(**row)
-    rows = [] if part.error is None else [_failed(segment, part, part.error)]
-    if part.error is None:
-        try:
-            rows = list(_segmented(segment, part))
-        except Exception as error:
-            if isinstance(error, (ModuleNotFoundError, NoMoreSpace)):
-                raise
-            rows = []
-            rows.append(_failed(segment, part, str(as_one_line(error, part.id))))
+    try:
+        rows = list(_segmented(segment, part)) if part.error is None else [_failed(segment, part, part.error)]
+    except (ModuleNotFoundError, NoMoreSpace):
+        raise
+    except Exception as error:
+        rows = [_failed(segment, part, str(as_one_line(error, part.id)))]
     own = [row for row in rows if row["frame"] is None or row["frame"] >= part.first]
-    failed = [row["error"] for row in own if row["error"] is not None]
-    about = {"rows": len(own), "errors": len(failed), "segments": sum(row["count"] or 0 for row in own)}
-    place.write(encode_shard(rows, {"job": job.key, "shard": shard, **about}))
-    return report_of(shard, about, begun, failed[:1])
+    finished, failed = count_rows(own)
+    place.write(encode_shard(rows, {"job": job.key, "shard": shard, **finished._asdict()}))
+    return report_of(shard, finished._asdict(), begun, failed[:1])
 
 
 def join_clip(output: str, shards: Sequence[int]) -> dict[str, Any] | None:

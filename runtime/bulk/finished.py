@@ -47,7 +47,7 @@ def shard_files(output: Place) -> list[Place]:
 
 
 def read_about(place: Place) -> dict[str, Any] | None:
-    """What a shard's file says of itself; None where it is none of ours, or damaged."""
+    """What a shard's file says of itself; None where it is not a shard, or damaged."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

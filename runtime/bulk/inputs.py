@@ -101,7 +101,7 @@ def find(inputs: Sequence[str], *, clips: bool, left_out: Place) -> tuple[str, I
 
 
 def _below(text: str, wanted: set[str], left_out: Place, several: bool, twice: bool) -> Iterator[Entry]:
-    """The files of one INPUT. `twice`: another one has the same last part. Raises DiffSegError where there are none."""
+    """The files of one INPUT. `twice`: another one has the same last part. Raises DiffSegError without files."""
     if not text:
         raise DiffSegError("an empty INPUT; expected a folder, a glob, a list or a URI")
     pattern = _pattern(text)
@@ -261,7 +261,7 @@ def count_rows(
 ) -> tuple[list[tuple[str, int]], Columns, list[str]]:
     """The rows of each Parquet file, by its footer; the columns to read, which are the same in all; and `seal_of` each.
 
-    Raises DiffSegError where a file is none, or has other columns than the first.
+    Raises DiffSegError where a file is not a Parquet file, or has other columns than the first.
     """
     from concurrent.futures import ThreadPoolExecutor
 

@@ -106,7 +106,7 @@ def _run_alone(request: Request, output: Place, open_batch: Open, say: Say, work
 
 
 def plan(request: Request, output: Place) -> Job:
-    """List the inputs. Raises DiffSegError where there are none, or one cannot be read."""
+    """List the inputs. Raises DiffSegError where nothing is found, or one cannot be read."""
     kind, entries = find(request.inputs, clips=request.clips is not None, left_out=output)
     given = ", ".join(map(hidden, request.inputs))
     columns = Columns("path", True, "id")

@@ -8,7 +8,7 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -51,9 +51,9 @@ def do_shard(
     """
     begun = time.perf_counter()
     place = output / shard_name(shard)
-    before = read_about(place) if place.exists() else None
-    if before is not None and before.get("job") == job.key:
-        return report_of(shard, before, begun, [])  # a worker was killed between this file and its report
+    before = reported_before(job, place, shard, begun)
+    if before is not None:
+        return before
     check_made(job, segment)
     with _files(job, output, shard) as files:
         images = images_of(job, shard)
@@ -68,11 +68,22 @@ def do_shard(
 
 def write_shard(job: Job, output: Place, shard: int, rows: list[dict[str, Any]], begun: float) -> dict[str, Any]:
     """Write a shard's file; see `do_shard`."""
-    failed = [str(row["error"]) for row in rows if row["error"] is not None]
-    finished = Finished(len(rows), len(failed), sum(row["count"] or 0 for row in rows))
+    finished, failed = count_rows(rows)
     about = job.about(shard, finished) | {"worker": f"{platform.node()}:{os.getpid()}"}
     (output / shard_name(shard)).write(encode_shard(rows, about))
     return report_of(shard, finished._asdict(), begun, failed[:TOLD])
+
+
+def count_rows(rows: Sequence[Mapping[str, Any]]) -> tuple[Finished, list[str]]:
+    """What rows are counted as, and their errors."""
+    failed = [str(row["error"]) for row in rows if row["error"] is not None]
+    return Finished(len(rows), len(failed), sum(row["count"] or 0 for row in rows)), failed
+
+
+def reported_before(job: Job, place: Place, shard: int, begun: float) -> dict[str, Any] | None:
+    """The report of a file that is there already: its worker was killed before it could report. None: it is not."""
+    before = read_about(place) if place.exists() else None
+    return None if before is None or before.get("job") != job.key else report_of(shard, before, begun, [])
 
 
 def report_of(shard: int, found: Mapping[str, Any], begun: float, told: list[str]) -> dict[str, Any]:
@@ -101,7 +112,7 @@ def _pieces(rows: Iterable[dict[str, Any]], length: int) -> Pieces:
 
 @contextlib.contextmanager
 def _files(job: Job, output: Place, shard: int) -> Iterator[_Files | None]:
-    """Where the further outputs of a shard go, until they are whole; None where there are none."""
+    """Where the further outputs of a shard go, until they are whole; None without such outputs."""
     if not job.save:
         yield None
         return

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtime.engine.heads import HEADS, Input
-from runtime.engine.inputs import FRAME_INPUTS
+from runtime.engine.inputs import DEFAULT_INPUT
 from runtime.engine.spec import EngineSpec
 from runtime.errors import DiffSegError
 
@@ -130,7 +130,7 @@ def rebuild_command(spec: EngineSpec, options: str) -> str:
     """The `python -m export` command that makes this engine again with other `options`, in quotes for a message."""
     differs_from_default = {
         f"--size {spec.height}x{spec.width}": True,
-        f"--input {spec.input}": spec.input != next(iter(FRAME_INPUTS)),
+        f"--input {spec.input}": spec.input != DEFAULT_INPUT.name,
         f"--batch {spec.batch or 'dynamic'}": spec.batch != 1,
         f"--precision {spec.precision}": spec.precision != "fp32",
         "--compact": spec.storage != spec.precision,

@@ -21,7 +21,7 @@ class FrameInput:
         name: in the sidecar, and of `python -m export --input`.
         type: of the numbers, "uint8" or "float32".
         planar: [B, 3, H, W] RGB; otherwise [B, H, W, 3] BGR.
-        brightest: the number that stands for 255 of a pixel of 8 bits.
+        brightest: what a pixel's largest value, 255, becomes.
     """
 
     name: str
@@ -55,7 +55,7 @@ class FrameInput:
 
 
 def find_input(name: str) -> FrameInput:
-    """The entry of FRAME_INPUTS. Raises DiffSegError, with the known names, when there is none."""
+    """The entry of FRAME_INPUTS. Raises DiffSegError, with the known names, for another name."""
     if name not in FRAME_INPUTS:
         raise DiffSegError(f"--input: expected {', '.join(FRAME_INPUTS)}, found {name!r}")
     return FRAME_INPUTS[name]
@@ -69,3 +69,6 @@ FRAME_INPUTS: dict[str, FrameInput] = {
         FrameInput("float-nchw-rgb-unit", "float32", True, 1),
     )
 }
+
+# What the runtime has, so that nothing is converted.
+DEFAULT_INPUT = FRAME_INPUTS["uint8-nhwc-bgr"]

@@ -10,7 +10,7 @@ from typing import Any
 
 from runtime.engine import fields as checked
 from runtime.engine.heads import HEADS
-from runtime.engine.inputs import FRAME_INPUTS, FrameInput
+from runtime.engine.inputs import DEFAULT_INPUT, FRAME_INPUTS, FrameInput
 from runtime.errors import DiffSegError
 from runtime.files import read_small_text
 
@@ -178,7 +178,7 @@ class EngineSpec:
     vae: str | None = None
     target: str = "gpu"
     words: tuple[str, ...] = ()
-    input: str = next(iter(FRAME_INPUTS))
+    input: str = DEFAULT_INPUT.name
     producer: Mapping[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
     plan: PlanInfo | None = None
@@ -287,7 +287,7 @@ def _checked(data: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
     )
     if found["head"] not in HEADS:
         raise ValueError(f"head: expected {' or '.join(HEADS)}, found {found['head']!r}")
-    if found.get("input", next(iter(FRAME_INPUTS))) not in FRAME_INPUTS:
+    if found.get("input", DEFAULT_INPUT.name) not in FRAME_INPUTS:
         raise ValueError(f"input: expected {' or '.join(FRAME_INPUTS)}, found {found['input']!r}")
     missing = [name for name in HEADS[found["head"]].needs if found.get(name) is None]
     if missing:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from runtime import __version__
 from runtime.engine.base import rebuild_command
 from runtime.engine.external import external_data
-from runtime.engine.inputs import FRAME_INPUTS
+from runtime.engine.inputs import DEFAULT_INPUT
 from runtime.engine.registry import EMBEDDED_NAME, open_engine
 from runtime.errors import DiffSegError
 from runtime.files import OWN_JSON, is_own_output, write_atomically
@@ -62,8 +62,7 @@ def read_engine(path: Path | None) -> Source:
         raise DiffSegError(f"{path.name}: a browser runs ONNX engines alone; {possible}")
     engine = open_engine(path, "cpu", "onnxruntime", threads=1)
     spec, name = engine.spec, engine.path.name
-    frames = next(iter(FRAME_INPUTS.values()))
-    usable = replace(spec, head="attention", precision="fp32", batch=1, input=frames.name, solver=DEFAULT)
+    usable = replace(spec, head="attention", precision="fp32", batch=1, input=DEFAULT_INPUT.name, solver=DEFAULT)
     remedy = rebuild_command(usable, "")
     if spec.head != "attention":
         raise DiffSegError(
@@ -75,8 +74,8 @@ def read_engine(path: Path | None) -> Source:
             f"{name} has the precision {spec.precision} and the batch {spec.batch or 'dynamic'}; expected fp32 and 1: "
             f"{remedy} (with --compact it is half as large)"
         )
-    if spec.frame_input is not frames:
-        raise DiffSegError(f"{name} takes {spec.frame_input}; expected {frames}: {remedy}")
+    if spec.frame_input is not DEFAULT_INPUT:
+        raise DiffSegError(f"{name} takes {spec.frame_input}; expected {DEFAULT_INPUT}: {remedy}")
     if spec.solver != DEFAULT:
         raise DiffSegError(f"{name} has the solver {spec.solver}; expected {DEFAULT}, as the page has: {remedy}")
     if external_data(engine.path) or engine.path.stat().st_size > MOST_ENGINE:
