@@ -18,7 +18,12 @@ PROGRAMS = ("runtime.segment", "export")  # their options may be named on any pa
 
 
 @pytest.mark.parametrize(
-    "command", [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]], ids=["lint", "format", "types"]
+    "command",
+    [
+        pytest.param(["ruff", "check", "."], id="lint"),
+        pytest.param(["ruff", "format", "--check", "."], id="format"),
+        pytest.param(["mypy"], id="types", marks=pytest.mark.slow),
+    ],
 )
 def test_style(command):
     done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True)
@@ -91,6 +96,7 @@ def commands_in(text):
         yield call[1] or "runtime.cli", named, call[0].split("#")[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("readme", READMES)
 def test_commands_and_options_that_a_readme_names_exist(readme):
     """Options in a command are that command's; those in prose and tables are of a command of the page or a program."""

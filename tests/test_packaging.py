@@ -132,6 +132,7 @@ def test_an_unknown_command_is_named(diffseg, crowded):
     assert "expected a command (segment, export" in done.stderr and "found 'photo.png'" in done.stderr
 
 
+@pytest.mark.slow
 def test_diffseg_ignores_folders_named_like_its_packages(diffseg, crowded):
     done = diffseg("segment", "photo.png", folder=crowded)
     assert done.returncode == 0, done.stderr
@@ -156,6 +157,7 @@ def test_what_a_page_names_exists(page):
         assert (ROOT / path).exists(), path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("readme", ["README.md", "runtime/README.md"])
 def test_python_code_of_the_readmes_runs(tmp_path, readme):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / readme).read_text(), re.DOTALL)

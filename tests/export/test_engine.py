@@ -20,6 +20,7 @@ def run(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
+@pytest.mark.slow
 def test_a_model_becomes_an_engine(least_pipeline, tmp_path):
     """The whole way and its check, with a model of two levels, of which one has attention: quick to trace."""
     options = ("--size", "16x32", "--threshold", "0.3", "--input", "float-nchw-rgb-unit")

@@ -297,6 +297,7 @@ os.execv(sys.executable, [sys.executable, "-m", "runtime.segment", "a.png", "--o
     assert sorted(path.name for path in (folder / "out").iterdir()) == ["a_labels.png", "a_overlay.png"]
 
 
+@pytest.mark.slow
 def test_lines_for_programs_need_a_standard_output(folder):
     cv2.imwrite("a.png", draw(0))
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

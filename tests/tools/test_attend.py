@@ -8,6 +8,7 @@ from tests.runtime.clips import draw
 from tools.attend import app
 
 
+@pytest.mark.slow
 def test_it_draws_what_was_clicked(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cv2.imwrite("photo.png", draw(3))

@@ -55,6 +55,7 @@ print(json.dumps({"found": found, "hidden": sorted(hidden)}))
 """
 
 
+@pytest.mark.slow
 def test_help_needs_no_extra():
     groups = {"tools.benchmark": benchmark, "tools.evaluate": evaluate, "tools.tiny": tiny}
     calls = [["tools.gpu_check"], ["tools.sanitize"], *([name] for name in groups)]

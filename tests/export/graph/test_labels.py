@@ -169,6 +169,7 @@ def test_more_anchors_than_a_byte_counts(tmp_path):
         assert (labels != core(pyramid, levels, (72, 96), [threshold], 17)).mean() <= BOUND
 
 
+@pytest.mark.slow
 def test_greedy_pass_on_a_chain_of_256(tmp_path):
     """Each is near the next alone: every other one is kept, and the last is known only after 255 rounds."""
 

@@ -67,6 +67,7 @@ def checks(found, expected, **spec):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_levels_follow_a_frame_that_is_not_square(model, family):
     assert pyramid_levels(network_of(model), 128, 192) == PYRAMIDS[family]
 

@@ -174,6 +174,7 @@ def test_options_choose_or_are_refused(tmp_path):
             open_engine(device="cpu", **options)
 
 
+@pytest.mark.slow
 def test_clones_run_in_streams_of_their_own(tmp_path):
     from concurrent.futures import ThreadPoolExecutor
 

@@ -120,6 +120,7 @@ def test_raw_frames(at_most):
         open_stdin(source, OpenOptions(size=(20_000, 20_000)))
 
 
+@pytest.mark.slow
 def test_the_option(at_most, tmp_path):
     """The others finish; a limit that was raised holds for this run."""
     for name, side in (("small", 64), ("large", 400)):

@@ -149,6 +149,7 @@ def test_fine_maps_are_summed_in_blocks():
     np.testing.assert_allclose(found[2, 17], np.sqrt(share), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_segmenter_cuts_the_same_with_and_without_details():
     frame = cv2.GaussianBlur(np.random.default_rng(4).integers(0, 255, (90, 120, 3), np.uint8), (0, 0), 9)
     frame[:, 60:] = cv2.cvtColor(frame[:, 60:], cv2.COLOR_BGR2HSV)

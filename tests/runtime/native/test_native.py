@@ -247,6 +247,7 @@ def test_batch_equals_single_frames(library):
         assert np.mean(labels[index] != segment_attention(pyramid, config, size=(32, 24))) <= ALLOWED
 
 
+@pytest.mark.slow
 def test_sums_in_parts(cpu_library):
     """How many parts a sum has follows from the card. It moves no label, and the same card gives the same bits."""
     grids = [(32, 32), (16, 16)]

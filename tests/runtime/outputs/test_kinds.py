@@ -125,6 +125,7 @@ def test_photographs_in_one_file_each(folder, expected):
     assert all(is_own_output(folder / "segmented" / name) for name in written(folder / "segmented"))
 
 
+@pytest.mark.slow
 def test_a_file_per_photograph(folder, expected):
     result = run("in", "--save", "masks,cutouts,npz,polygons,yolo")
     assert result.exit_code == 0, result.stderr
@@ -405,6 +406,7 @@ def test_panoptic_quality_of_a_changed_result_by_torchmetrics(folder):
         assert float(metric(read[one], read[other])) == pytest.approx(expected), (one, other)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_photographs(folder, stand_in):
     import tracemalloc
 

@@ -170,6 +170,7 @@ def test_bad_usage(folder, stand_in, options, words):
     errors(result, words)
 
 
+@pytest.mark.slow
 def test_what_is_wrong_with_one_does_not_stop_the_others(folder, stand_in):
     whole = write_clip(folder / "a.mkv", 100, size=(144, 192)).read_bytes()
     (folder / "b.mkv").write_bytes(whole[: len(whole) // 2])
@@ -332,6 +333,7 @@ def test_interrupted_in_the_middle(folder, number):
     assert not [name for name in written(folder) if name.endswith(".part")]
 
 
+@pytest.mark.slow
 def test_a_reader_of_the_lines_that_goes_away(folder):
     """As with `| head -3`: no traceback, and the files are whole."""
     write_clip(folder / "clip.mp4", 100)
@@ -344,6 +346,7 @@ def test_a_reader_of_the_lines_that_goes_away(folder):
     assert 1 <= len(read_clip(folder / "segmented" / "clip_overlay.mp4")[0]) < 100
 
 
+@pytest.mark.slow
 def test_standard_input_that_closes_early(folder):
     process = program(0, "-", "--size", "64x48", "--save", "labels", stdin=subprocess.PIPE)
     _, said = process.communicate(draw(0).tobytes() + b"and then", timeout=60)

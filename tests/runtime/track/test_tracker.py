@@ -181,6 +181,7 @@ def segmenter():
     return Segmenter.open(device="cpu")
 
 
+@pytest.mark.slow
 def test_stream(segmenter):
     frames = list(draw_moving_scene(2, (96, 128), split="development").frames(4))
     assert list(segmenter.stream([])) == []

@@ -25,6 +25,7 @@ def test_all_parts():
     assert result.exit_code == bool(report["missed"])
 
 
+@pytest.mark.slow
 def test_one_part():
     result = CliRunner().invoke(app, ["pipeline", "--part", "stand-in", "--count", "10", "--json"])
     report = json.loads(result.stdout)

@@ -81,6 +81,7 @@ def test_background_segments_by_hand():
     assert len(np.unique(metrics.join_background(labels, np.full_like(truth, 2), 3))) == 1
 
 
+@pytest.mark.slow
 def test_voc_with_a_known_answer(tmp_path, by_colour):
     """A cat in the left quarter, void beside it, background; a segment of each kind, and one that is both."""
     truth = np.array([8, 255, 0])[columns(32, 36)]

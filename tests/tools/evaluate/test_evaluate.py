@@ -171,6 +171,7 @@ def test_solvers_are_variants():
             settle(method, "e", features, protocol, wish)
 
 
+@pytest.mark.slow
 def test_what_is_wrong_is_said(tmp_path):
     def message(*arguments):
         status, text = run(tmp_path, *arguments, "--method", "one-segment")
@@ -208,6 +209,7 @@ def test_what_is_wrong_is_said(tmp_path):
     assert "--engine: not used by one-segment" in message("bsds", root, "--engine", tmp_path / "none.onnx")
 
 
+@pytest.mark.slow
 def test_sheet_and_csv(tmp_path):
     root = drawn.coco(tmp_path / "coco", COCO_IDS[:4])
     (found,) = figures(tmp_path, "coco", root, "--partial", "--method", "kmeans-lab", pictures=1)

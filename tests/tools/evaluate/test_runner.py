@@ -24,6 +24,7 @@ def test_figures_are_the_same_in_any_number_of_processes(tmp_path, words):
     assert [(again / "out" / name).read_bytes() for name in files] == written
 
 
+@pytest.mark.slow
 def test_runs_continue_with_what_is_known(tmp_path, words, monkeypatch):
     """Only images, masks and variants that are new or have changed are measured."""
     root = words[1]

@@ -189,6 +189,7 @@ def test_machine_code_is_counted():
     assert kernels.sass_counts(text) == {"member_sums": {"LDS.128": 1, "HMMA.1688.F32.TF32": 1}}
 
 
+@pytest.mark.slow
 def test_engines_are_compared_stage_by_stage():
     """The measuring itself, with the CPU in the GPU's place: an engine agrees with itself."""
     found = gpu_plans.compare(EMBEDDED, "cpu", 1)

@@ -28,6 +28,7 @@ def train(photos, output, *more):
     return CliRunner().invoke(app, ["train", "--photos", str(photos), "--output", str(output), *few, *more])
 
 
+@pytest.mark.slow
 def test_training_leaves_a_pipeline_and_goes_on(photos, tmp_path):
     import torch
     from diffusers import StableDiffusionPipeline
