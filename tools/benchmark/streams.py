@@ -62,6 +62,7 @@ def run_photographs_with(
     sources, _ = find_sources([pictures])
     segmenter = open_segmenter(engine, sleep)
     with tempfile.TemporaryDirectory() as output:
+        Run(segmenter.stages, Path(output) / "before", list(kinds), ClipOptions())(sources[:2])  # imports what it needs
         run = Run(segmenter.stages, Path(output), list(kinds), ClipOptions())
         start, spent = time.perf_counter(), time.process_time()
         failed = run(sources)
