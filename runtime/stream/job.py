@@ -36,7 +36,7 @@ class Stream:
     """
 
     def __init__(self, stages: Stages, continuity: Continuity | None = None) -> None:
-        self._stages, self._continuity = stages, continuity
+        self._stages, self._continuity = stages if continuity is None else continuity.stages, continuity
         self._room = Room(MOST_PIXELS)
         self._painter = Painter()
 
