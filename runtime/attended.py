@@ -17,7 +17,7 @@ from runtime.merge.kept import KeptMaps
 from runtime.merge.registry import DEFAULT
 from runtime.merge.suppress import suppress
 from runtime.pyramid.config import every_iteration
-from runtime.pyramid.mirror import looks_left, mirror_output
+from runtime.pyramid.mirror import looks_right, mirror_output
 from runtime.pyramid.weights import resolution_ratios
 from runtime.result import Merged
 from runtime.routes.host import HostRoute
@@ -54,7 +54,7 @@ class _KeptRoute(HostRoute):
     def __init__(self, route: Route, pyramid: list[NDArray[Any]]) -> None:
         super().__init__(route.engine, route.config, route.auto)
         ratios = resolution_ratios(route.config.weights, self.tokens, self.layers)
-        self._turned = self.turns and looks_left(pyramid[0], self.tokens[0])
+        self._turned = self.turns and looks_right(pyramid[0], self.tokens[0])
         if self._turned:
             pyramid = mirror_output(pyramid, self.tokens)
         self._kept = KeptMaps(pyramid, self.tokens, ratios, route.config.grid)

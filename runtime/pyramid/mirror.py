@@ -30,13 +30,13 @@ def mirror_keys(maps: NDArray[Any], shape: Shape) -> NDArray[Any]:
     return np.ascontiguousarray(maps.reshape(*maps.shape[:-1], *shape)[..., ::-1]).reshape(maps.shape)
 
 
-def looks_left(level: NDArray[Any], shape: Shape) -> bool:
-    """Whether the left half of a frame gets more attention than the right one: of its mirror image it is the opposite.
+def looks_right(level: NDArray[Any], shape: Shape) -> bool:
+    """Whether the right half of a frame gets more attention than the left one: for its mirror image the opposite.
 
-    `level`: a map [n, n] of n = h·w pixels, for `shape` (h, w). Columns count by their distance from the middle. Where
-    both halves get the same, as of a symmetric frame, the answer is no.
+    `level`: the maps [n, n] of n = h·w pixels, for `shape` (h, w). Columns count by their distance from the middle.
+    Where both halves get the same, as of a symmetric frame, the answer is no.
     """
     columns = level.sum(axis=0, dtype=np.float64).reshape(shape).sum(axis=0)
     half = shape[1] // 2
     distance = np.arange(shape[1] - half, shape[1]) - (shape[1] - 1) / 2
-    return bool(distance @ (columns[:half][::-1] - columns[-half:]) > 0)
+    return bool(distance @ (columns[-half:] - columns[:half][::-1]) > 0)

@@ -12,7 +12,7 @@ from runtime.merge.aggregate import aggregate_attention
 from runtime.merge.parts import find_parts
 from runtime.merge.proposals import find
 from runtime.merge.suppress import suppress
-from runtime.pyramid.mirror import looks_left, mirror_keys, mirror_output
+from runtime.pyramid.mirror import looks_right, mirror_keys, mirror_output
 from runtime.result import Merged
 from runtime.routes.base import Route
 
@@ -49,7 +49,7 @@ class HostRoute(Route):
         """
         maps, words = output[: len(self.tokens)], self.word_maps(output[len(self.tokens) :])
         self._check_sums(maps)
-        turned = self.turns and looks_left(maps[0], self.tokens[0])
+        turned = self.turns and looks_right(maps[0], self.tokens[0])
         if turned:
             maps = mirror_output(maps, self.tokens)
             seeds = None if seeds is None else mirror_keys(seeds.reshape(len(seeds), -1), self.tokens[0])

@@ -17,7 +17,7 @@ from runtime.merge.segment import segment_attention
 from runtime.merge.solvers.ncut import normalized_cut
 from runtime.merge.suppress import suppress
 from runtime.pyramid.config import MergeConfig
-from runtime.pyramid.mirror import looks_left, mirror_output
+from runtime.pyramid.mirror import looks_right, mirror_output
 from runtime.refine.refinement import Refinement, split_refine
 from tools.evaluate import classical
 from tools.evaluate.datasets import DataSet, resize_bilinear
@@ -150,7 +150,7 @@ def _merge(variant: Variant, spec: EngineSpec, pyramid: list[NDArray[Any]], size
     """DiffSeg's labels int32 [H, W], not renumbered."""
     assert variant.thresholds is not None and variant.grid is not None
     shapes = _shapes(spec)
-    if variant.flip and looks_left(pyramid[0], shapes["grids"][0]):  # as `runtime.routes.host.HostRoute` turns it
+    if variant.flip and looks_right(pyramid[0], shapes["grids"][0]):  # as `runtime.routes.host.HostRoute` turns it
         upright = replace(variant, flip=None)
         turned = mirror_output(pyramid, shapes["grids"])
         return np.ascontiguousarray(_merge(upright, spec, turned, size)[:, ::-1])
