@@ -93,7 +93,10 @@ def main(
         typer.Option(metavar="WORD", help="split: pieces of a segment that do not touch become segments; or keep."),
     ] = "keep",
     flip: Annotated[
-        bool, typer.Option("--flip", help="The network also sees the mirror image: twice its time, steadier segments.")
+        bool,
+        typer.Option(
+            "--flip", help="The network also sees the mirror image, for twice its time: both get the same segments."
+        ),
     ] = False,
     word_threshold: Annotated[
         float | None,

@@ -155,17 +155,20 @@ class Stages:
             **({"flip": True} if engine.flips else {}),
         } | ({} if self.naming is None else asdict(self.naming))
 
-    def steady(self) -> Stages:
-        """The same for frames that follow each other: none of them is turned (`runtime.routes.base.Route.turns`)."""
+    def clone(self) -> Stages:
+        """The same on a clone of the engine, for another thread."""
+        return Stages(self.route.clone(), self.refinement, self.naming)
+
+    def tracked(self) -> Stages:
+        """The stages for a clip whose labels are identities, on the same engine.
+
+        No frame is turned (`runtime.routes.base.Route.turns`): where one is and the next is not, segments change.
+        """
         if not self.route.turns:
             return self
         route = copy(self.route)
         route.turns = False
         return Stages(route, self.refinement, self.naming)
-
-    def clone(self) -> Stages:
-        """The same on a clone of the engine, for another thread."""
-        return Stages(self.route.clone(), self.refinement, self.naming)
 
 
 class Clock:

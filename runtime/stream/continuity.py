@@ -42,8 +42,8 @@ class Continuity:
     """One clip. `decide` and `settle` each get every frame, in order; `settle` may come some frames later.
 
     Attributes:
+        stages: what segments the frames: those that were given, or `Stages.tracked` of them.
         seeds: the last frame's proposals float32 [S, h, w], for a warm start; None where that is not wanted.
-        stages: those for its frames.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Continuity:
             stages.route.check_maps("warm start")
         self.temporal = temporal
         self.seeds: NDArray[np.float32] | None = None
-        self.stages = stages.steady() if temporal else stages
+        self.stages = stages.tracked() if temporal else stages
         self._every, self._skip_similar = every, skip_similar
         self._warm_start = warm_start and temporal
         self._config = tracker

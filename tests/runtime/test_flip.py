@@ -119,10 +119,10 @@ def test_a_frame_that_was_attended_is_segmented_as_by_a_call(frames):
 def test_frames_of_a_clip_with_identities_are_never_turned(frames, monkeypatch):
     segmenter = open_flipped()
     stages = segmenter.stages
-    assert not stages.steady().clone().route.turns and stages.clone().route.turns
+    assert not stages.tracked().clone().route.turns and stages.clone().route.turns
     (apart,) = segmenter.stream(frames[1:], temporal=False)
     assert np.array_equal(apart.labels, segmenter(frames[1]).labels)
-    assert not np.array_equal(apart.labels, stages.steady()(frames[1]).labels)
+    assert not np.array_equal(apart.labels, stages.tracked()(frames[1]).labels)
     monkeypatch.setattr("runtime.routes.host.looks_right", lambda *of: pytest.fail("it was asked which way round"))
     (tracked,) = segmenter.stream(frames[1:])
     jobs = [Job(frame=frames[1], number=0)]

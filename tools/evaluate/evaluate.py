@@ -99,7 +99,7 @@ def evaluate(
         list[str] | None,
         typer.Option(help="keep, or split: pieces that do not touch are segments. Repeat to compare."),
     ] = None,
-    flip: Annotated[bool, typer.Option("--flip", help="As of python -m runtime.segment.")] = False,
+    flip: Annotated[bool, typer.Option("--flip", help="As of diffseg segment, for all.")] = False,
     protocol: Annotated[
         ProtocolName | None,
         typer.Option(

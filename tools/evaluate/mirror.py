@@ -39,7 +39,9 @@ def mirror(
     engine: Annotated[Path | None, typer.Option(help="Engine file; default: the embedded one.")] = None,
     backend: Annotated[str | None, typer.Option(help="onnxruntime or openvino.")] = None,
     threshold: Annotated[str | None, typer.Option(help="KL threshold, or auto; default: the engine's own.")] = None,
-    flip: Annotated[bool, typer.Option("--flip", help="As of python -m runtime.segment.")] = False,
+    refine: Annotated[str | None, typer.Option(help="As of diffseg segment.")] = None,
+    pieces: Annotated[str | None, typer.Option(metavar="split|keep", help="As of diffseg segment.")] = None,
+    flip: Annotated[bool, typer.Option("--flip", help="As of diffseg segment.")] = False,
     at_most: Annotated[float | None, typer.Option(help="Exit 1 where a larger share changes, such as 0.08.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of text.")] = False,
 ) -> None:
@@ -52,26 +54,28 @@ def mirror(
     from runtime.options import thresholds_of
     from runtime.segmenter import Segmenter
 
-    segmenter = Segmenter.open(engine, "cpu", backend=backend, thresholds=thresholds_of(threshold), flip=flip)
+    given = {"thresholds": thresholds_of(threshold), "refine": refine, "pieces": pieces}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    segmenter = Segmenter.open(engine, "cpu", backend=backend, flip=flip, **options)
     segmenter.stages.route.check_maps("mirror")
     sources, failures = find_sources(inputs)
     if failures or not sources:
         raise DiffSegError(failures[0] if failures else "expected photographs, found none")
     shares = {str(one.path): mirrored_shares(segmenter.stages, read_frame(one.path)) for one in sources}
-    whole, anchors = np.mean(list(shares.values()), axis=0).tolist()
+    whole, merge = np.mean(list(shares.values()), axis=0).tolist()
     report: dict[str, Any] = {
         "photographs": len(shares),
         "changed": whole,
-        "merge": anchors,
-        "network": whole - anchors,
+        "merge": merge,
+        "network": whole - merge,
         "worst": max(((path, share[0]) for path, share in shares.items()), key=lambda item: item[1]),
     }
     if as_json:
         print(json.dumps(report))
     else:
         print(
-            f"{whole:.2%} of pixels change under a mirror image, {anchors:.2%} by the merge alone, which has anchors "
-            f"and an order; the network adds {100 * (whole - anchors):.2f} points; worst {report['worst'][1]:.2%} on "
+            f"{whole:.2%} of pixels change under a mirror image, {merge:.2%} by the merge alone, which has anchors "
+            f"and an order; the network adds {100 * (whole - merge):.2f} points; worst {report['worst'][1]:.2%} on "
             f"{report['worst'][0]}; {len(shares)} photographs"
         )
     raise typer.Exit(1 if at_most is not None and whole > at_most else 0)
