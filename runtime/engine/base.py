@@ -156,15 +156,19 @@ def rebuild_command(spec: EngineSpec, options: str) -> str:
         f"--words {shlex.quote(','.join(spec.words))}": bool(spec.words),
     }
     kept = " ".join(option for option, differs in differs_from_default.items() if differs)
-    model = "MODEL" if spec.source == "tiny" else spec.source  # whose model is not shipped
-    return f"'python -m export {model} --head {spec.head} {kept} {options} --output engines/NAME'"
+    return f"'python -m export {_model(spec)} --head {spec.head} {kept} {options} --output engines/NAME'"
+
+
+def _model(spec: EngineSpec) -> str:
+    """What `python -m export` made an engine of; the model of tiny is not shipped."""
+    return "MODEL" if spec.source == "tiny" else spec.source
 
 
 def no_maps(spec: EngineSpec) -> str:
     """What a message says of an engine without maps where one with them was expected."""
     return (
         f"an engine with the head {spec.head} gives no maps; expected the head attention, found {spec.head}; "
-        f"'python -m export {spec.source} --head attention --output engines/NAME' makes one"
+        f"'python -m export {_model(spec)} --head attention --output engines/NAME' makes one"
     )
 
 
