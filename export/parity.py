@@ -68,10 +68,9 @@ def check_engine(path: Path, model: str, *, vae: str | None = None, config: str 
     half, half_words = (None, []) if spec.precision == "fp32" else eager("bf16")
     reference = Reference(frames, maps, half, words, half_words)
     # OpenVINO in "fp32" keeps the graph's own types: its default would compute softmax and maps in bfloat16, too.
-    backend, options = (
-        ("openvino", {"precision": "fp32", "cache": ""}) if spec.precision == "bf16" else ("onnxruntime", {})
-    )
-    start = partial(open_engine, device="cpu", backend=backend, **options)
+    start = partial(open_engine, device="cpu", backend="onnxruntime")
+    if spec.precision == "bf16":
+        start = partial(open_engine, device="cpu", backend="openvino", precision="fp32", cache="")
     return load_head(spec.head).compare(path, start, reference)
 
 

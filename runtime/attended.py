@@ -17,6 +17,7 @@ from runtime.merge.kept import KeptMaps
 from runtime.merge.registry import DEFAULT
 from runtime.merge.suppress import suppress
 from runtime.pyramid.config import every_iteration
+from runtime.pyramid.mirror import looks_right, mirror_output
 from runtime.pyramid.weights import resolution_ratios
 from runtime.result import Merged
 from runtime.routes.host import HostRoute
@@ -53,16 +54,30 @@ class _KeptRoute(HostRoute):
     def __init__(self, route: Route, pyramid: list[NDArray[Any]]) -> None:
         super().__init__(route.engine, route.config, route.auto)
         ratios = resolution_ratios(route.config.weights, self.tokens, self.layers)
-        self.kept = KeptMaps(pyramid, self.tokens, ratios, route.config.grid)
+        self._turned = self.turns and looks_right(pyramid[0], self.tokens[0])
+        if self._turned:
+            pyramid = mirror_output(pyramid, self.tokens)
+        self._kept = KeptMaps(pyramid, self.tokens, ratios, route.config.grid)
 
-    def merge(self, output: list[NDArray[Any]], *, config: MergeConfig | None = None, **options: Any) -> Merged:
-        chosen = config or self.config
-        if chosen.solver != DEFAULT or (self.auto and config is None):
-            return super().merge(output, config=config, **options)
-        proposals = self.kept.propose(chosen.thresholds)
+    def row(self, y: int, x: int) -> NDArray[np.float32]:
+        """Where a token looks, float32 [h, w]; sums to 1."""
+        h, w = self.tokens[0]
+        own = self._kept.maps[y * w + (w - 1 - x if self._turned else x)].reshape(h, w) / (h * w)
+        return own[:, ::-1] if self._turned else own
+
+    def _merge(
+        self,
+        output: list[NDArray[Any]],
+        config: MergeConfig,
+        auto: bool,
+        details: bool,
+        seeds: NDArray[np.float32] | None,
+    ) -> Merged:
+        if config.solver != DEFAULT or auto:
+            return super()._merge(output, config, auto, details, seeds)
+        proposals = self._kept.propose(config.thresholds)
         spec = self.engine.spec
-        words = self.word_maps(output[len(self.tokens) :])
-        return Merged(suppress(proposals, self.tokens[0], (spec.height, spec.width)), proposals, None, words)
+        return Merged(suppress(proposals, self.tokens[0], (spec.height, spec.width)), proposals, None)
 
 
 class Attended:
@@ -154,7 +169,7 @@ class Attended:
     def _attention(self, row: int, column: int) -> NDArray[np.float32]:
         height, width = self.frame.shape[:2]
         h, w = self._route.tokens[0]
-        own = self._route.kept.maps[row * h // height * w + column * w // width].reshape(h, w) / (h * w)
+        own = self._route.row(row * h // height, column * w // width)
         wide: Any = cv2.resize(own, (width, height), interpolation=cv2.INTER_LINEAR)
         return np.asarray(wide, np.float32)
 

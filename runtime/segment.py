@@ -92,6 +92,12 @@ def main(
         str,
         typer.Option(metavar="WORD", help="split: pieces of a segment that do not touch become segments; or keep."),
     ] = "keep",
+    flip: Annotated[
+        bool,
+        typer.Option(
+            "--flip", help="The network also sees the mirror image, for twice its time: both get the same segments."
+        ),
+    ] = False,
     word_threshold: Annotated[
         float | None,
         typer.Option(
@@ -214,6 +220,7 @@ def main(
                 refine=refine,
                 min_area=min_area,
                 pieces=pieces,
+                flip=flip,
                 word_threshold=word_threshold,
                 merge_words=merge_words,
                 weights=_weights(weights),  # type: ignore[arg-type]

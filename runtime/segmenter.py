@@ -97,6 +97,7 @@ class Segmenter:
         refine: str = "none",
         min_area: float = 0,
         pieces: str = "keep",
+        flip: bool = False,
         word_threshold: float | None = None,
         merge_words: bool = False,
         options: Mapping[str, Any] | None = None,
@@ -121,6 +122,9 @@ class Segmenter:
             pieces: "keep", or "split": places that do not touch are segments of their own; those below `min_area`, or
                 0.2 % of the frame, go to their neighbours. Levels of a hierarchy, and objects of a clip that have
                 identities, keep theirs.
+            flip: the network also sees the frame's mirror image, left and right exchanged, for twice its time; maps are
+                means of both, and a frame and its mirror image get the same segments. Not for the heads labels and
+                features.
             word_threshold: of an engine with words: the least share that gives a segment its word, 0 … 1.
             merge_words: likewise: neighbours of one word become one segment.
             options: of the backend, such as {"threads": 2, "precision": "fp32"}; see
@@ -142,7 +146,7 @@ class Segmenter:
             raise DiffSegError(f"{name}: Segmenter.open has no such option; {advice}")
         if not isinstance(options, Mapping | None):
             raise DiffSegError(f"options: expected a dict such as {{'threads': 2}}, found {options!r}")
-        opened = open_engine(engine, device, backend, **(options or {}))
+        opened = open_engine(engine, device, backend, flip=flip, **(options or {}))
         config, refinement, auto = settle_options(
             default_config(opened.spec),
             thresholds=thresholds,
@@ -249,7 +253,7 @@ class Segmenter:
             warm_start=warm_start,
             tracker=tracking,
         )
-        return follow(self.stages, frames, continuity)
+        return follow(frames, continuity)
 
     def hierarchy(self, frame: NDArray[np.uint8], thresholds: Iterable[float] | None = None) -> Hierarchy:
         """Nested segmentations of one frame, uint8 [H, W, 3] BGR, from one pass of the network.

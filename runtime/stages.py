@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -151,11 +152,23 @@ class Stages:
             "refine": list(self.refinement.names),
             "min_area": self.refinement.min_area,
             "pieces": self.refinement.pieces,
+            **({"flip": True} if engine.flips else {}),
         } | ({} if self.naming is None else asdict(self.naming))
 
     def clone(self) -> Stages:
         """The same on a clone of the engine, for another thread."""
         return Stages(self.route.clone(), self.refinement, self.naming)
+
+    def tracked(self) -> Stages:
+        """The stages for a clip whose labels are identities, on the same engine.
+
+        No frame is turned (`runtime.routes.base.Route.turns`): where one is and the next is not, segments change.
+        """
+        if not self.route.turns:
+            return self
+        route = copy(self.route)
+        route.turns = False
+        return Stages(route, self.refinement, self.naming)
 
 
 class Clock:

@@ -72,6 +72,7 @@ def main(
     refine: Annotated[str, typer.Option(metavar="WORDS", help="As of diffseg segment.")] = "none",
     min_area: Annotated[float, typer.Option(metavar="A", help="As of diffseg segment.")] = 0,
     pieces: Annotated[str, typer.Option(metavar="WORD", help="As of diffseg segment.")] = "keep",
+    flip: Annotated[bool, typer.Option("--flip", help="As of diffseg segment.")] = False,
     device: Annotated[
         str | None, typer.Option(metavar="auto|cpu|cuda", help="Of the workers; with GPUs cuda, else auto.")
     ] = None,
@@ -121,6 +122,7 @@ def main(
             "refine": refine,
             "min_area": min_area,
             "pieces": pieces,
+            "flip": flip,
             "options": {"precision": precision, "threads": threads or max(1, int(cpus_per_worker))},
         }
         if options["device"].startswith("cuda"):

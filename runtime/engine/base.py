@@ -31,6 +31,7 @@ class Engine(ABC):
         asked: the device that the caller asked for; may be "auto".
         on_device: whether `infer_on_device` can leave outputs on a GPU.
         converts: whether `_infer` itself converts frames to the graph's input (`runtime.engine.inputs`).
+        flips: whether maps are means of those of a frame and of its mirror image (`open_engine`).
     """
 
     spec: EngineSpec
@@ -40,6 +41,7 @@ class Engine(ABC):
     asked: str
     on_device: bool = False
     converts: bool = False
+    flips: bool = False
 
     @property
     def frames_at_once(self) -> int:
@@ -56,10 +58,20 @@ class Engine(ABC):
         one float [B, n, C]. If the engine has words, their maps float32 [B, words, h, w] follow, one per level.
         `thresholds`, `inputs`: the head's further inputs by name (`runtime.engine.heads`); None takes the engine's own
         values. The head `labels` takes `thresholds`, one per iteration in the graph.
+        With `flips` the network runs twice, the second time on the frames' mirror images, whose maps are mirrored back.
         Raises DiffSegError when the frames have another shape or type, when the head takes no such input or another
         number of values, or when the library fails.
         """
-        return self._infer(self._inputs(frames, {"thresholds": thresholds, **inputs}))
+        given = {"thresholds": thresholds, **inputs}
+        found = self._infer(self._inputs(frames, given))
+        if not self.flips:
+            return found
+        from runtime.pyramid.mirror import mirror_output
+
+        images = self._infer(self._inputs(frames[:, :, ::-1].copy(), given))
+        back = mirror_output(images, [(level.height, level.width) for level in self.spec.levels])
+        # To the last bit the mirror image of what the frames' mirror images give: halves and sums of two are exact.
+        return [(own + other) * own.dtype.type(0.5) for own, other in zip(found, back, strict=True)]
 
     def infer_on_device(self, frames: "np.ndarray") -> list["DeviceArray"]:
         """Run as `infer` does, but leave the outputs on the GPU. They are valid until the next call.
@@ -144,8 +156,20 @@ def rebuild_command(spec: EngineSpec, options: str) -> str:
         f"--words {shlex.quote(','.join(spec.words))}": bool(spec.words),
     }
     kept = " ".join(option for option, differs in differs_from_default.items() if differs)
-    model = "MODEL" if spec.source == "tiny" else spec.source  # whose model is not shipped
-    return f"'python -m export {model} --head {spec.head} {kept} {options} --output engines/NAME'"
+    return f"'python -m export {_model(spec)} --head {spec.head} {kept} {options} --output engines/NAME'"
+
+
+def _model(spec: EngineSpec) -> str:
+    """What `python -m export` made an engine of; the model of tiny is not shipped."""
+    return "MODEL" if spec.source == "tiny" else spec.source
+
+
+def no_maps(spec: EngineSpec) -> str:
+    """What a message says of an engine without maps where one with them was expected."""
+    return (
+        f"an engine with the head {spec.head} gives no maps; expected the head attention, found {spec.head}; "
+        f"'python -m export {_model(spec)} --head attention --output engines/NAME' makes one"
+    )
 
 
 def no_words(spec: EngineSpec) -> str:

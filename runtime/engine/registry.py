@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.engine.base import Engine
+from runtime.engine.base import Engine, no_maps
 from runtime.engine.external import check_external_data
+from runtime.engine.heads import HEADS
 from runtime.engine.plan import read_plan
 from runtime.engine.spec import sidecar_path
 from runtime.errors import DiffSegError
@@ -69,16 +70,24 @@ BACKENDS: tuple[Backend, ...] = (
 
 
 def open_engine(
-    path: str | Path | None = None, device: str = "auto", backend: str | None = None, **options: Any
+    path: str | Path | None = None,
+    device: str = "auto",
+    backend: str | None = None,
+    *,
+    flip: bool = False,
+    **options: Any,
 ) -> Engine:
     """Open an engine file; None or "tiny" opens the embedded engine. `device`: auto, cpu, cuda or cuda:N.
 
     `backend`: a backend by its name. None takes the first that is installed; with the device auto, OpenVINO on a CPU
     with bfloat16 units, where it is about twice as fast. `options`: the backend's own: threads (onnxruntime,
-    openvino), streams, precision and cache (openvino); an option of None counts as left out.
+    openvino), streams, precision and cache (openvino); an option of None counts as left out. `flip`: the network also
+    sees the frame's mirror image, left and right exchanged; its maps are mirrored back, and the mean of both is given.
     Raises DiffSegError, before anything heavy is imported, when the file is missing, when no backend runs its kind,
-    when the backend's package is not installed, or when it has no such option.
+    when the backend's package is not installed, or when it has no such option; later, when `flip` finds no maps.
     """
+    if not isinstance(flip, bool):
+        raise DiffSegError(f"flip: expected True or False, found {flip!r}")
     path = engine_path(path)
     check_device(device)
     options = {name: value for name, value in options.items() if value is not None}
@@ -98,7 +107,11 @@ def open_engine(
         check_external_data(path)
     cls = getattr(importlib.import_module(chosen.module), chosen.cls)
     engine: Engine = cls(path, device, **options)
-    engine.path, engine.backend, engine.asked = path, chosen.name, device
+    engine.path, engine.backend, engine.asked, engine.flips = path, chosen.name, device, flip
+    if flip and HEADS[engine.spec.head].route != "maps":
+        raise DiffSegError(f"flip: {no_maps(engine.spec)}")
+    if flip:
+        engine.on_device = False  # the mean is taken on the host
     return engine
 
 

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from runtime.engine.base import no_maps
 from runtime.errors import DiffSegError, EngineFault
 from runtime.merge.registry import DEFAULT, solver_of
 from runtime.pyramid.weights import resolution_ratios
@@ -31,6 +32,8 @@ class Route(ABC):
         layers: how many layers were averaged in every resolution.
         overlaps: `merge` may work in one thread while `network` works on other frames in another.
         has_maps: there are maps to make proposals, heat maps, hierarchies and warm starts from.
+        turns: a frame and its mirror image are merged the same way round, which follows from the maps. So both have the
+            same segments, where the engine flips; a clip's frames might be turned now and then.
     """
 
     overlaps = True
@@ -38,7 +41,7 @@ class Route(ABC):
 
     def __init__(self, engine: Engine, config: MergeConfig, auto: bool = False) -> None:
         """Raises DiffSegError when the solver is unknown or not for "auto", or the rest does not fit the engine."""
-        self.engine, self.config, self.auto = engine, config, auto
+        self.engine, self.config, self.auto, self.turns = engine, config, auto, engine.flips
         if auto and config.solver != DEFAULT:
             raise DiffSegError(
                 f"thresholds 'auto': expected the solver {DEFAULT}, found {config.solver}; leave out one of the two"
@@ -104,12 +107,10 @@ class Route(ABC):
     def check_maps(self, what: str) -> None:
         """Raise DiffSegError where `what` is made from maps and this route has none."""
         if not self.has_maps:
-            spec = self.engine.spec
-            raise DiffSegError(
-                f"{what}: an engine with the head {spec.head} gives no maps; expected the head attention, found "
-                f"{spec.head}; 'python -m export {spec.source} --head attention --output engines/NAME' makes one"
-            )
+            raise DiffSegError(f"{what}: {no_maps(self.engine.spec)}")
 
     def clone(self) -> Route:
         """The same route on a clone of the engine, for another thread."""
-        return type(self)(self.engine.clone(), self.config, self.auto)
+        other = type(self)(self.engine.clone(), self.config, self.auto)
+        other.turns = self.turns
+        return other

@@ -12,6 +12,7 @@ from runtime.merge.aggregate import aggregate_attention
 from runtime.merge.parts import find_parts
 from runtime.merge.proposals import find
 from runtime.merge.suppress import suppress
+from runtime.pyramid.mirror import looks_right, mirror_keys, mirror_output
 from runtime.result import Merged
 from runtime.routes.base import Route
 
@@ -48,13 +49,27 @@ class HostRoute(Route):
         """
         maps, words = output[: len(self.tokens)], self.word_maps(output[len(self.tokens) :])
         self._check_sums(maps)
+        turned = self.turns and looks_right(maps[0], self.tokens[0])
+        if turned:
+            maps = mirror_output(maps, self.tokens)
+            seeds = None if seeds is None else mirror_keys(seeds.reshape(len(seeds), -1), self.tokens[0])
         try:
             merged = self._merge(maps, config or self.config, config is None and self.auto, details, seeds)
         except ValueError as error:
             if str(error).startswith("pyramid["):  # as for a map with a NaN
                 raise self.fault(f"maps that are no probabilities: {error}") from None
             raise DiffSegError(str(error)) from None
+        if turned:
+            merged = self._turned_back(merged)
         return merged._replace(words=words)
+
+    def _turned_back(self, merged: Merged) -> Merged:
+        proposals, attention = merged.proposals, merged.attention
+        return Merged(
+            np.ascontiguousarray(merged.raw[:, ::-1]),
+            None if proposals is None else mirror_keys(proposals, self.tokens[0]),
+            None if attention is None else mirror_output([attention], self.tokens)[0],
+        )
 
     def _check_sums(self, output: list[NDArray[Any]]) -> None:
         """Raise EngineFault where rows do not sum to 1. Some rows are enough: the graph makes all in one way."""

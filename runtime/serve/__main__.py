@@ -47,6 +47,7 @@ def main(
     ] = None,
     refine: Annotated[str, typer.Option(metavar="WORDS", help="Where a request names none.")] = "none",
     min_area: Annotated[float, typer.Option(metavar="A", help="Where a request names none.")] = 0,
+    flip: Annotated[bool, typer.Option("--flip", help="As of diffseg segment, for every request.")] = False,
     queue: Annotated[
         int, typer.Option(min=1, metavar="N", help="Frames inside at once; further ones are answered with 503.")
     ] = 64,
@@ -96,6 +97,7 @@ def main(
             "thresholds": "--threshold",
             "refine": "--refine",
             "min_area": "--min-area",
+            "flip": "--flip",
             "threads": "--threads",
         }
         with options_named(names):
@@ -108,6 +110,7 @@ def main(
                     thresholds=thresholds,
                     refine=refine,
                     min_area=min_area,
+                    flip=flip,
                     options={"threads": threads},
                 )
                 for each in dict.fromkeys(device or ["auto"])

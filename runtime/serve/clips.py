@@ -27,7 +27,7 @@ class Clip:
         self._sink = form.sink()
         self._painter = Painter()
         self._frame: NDArray[np.uint8] | None = None
-        self._results = follow(stages, self._frames(), Continuity(stages, **options))
+        self._results = follow(self._frames(), Continuity(stages, **options))
         self._number = -1
 
     def _frames(self) -> Iterator[NDArray[np.uint8]]:

@@ -42,6 +42,7 @@ class Continuity:
     """One clip. `decide` and `settle` each get every frame, in order; `settle` may come some frames later.
 
     Attributes:
+        stages: what segments the frames: those that were given, or `Stages.tracked` of them.
         seeds: the last frame's proposals float32 [S, h, w], for a warm start; None where that is not wanted.
     """
 
@@ -69,7 +70,8 @@ class Continuity:
             stages.route.check_maps("warm start")
         self.temporal = temporal
         self.seeds: NDArray[np.float32] | None = None
-        self._stages, self._every, self._skip_similar = stages, every, skip_similar
+        self.stages = stages.tracked() if temporal else stages
+        self._every, self._skip_similar = every, skip_similar
         self._warm_start = warm_start and temporal
         self._config = tracker
         self._number = -1
@@ -102,7 +104,7 @@ class Continuity:
         carried = self._number % self._every != 0
         if carried and not self._skip_similar:
             return Fate.CARRIED, None
-        resized = self._stages.resize(frame)
+        resized = self.stages.resize(frame)
         if self._skip_similar:
             if self._seen is not None and are_similar(resized, self._seen):
                 return Fate.REPEATED, None
@@ -123,7 +125,7 @@ class Continuity:
             assert self._tracker is not None
             result = self._tracker.propagate(frame)
             if self._tracker.cut:  # another scene: there is nothing to carry over. The network is frames ahead.
-                self._aside = self._aside or self._stages.clone()
+                self._aside = self._aside or self.stages.clone()
                 result = self._identify(frame, self._aside(frame, proposals=self.temporal))
             else:
                 result = self._named_as_before(result)
@@ -150,7 +152,7 @@ class Continuity:
         if self._tracker is None:
             return result
         if self.temporal:
-            return self._stages.name(self._tracker.update(frame, result))
+            return self.stages.name(self._tracker.update(frame, result))
         self._tracker = self._fresh_tracker()
         self._tracker.update(frame, result)
         return result
@@ -161,7 +163,7 @@ class Continuity:
         return Tracker(self._config)
 
 
-def follow(stages: Stages, frames: Iterable[NDArray[np.uint8]], continuity: Continuity) -> Iterator[Result]:
+def follow(frames: Iterable[NDArray[np.uint8]], continuity: Continuity) -> Iterator[Result]:
     """The results of a clip's frames, one after the other in the caller's own thread."""
     for frame in frames:
         start = time.perf_counter()
@@ -169,7 +171,7 @@ def follow(stages: Stages, frames: Iterable[NDArray[np.uint8]], continuity: Cont
         decided = round((time.perf_counter() - start) * 1e3, 3)
         result = None
         if fate is Fate.SEGMENTED:
-            result = stages(frame, resized, proposals=continuity.temporal, seeds=continuity.seeds)
+            result = continuity.stages(frame, resized, proposals=continuity.temporal, seeds=continuity.seeds)
             result.milliseconds["resize"] = decided
             result.milliseconds["total"] = round(result.milliseconds["total"] + decided, 3)
             continuity.remember(result)

@@ -36,7 +36,8 @@ class Stream:
     """
 
     def __init__(self, stages: Stages, continuity: Continuity | None = None) -> None:
-        self._stages, self._continuity = stages, continuity
+        self._stages = stages if continuity is None else continuity.stages
+        self._continuity = continuity
         self._room = Room(MOST_PIXELS)
         self._painter = Painter()
 

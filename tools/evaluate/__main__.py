@@ -5,6 +5,7 @@ from tools.command import command_group
 from tools.evaluate.agreement import agreement
 from tools.evaluate.evaluate import evaluate
 from tools.evaluate.layouts import ALIASES, KNOWN
+from tools.evaluate.mirror import mirror
 from tools.evaluate.scenes import scenes
 from tools.evaluate.tiles import tiles
 from tools.evaluate.tune import tune
@@ -17,6 +18,7 @@ for alias in ALIASES:
 app.command()(scenes)
 app.command()(tiles)
 app.command()(agreement)
+app.command()(mirror)
 app.command()(tune)
 
 if __name__ == "__main__":

@@ -99,6 +99,7 @@ def evaluate(
         list[str] | None,
         typer.Option(help="keep, or split: pieces that do not touch are segments. Repeat to compare."),
     ] = None,
+    flip: Annotated[bool, typer.Option("--flip", help="As of diffseg segment, for all.")] = False,
     protocol: Annotated[
         ProtocolName | None,
         typer.Option(
@@ -169,6 +170,7 @@ def evaluate(
         "tau": tau,
         "alpha": alpha,
         "pieces": pieces,
+        "flip": [True] if flip else None,
     }
     methods = [one.value for one in method or [Method.diffseg]]
     if engine and not any(name in ATTENTION_METHODS for name in methods):

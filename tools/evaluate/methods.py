@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from runtime.merge.segment import segment_attention
 from runtime.merge.solvers.ncut import normalized_cut
 from runtime.merge.suppress import suppress
 from runtime.pyramid.config import MergeConfig
+from runtime.pyramid.mirror import looks_right, mirror_output
 from runtime.refine.refinement import Refinement, split_refine
 from tools.evaluate import classical
 from tools.evaluate.datasets import DataSet, resize_bilinear
@@ -40,20 +42,20 @@ class Evaluator:
 
     def __init__(self, device: str = "cpu", backend: str | None = None) -> None:
         self._device, self._backend = device, backend
-        self._engines: dict[str, Engine] = {}
-        self._pyramids: dict[str, list[NDArray[Any]]] = {}
+        self._engines: dict[tuple[str, bool], Engine] = {}
+        self._pyramids: dict[tuple[str, bool], list[NDArray[Any]]] = {}
         self._frame: NDArray[np.uint8] | None = None
 
-    def engine(self, path: str) -> Engine:
-        """The opened engine. Raises DiffSegError when it cannot be opened."""
-        if path not in self._engines:
+    def engine(self, path: str, flip: bool = False) -> Engine:
+        """The opened engine. `flip`: see `open_engine`. Raises DiffSegError when it cannot be opened."""
+        if (path, flip) not in self._engines:
             from runtime.engine.registry import open_engine
 
             # One thread, so that figures do not depend on the number of cores; plans have no such option.
             on_cpu = self._device == "cpu" and path.lower().endswith(".onnx")
-            engine = open_engine(Path(path), self._device, self._backend, threads=1 if on_cpu else None)
-            self._engines[path] = engine
-        return self._engines[path]
+            threads = 1 if on_cpu else None
+            self._engines[path, flip] = open_engine(Path(path), self._device, self._backend, flip=flip, threads=threads)
+        return self._engines[path, flip]
 
     def labels(
         self, variant: Variant, data: DataSet, frame: NDArray[np.uint8], truths: Sequence[NDArray[np.int32]]
@@ -98,7 +100,7 @@ class Evaluator:
         elif HEADS[spec.head].route == "features":
             labels = _cut(variant, spec, self._pyramid(variant.engine, frame, cropped)[0], target)
         elif variant.method == "diffseg":
-            labels = _merge(variant, spec, self._pyramid(variant.engine, frame, cropped), target)
+            labels = _merge(variant, spec, self._pyramid(variant.engine, frame, cropped, bool(variant.flip)), target)
         else:
             maps = _aggregate(variant, spec, self._pyramid(variant.engine, frame, cropped))
             centres = cluster(maps, CONSTANT_CLUSTERS if variant.method == "kmeans-c" else regions(truths))
@@ -107,18 +109,24 @@ class Evaluator:
             labels = np.asarray(cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT), np.int32)
         return labels
 
-    def _pyramid(self, path: str, frame: NDArray[np.uint8], plain: bool) -> list[NDArray[Any]]:
+    def _pyramid(self, path: str, frame: NDArray[np.uint8], plain: bool, flip: bool = False) -> list[NDArray[Any]]:
         if self._frame is not frame:
             self._frame, self._pyramids = frame, {}
-        if path not in self._pyramids:
-            found = self._infer(path, frame, plain)
-            self._pyramids[path] = found[: len(self.engine(path).spec.levels)]  # words' maps may follow
-        return self._pyramids[path]
+        if (path, flip) not in self._pyramids:
+            found = self._infer(path, frame, plain, flip=flip)
+            levels = self.engine(path, flip).spec.levels
+            self._pyramids[path, flip] = found[: len(levels)]  # words' maps may follow
+        return self._pyramids[path, flip]
 
     def _infer(
-        self, path: str, frame: NDArray[np.uint8], plain: bool, thresholds: Sequence[float] | None = None
+        self,
+        path: str,
+        frame: NDArray[np.uint8],
+        plain: bool,
+        thresholds: Sequence[float] | None = None,
+        flip: bool = False,
     ) -> list[NDArray[Any]]:
-        engine = self.engine(path)
+        engine = self.engine(path, flip)
         spec = engine.spec
         resized = (resize_bilinear if plain else resize_frame)(frame, spec.height, spec.width)
         batch = np.repeat(resized[None], spec.batch or 1, axis=0)
@@ -142,6 +150,10 @@ def _merge(variant: Variant, spec: EngineSpec, pyramid: list[NDArray[Any]], size
     """DiffSeg's labels int32 [H, W], not renumbered."""
     assert variant.thresholds is not None and variant.grid is not None
     shapes = _shapes(spec)
+    if variant.flip and looks_right(pyramid[0], shapes["grids"][0]):  # as `runtime.routes.host.HostRoute` turns it
+        upright = replace(variant, flip=None)
+        turned = mirror_output(pyramid, shapes["grids"])
+        return np.ascontiguousarray(_merge(upright, spec, turned, size)[:, ::-1])
     if variant.similarity == "js":
         maps = _aggregate(variant, spec, pyramid)
         proposals = merge_jensen_shannon(maps, shapes["grids"][0], variant.grid, variant.thresholds)

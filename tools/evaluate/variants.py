@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from runtime.engine.base import no_maps
 from runtime.engine.heads import HEADS
 from runtime.errors import DiffSegError
 from runtime.merge.registry import DEFAULT, solver_of
@@ -25,7 +26,7 @@ class Variant:
     `thresholds` (one per iteration), `grid` and `similarity` ("kl" or "js") belong to DiffSeg's merge; with `auto` the
     segments are chosen for every image. `weights` belong to the aggregation, which K-means uses, too. `refine`,
     `min_area` and `pieces` are the runtime's refinements; of these the paper has only "kmeans". `solver`, `tau` and
-    `alpha` are in place of the merge, and belong to it alone.
+    `alpha` are in place of the merge, and belong to it alone. With `flip` the network also sees the mirror image.
     """
 
     method: str
@@ -41,6 +42,7 @@ class Variant:
     tau: float | None = None
     alpha: float | None = None
     pieces: str | None = None
+    flip: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,7 @@ class Wish:
     tau: float | None = None
     alpha: float | None = None
     pieces: str | None = None
+    flip: bool | None = None
 
 
 def settle(method: str, engine: str, spec: EngineSpec, protocol: Protocol, wish: Wish) -> Variant:
@@ -72,6 +75,8 @@ def settle(method: str, engine: str, spec: EngineSpec, protocol: Protocol, wish:
         solver = split_refine(wish.refine or "none", wish.solver, spec.solver)[0]
     except ValueError as error:
         raise DiffSegError(str(error)) from None
+    if wish.flip and HEADS[spec.head].route != "maps":
+        raise DiffSegError(f"--flip: {no_maps(spec)}")
     if HEADS[spec.head].route == "labels":
         _check_labels_head(method, engine, spec, wish, own, solver)
     elif HEADS[spec.head].route == "features":
@@ -122,6 +127,7 @@ def settle(method: str, engine: str, spec: EngineSpec, protocol: Protocol, wish:
         wish.tau,
         wish.alpha,
         None if wish.pieces == "keep" else wish.pieces,
+        wish.flip,
     )
 
 
