@@ -20,6 +20,17 @@ class EngineFault(DiffSegError):
     """What an engine gives is no segmentation, whatever the input: the message names the engine."""
 
 
+def one_line(text: str) -> str:
+    """A text as one line that a terminal can show: a file's name may hold commands to the terminal.
+
+    Lines are joined by spaces; what cannot be printed becomes a number, as in "\\x1b".
+    """
+    line = " ".join(text.split())
+    if line.isprintable():
+        return line
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in line)
+
+
 def as_one_line(error: Exception, name: str) -> DiffSegError:
     """An error of one input as a DiffSegError that names the input; the others go on.
 
@@ -31,7 +42,7 @@ def as_one_line(error: Exception, name: str) -> DiffSegError:
     logging.getLogger("diffseg").debug("%s", name, exc_info=error)
     if isinstance(error, MemoryError):
         return DiffSegError(f"{name}: needs more memory than is available; make it smaller, or provide more memory")
-    text = " ".join(str(error).split())[:300]
+    text = one_line(str(error))[:300]
     return DiffSegError(f"{name}: {type(error).__name__}{': ' if text else ''}{text}")
 
 
