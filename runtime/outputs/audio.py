@@ -213,7 +213,7 @@ def _encoded_as(stream: Any) -> tuple[int, str]:
 
 
 def _is_taken(add: Callable[[Any], object]) -> bool:
-    """Whether an .mp4 begins with the sound that `add` adds to it. One that does not would be lost with its pictures."""
+    """Whether an .mp4 can begin with the sound that `add` adds to it. If not, its pictures would be lost, too."""
     try:
         with av.open(io.BytesIO(), "w", format="mp4") as movie:
             add(movie)

@@ -41,7 +41,10 @@ def small_disk(most):
 def write_clip(
     path, count=12, size=(48, 64), rate=Fraction(25), ticks=None, audio=None, turn=0, codec="libx264", hertz=44100
 ):
-    """A clip of `draw`n frames. `ticks`: times in 1/90000 s; `audio`: a codec for a tone as long as the pictures, of `hertz` samples a second."""
+    """A clip of `draw`n frames. `ticks`: times in 1/90000 s; `audio`: a codec for a tone as long as the pictures.
+
+    `hertz`: its samples a second.
+    """
     with av.open(str(path), "w") as out:
         stream = out.add_stream(codec, rate=rate)
         stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
