@@ -7,6 +7,11 @@ from collections.abc import Iterable
 class DiffSegError(RuntimeError):
     """An error that the user can correct: the message says what was expected, what was found and what to do."""
 
+    def __str__(self) -> str:
+        """One line, also where what was found has several, as an array or the name of a file may."""
+        text = super().__str__()
+        return text if text.isprintable() else one_line(text)
+
 
 class UsageError(DiffSegError):
     """An option that is missing or does not fit the inputs: a command line ends with status 2, "bad usage"."""

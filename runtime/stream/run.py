@@ -235,7 +235,7 @@ class Run:
             if self._engine_named:
                 return f"{name}: the engine failed as above"
             self._engine_named = True
-        return text if name in text else f"{name}: {text}"
+        return text if name in text or one_line(name) in text else f"{name}: {text}"
 
     def _say_what_does_nothing(self, sources: Iterable[Source]) -> None:
         kinds = {_is_photograph(source) for source in sources}
