@@ -10,6 +10,7 @@ import io
 import itertools
 from collections.abc import Callable, Iterator
 from fractions import Fraction
+from operator import methodcaller
 from typing import Any
 
 import av
@@ -207,7 +208,7 @@ def _encoded_as(stream: Any) -> tuple[int, str]:
     # A file may give a number of channels and not say which they are: "2 channels".
     named = {1: "mono", 2: "stereo"}.get(stream.codec_context.channels, stream.layout.name)
     for rate, layout in itertools.product((stream.rate, USUAL_RATE), (named, "stereo")):
-        if _is_taken(lambda movie, rate=rate, layout=layout: movie.add_stream("aac", rate=rate, layout=layout)):
+        if _is_taken(methodcaller("add_stream", "aac", rate=rate, layout=layout)):
             return rate, layout
     raise ValueError("sound that cannot be encoded")
 
