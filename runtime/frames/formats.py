@@ -63,7 +63,9 @@ def is_animated(data: bytes) -> bool:
     if data.startswith(PNG):
         control = data.find(b"acTL", 0, max(0, data.find(b"IDAT")))
         return control > 0 and int.from_bytes(data[control + 4 : control + 8], "big") > 1
-    return (data.startswith(b"RIFF") and data[8:16] == b"WEBPVP8X" and bool(data[20] & 2)) or data[4:12] == b"ftypavis"
+    if data.startswith(b"RIFF") and data[8:16] == b"WEBPVP8X":
+        return len(data) > 20 and bool(data[20] & 2)
+    return data[4:12] == b"ftypavis"
 
 
 def _has_two_images(gif: bytes) -> bool:

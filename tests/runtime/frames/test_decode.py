@@ -101,6 +101,10 @@ def test_floats_are_read_by_their_range(decoded, dtype, top):
     assert np.abs(grey[..., 1] - ROWS[..., 2] * (255 * top / white)).max() <= 0.51
 
 
+def test_a_webp_that_ends_in_its_head_is_no_animation():
+    assert not is_animated(b"RIFF(\0\0\0WEBPVP8X\x1e")
+
+
 def test_floats_are_scaled_a_part_at_a_time():
     """The whole of a picture of 256 megapixels needed 24 GB."""
     pixels = np.full((1 << 21, 3), 0.5, np.float32)
