@@ -7,6 +7,11 @@ from collections.abc import Iterable
 class DiffSegError(RuntimeError):
     """An error that the user can correct: the message says what was expected, what was found and what to do."""
 
+    def __str__(self) -> str:
+        """One line, also where what was found has several, as an array or the name of a file may."""
+        text = super().__str__()
+        return text if text.isprintable() else one_line(text)
+
 
 class UsageError(DiffSegError):
     """An option that is missing or does not fit the inputs: a command line ends with status 2, "bad usage"."""
@@ -20,6 +25,17 @@ class EngineFault(DiffSegError):
     """What an engine gives is no segmentation, whatever the input: the message names the engine."""
 
 
+def one_line(text: str) -> str:
+    """A text as one line that a terminal can show: a file's name may hold commands to the terminal.
+
+    Lines are joined by spaces; what cannot be printed becomes a number, as in "\\x1b".
+    """
+    line = " ".join(text.split())
+    if line.isprintable():
+        return line
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in line)
+
+
 def as_one_line(error: Exception, name: str) -> DiffSegError:
     """An error of one input as a DiffSegError that names the input; the others go on.
 
@@ -31,7 +47,7 @@ def as_one_line(error: Exception, name: str) -> DiffSegError:
     logging.getLogger("diffseg").debug("%s", name, exc_info=error)
     if isinstance(error, MemoryError):
         return DiffSegError(f"{name}: needs more memory than is available; make it smaller, or provide more memory")
-    text = " ".join(str(error).split())[:300]
+    text = one_line(str(error))[:300]
     return DiffSegError(f"{name}: {type(error).__name__}{': ' if text else ''}{text}")
 
 

@@ -47,6 +47,8 @@ class Hierarchy:
 
     def labels(self, level: int) -> NDArray[np.int32]:
         """int32 [H, W], 0 … counts[level]−1. Level 0 is the finest. Raises IndexError where there is no such level."""
+        if isinstance(level, bool) or not isinstance(level, (int, np.integer)):
+            raise IndexError(f"expected a level, which is a whole number, found {level!r}")
         if not -self.levels <= level < self.levels:
             raise IndexError(f"expected a level from 0 to {self.levels - 1}, found {level}")
         return np.asarray(self.groups[level][self.finest])

@@ -17,7 +17,7 @@ from typing import Annotated, Any, BinaryIO, cast
 
 import typer
 
-from runtime.errors import DiffSegError, UsageError
+from runtime.errors import DiffSegError, UsageError, one_line
 
 FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
 PROGRAM = "diffseg"
@@ -55,7 +55,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
 
 def complain(message: str) -> None:
     """Print one line on stderr."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {one_line(message)}", file=sys.stderr)
 
 
 @contextmanager
@@ -154,8 +154,8 @@ def warnings_said(say: Callable[[str], None] | None = None) -> Iterator[None]:
 
     class Said(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            line = f"warning: {record.getMessage()}"
-            print(" ".join(line.split()), file=sys.stderr) if say is None else say(line)
+            line = one_line(f"warning: {record.getMessage()}")
+            print(line, file=sys.stderr) if say is None else say(line)
 
     handler, logger = Said(logging.WARNING), logging.getLogger(PROGRAM)
     outer = list(logger.handlers)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from runtime.errors import DiffSegError
+from runtime.errors import DiffSegError, one_line
 from runtime.terminal import (
     FAILED,
     USAGE_ERROR,
@@ -168,7 +168,7 @@ def _last_line(found: dict[str, Any]) -> str:
 
 
 def _say(line: str) -> None:
-    print(" ".join(line.split()), file=sys.stderr, flush=True)
+    print(one_line(line), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

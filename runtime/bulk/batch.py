@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from runtime.bulk.places import Place
 from runtime.errors import DiffSegError, as_one_line
+from runtime.frames.limits import check_bytes
 from runtime.frames.source import Source
 from runtime.frames.still import Still
 
@@ -225,7 +226,7 @@ class Image(Still):
         place, self._remote = self._remote, None
         if place is not None:
             # An address, so that the name is not a path; with data it is not opened.
-            super().__init__(Source(Path(), Path(), address=place.name, data=place.read()))
+            super().__init__(Source(Path(), Path(), address=place.name, data=place.read(check_bytes)))
 
 
 def decode(rows: Sequence[Row], size: tuple[int, int] | None, most: int | None = None) -> list[dict[str, Any]]:

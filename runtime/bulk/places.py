@@ -18,6 +18,7 @@ from runtime.errors import DiffSegError
 from runtime.files import write_atomically
 from runtime.outputs.failures import explain
 
+PART = 8 << 20  # bytes that are read of a file at a time
 SEALED = 1 << 16  # bytes of a Parquet file's end by which a change is seen; a footer fits as a rule
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 # Stores in which an object appears when it is whole: what is not needs no temporary name.
@@ -99,12 +100,15 @@ class Place:
         """Whether it is a folder."""
         return self._kind() == "Directory"
 
-    def read(self) -> bytes:
-        """A file's bytes. Raises DiffSegError."""
-        with self.reading():
-            with self.system.open_input_stream(self.path) as file:
-                data: bytes = file.readall()
-            return data
+    def read(self, check: Callable[[int, str], None] = lambda size, name: None) -> bytes:
+        """A file's bytes. Raises DiffSegError, also where `check` does for the number of bytes that have come."""
+        parts, size = list[bytes](), 0
+        with self.reading(), self.system.open_input_stream(self.path) as file:
+            while part := file.read(PART):
+                parts.append(part)
+                size += len(part)
+                check(size, self.name)
+        return b"".join(parts)
 
     def write(self, data: bytes | memoryview) -> None:
         """Write a whole file or none. Raises DiffSegError, `NoMoreSpace` where the disk is full."""

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from runtime.bulk.manifest import Finished, Job
+from runtime.errors import one_line
 
 EVERY = 10.0  # seconds between lines where nobody watches a terminal
 MOST_TOLD = 20  # errors that are told one by one
@@ -88,7 +89,7 @@ class Progress:
 
     def say(self, line: str) -> None:
         """A line for people."""
-        line = " ".join(line.split())
+        line = one_line(line)
         if self._bar.disable:
             print(line, file=sys.stderr, flush=True)
         else:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import DiffSegError
 from runtime.frames.formats import is_animated, is_cut_short, pixels_of
-from runtime.frames.limits import check_pixels
+from runtime.frames.limits import check_bytes, check_pixels
 from runtime.frames.pixels import pixels_apart
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 # Depths that sensors and files have. A 16-bit picture whose largest value is 3900 holds 12-bit values.
 DEPTHS = (8, 10, 12, 14, 16)
+PART = 1 << 20  # values that are scaled at a time
 
 
 def check_file(path: Path, what: str) -> None:
@@ -62,7 +64,10 @@ def read_frame(path: Path, scale: Scale | None = None) -> NDArray[np.uint8]:
     """
     check_file(path, "an image")
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            check_bytes(size, str(path))
+            data = file.read(size)
     except OSError as error:
         raise DiffSegError(f"{path}: cannot be read ({error.strerror})") from None
     return decode_frame(data, str(path), scale)
@@ -114,14 +119,29 @@ def _as_8_bits(pixels: NDArray[Any], name: str, scale: Scale) -> NDArray[np.uint
         white, new = scale.settle("float", white, top == 0)
         if new:
             _warn(name, f"has float pixels up to {top:.6g}; {white:.6g} is read as white, and 0 and less as black")
-        pixels = np.where(finite, pixels, np.where(pixels > 0, white, 0))
-        return np.asarray(np.clip(pixels * (255 / white), 0, 255).round(), np.uint8)
+
+        def shown(rows: NDArray[Any]) -> NDArray[Any]:
+            rows = np.where(np.isfinite(rows), rows, np.where(rows > 0, white, 0))
+            return np.clip(rows * (255 / white), 0, 255).round()
+
+        return _in_parts(pixels, shown)
     top = int(pixels.max(initial=0))
     found = next((depth for depth in DEPTHS if top < 1 << depth), top.bit_length())
     bits, new = scale.settle(str(pixels.dtype), found, top == 0)
     if new and top > 0 and bits < 8 * pixels.dtype.itemsize:
         _warn(name, f"its {pixels.dtype} pixels reach only {top}; they are read as {bits}-bit values")
-    return np.asarray(np.maximum(pixels, 0) >> (int(bits) - 8), np.uint8)
+    return _in_parts(pixels, lambda rows: np.maximum(rows, 0) >> (int(bits) - 8))
+
+
+def _in_parts(pixels: NDArray[Any], work: Callable[[NDArray[Any]], NDArray[Any]]) -> NDArray[np.uint8]:
+    """What `work` gives for some rows at a time, as uint8: its numbers of all of them would take 100 bytes a pixel."""
+    import numpy as np
+
+    made = np.empty(pixels.shape, np.uint8)
+    step = max(1, PART * len(pixels) // max(1, pixels.size))
+    for row in range(0, len(pixels), step):
+        made[row : row + step] = work(pixels[row : row + step])
+    return made
 
 
 def _as_bgr(pixels: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:

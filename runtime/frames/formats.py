@@ -1,5 +1,9 @@
 """What an encoded picture tells before it is decoded: its format, and whether it is animated or cut short."""
 
+BYTES, MORE_BYTES = 8, 1 << 20  # of a file: for each pixel, and in any case
+TEXTS = (b"zTXt", b"iTXt", b"iCCP")  # parts of a PNG that are compressed, a thousandfold perhaps
+MOST_PARTS = 50  # of those; or scans of a JPEG, each of which goes over the whole picture. Usual are ten
+
 HEAD = 32  # bytes that `encoded_picture` needs at most
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -59,7 +63,9 @@ def is_animated(data: bytes) -> bool:
     if data.startswith(PNG):
         control = data.find(b"acTL", 0, max(0, data.find(b"IDAT")))
         return control > 0 and int.from_bytes(data[control + 4 : control + 8], "big") > 1
-    return (data.startswith(b"RIFF") and data[8:16] == b"WEBPVP8X" and bool(data[20] & 2)) or data[4:12] == b"ftypavis"
+    if data.startswith(b"RIFF") and data[8:16] == b"WEBPVP8X":
+        return len(data) > 20 and bool(data[20] & 2)
+    return data[4:12] == b"ftypavis"
 
 
 def _has_two_images(gif: bytes) -> bool:
@@ -100,3 +106,13 @@ def pixels_of(head: bytes) -> int:
         else:
             position += 2 + int.from_bytes(head[position + 2 : position + 4], "big")
     return 0
+
+
+def is_laborious(data: bytes, pixels: int) -> bool:
+    """Whether a JPEG or PNG of so many pixels may take much longer to decode than its pixels need.
+
+    That is one of very many bytes, one of very many scans, or one with many compressed texts.
+    """
+    if len(data) > BYTES * pixels + MORE_BYTES:
+        return True
+    return sum(map(data.count, (b"\xff\xda",) if data.startswith(JPEG) else TEXTS)) > MOST_PARTS

@@ -7,8 +7,11 @@ import sys
 
 from runtime.errors import DiffSegError, UsageError
 
-MOST_PIXELS = 256_000_000  # room for cameras of 200 megapixels; a frame of this size takes about 3 GB of memory
+# Room for cameras of 200 megapixels. A frame of this size takes about 3 GB of memory, one of float pixels about 11 GB.
+MOST_PIXELS = 256_000_000
 LARGEST = (1 << 30) - 1  # OpenCV takes no more in any case
+BYTES = 8  # of a picture's file for each of these pixels: four channels of 16 bits
+MORE_BYTES = 64 << 20  # of its file in any case: metadata, previews
 LARGE_FRAME = 16_000_000  # pixels from which frames of a clip are decoded one at a time: every thread holds several
 
 _OPENCV = "OPENCV_IO_MAX_IMAGE_PIXELS"  # OpenCV reads it once, when it is loaded; it holds for all of its decoders
@@ -36,6 +39,20 @@ def set_most_pixels(pixels: int = MOST_PIXELS) -> None:
 def most_pixels() -> int:
     """The limit that holds now."""
     return _most
+
+
+def most_bytes() -> int:
+    """How many bytes the file of a picture may have, by the limit that holds now."""
+    return MORE_BYTES + BYTES * _most
+
+
+def check_bytes(size: int, name: str) -> None:
+    """Raise DiffSegError if the file of a picture has more bytes than are allowed. `name`: what messages call it."""
+    if size > most_bytes():
+        raise DiffSegError(
+            f"{name}: expected a picture of at most {most_bytes() / 1e6:.6g} MB, found more; make it smaller, or allow "
+            "more with --max-pixels if you trust it"
+        )
 
 
 def check_pixels(pixels: int, name: str) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from runtime.children import pool
 from runtime.errors import DiffSegError
-from runtime.frames.formats import RADIANCE, TIFF, is_avif, pixels_of
+from runtime.frames.formats import RADIANCE, TIFF, is_avif, is_laborious, pixels_of
 from runtime.frames.limits import check_pixels, most_pixels, set_most_pixels, too_many_pixels
 from runtime.frames.silence import decoders_silenced
 from runtime.frames.source import known_formats
@@ -24,13 +24,13 @@ TASK = "runtime.frames.pixels:serve_picture"
 
 
 def pixels_apart(data: bytes, name: str) -> NDArray[Any]:
-    """As `decode_pixels`. In a child process, unless the picture is a small JPEG or PNG.
+    """As `decode_pixels`. In a child process, unless the picture is a small JPEG or PNG that is quickly decoded.
 
     Of the other formats the size is not known before they are decoded, and their decoders are less well tried.
     Raises DiffSegError also when the child crashes, hangs or needs too much memory.
     """
     pixels = pixels_of(data)
-    if 0 < pixels <= SMALL:
+    if 0 < pixels <= SMALL and not is_laborious(data, pixels):
         return decode_pixels(data, name)
     most = most_pixels()
     try:

@@ -6,8 +6,11 @@ The pictures never suffer from it: sound that cannot be kept is left out, and `l
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+import io
+import itertools
+from collections.abc import Callable, Iterator
 from fractions import Fraction
+from operator import methodcaller
 from typing import Any
 
 import av
@@ -19,6 +22,7 @@ from runtime.frames.media import open_media, packets_of
 COPIED = {"aac", "mp3", "ac3", "alac", "opus", "flac"}
 MOST_SECONDS = 1200  # between two packets: FFmpeg ends the process where a packet lasts 2^31 samples
 RATES = range(8000, 192_001)  # samples per second that an .mp4 may say
+USUAL_RATE = 48_000  # which the encoder always takes
 OVERLAP = Fraction(1, 10)  # seconds: sound that begins so much before the end of what is written is moved behind it
 # What the system says where nothing more can be written: the pictures fail of it, too.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
@@ -62,14 +66,19 @@ class AudioCopy:
             self._output = output
             self._zero = origin + begin
             self._begin = begin
-            self._copied = stream.codec_context.codec.canonical_name in COPIED
+            codec = stream.codec_context.codec.canonical_name
+            self._spare = _first_ac3(source) if codec == "ac3" else None
+            self._copied = (
+                codec in COPIED
+                and (codec != "ac3" or self._spare is not None)
+                and _is_taken(lambda movie: movie.add_stream_from_template(stream))
+            )
             if self._copied:
                 self._stream = output.add_stream_from_template(stream)
             else:
-                # A file may give a number of channels and not say which they are: "2 channels".
-                named = {1: "mono", 2: "stereo"}.get(stream.codec_context.channels, stream.layout.name)
-                self._stream = output.add_stream("aac", rate=stream.rate, layout=named)
-                self._resampler = av.AudioResampler(format="fltp", layout=named, rate=stream.rate)
+                rate, layout = _encoded_as(stream)
+                self._stream = output.add_stream("aac", rate=rate, layout=layout)
+                self._resampler = av.AudioResampler(format="fltp", layout=layout, rate=rate)
             if begin > 0:
                 self._input.seek(int(self._zero * av.time_base))
         except BaseException:
@@ -93,6 +102,8 @@ class AudioCopy:
                     items = packet.decode()
                 else:  # the last packet is empty, and ends a decoder
                     items = [packet] if packet.size and not packet.is_corrupt else []
+                    if items and self._spare is not None and not _is_ac3(bytes(packet)):
+                        raise ValueError("no AC-3")
             except (av.FFmpegError, ValueError):
                 self._damaged += 1
                 continue
@@ -148,9 +159,17 @@ class AudioCopy:
         for block in self._resampler.resample(item):
             self._output.mux(self._stream.encode(block))
 
+    def _packet_of(self, data: bytes) -> Any:
+        packet = av.Packet(data)
+        packet.pts = packet.dts = 0
+        packet.time_base, packet.stream = self._stream.time_base or Fraction(1, 48_000), self._stream
+        return packet
+
     def close(self) -> None:
         """Write what the encoder still holds; then `lost` is complete."""
         try:
+            if self._spare is not None and self._copied and not self._written:
+                self._output.mux(self._packet_of(self._spare))
             if not self._copied:
                 for block in self._resampler.resample(None):
                     self._output.mux(self._stream.encode(block))
@@ -164,3 +183,42 @@ class AudioCopy:
             if self._damaged and not self.lost:
                 plural = "s are" if self._damaged > 1 else " is"
                 self.lost = f"{self._damaged} packet{plural} left out of the sound: damaged, or out of order"
+
+
+def _is_ac3(data: bytes) -> bool:
+    """Whether a packet begins as AC-3 does (ATSC A/52, 5.3): the .mp4 fails of another one, with its pictures."""
+    return len(data) > 6 and data[:2] == b"\x0b\x77" and data[4] >> 6 < 3 and data[4] & 63 < 38 and data[5] >> 3 <= 10
+
+
+def _first_ac3(source: str) -> bytes | None:
+    """The first packet of AC-3 in the first sound track; None where soon no valid one comes.
+
+    The head of the .mp4 describes the sound by a packet, so that there must be one.
+    """
+    with open_media(source) as ahead:
+        packets = itertools.islice(packets_of(ahead, ahead.streams.audio[0]), 100)
+        return next((data for data in map(bytes, packets) if _is_ac3(data)), None)
+
+
+def _encoded_as(stream: Any) -> tuple[int, str]:
+    """Samples per second and layout as which the encoder takes a stream's sound: its own, or the usual ones.
+
+    Raises ValueError when it takes none.
+    """
+    # A file may give a number of channels and not say which they are: "2 channels".
+    named = {1: "mono", 2: "stereo"}.get(stream.codec_context.channels, stream.layout.name)
+    for rate, layout in itertools.product((stream.rate, USUAL_RATE), (named, "stereo")):
+        if _is_taken(methodcaller("add_stream", "aac", rate=rate, layout=layout)):
+            return rate, layout
+    raise ValueError("sound that cannot be encoded")
+
+
+def _is_taken(add: Callable[[Any], object]) -> bool:
+    """Whether an .mp4 can begin with the sound that `add` adds to it. If not, its pictures would be lost, too."""
+    try:
+        with av.open(io.BytesIO(), "w", format="mp4") as movie:
+            add(movie)
+            movie.start_encoding()
+    except (av.FFmpegError, ValueError, OverflowError):
+        return False
+    return True

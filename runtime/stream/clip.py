@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from runtime.errors import DiffSegError
+from runtime.errors import DiffSegError, one_line
 from runtime.frames.clip import frames_between
 from runtime.frames.opening import open_clip
 from runtime.outputs.form import ClipForm
@@ -111,7 +111,7 @@ def run_clip(
     pipeline = Stream(stages, continuity).pipeline(jobs(), live=clip.live)
     frames, stopped = 0, False
     began = time.perf_counter()
-    task = progress.add_task(source.name, total=_expected(clip, options), detail="")
+    task = progress.add_task(one_line(source.name), total=_expected(clip, options), detail="")
     window = f"DiffSeg: {source.name}" if options.show else None
     with interruptions_held(pipeline.stop):
         try:

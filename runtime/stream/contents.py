@@ -48,7 +48,8 @@ def content_of(source: Source) -> str | None:
         else:  # numbered pictures
             for path in numbered_pictures(source.path):
                 digest.update(path.name.encode(errors="surrogateescape") + b"\0")
-                _update(digest, path)
+                if path.is_file():  # a pipe would be waited for; reading the clip says what is wrong with it
+                    _update(digest, path)
     except (OSError, DiffSegError):
         return None
     return digest.hexdigest()

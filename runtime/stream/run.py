@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runtime.errors import DiffSegError, EngineFault, NoMoreSpace, as_one_line
+from runtime.errors import DiffSegError, EngineFault, NoMoreSpace, as_one_line, one_line
 from runtime.frames.registry import SOURCES
 from runtime.outputs.journal import INDEX
 from runtime.outputs.registry import listings
@@ -235,7 +235,7 @@ class Run:
             if self._engine_named:
                 return f"{name}: the engine failed as above"
             self._engine_named = True
-        return text if name in text else f"{name}: {text}"
+        return text if name in text or one_line(name) in text else f"{name}: {text}"
 
     def _say_what_does_nothing(self, sources: Iterable[Source]) -> None:
         kinds = {_is_photograph(source) for source in sources}
@@ -249,8 +249,9 @@ class Run:
 
     def _say(self, line: str) -> None:
         """One line for people, above the progress bar."""
+        line = one_line(line)
         if self._quiet:
-            print(" ".join(line.split()), file=sys.stderr)
+            print(line, file=sys.stderr)
         else:
             self._console.print(line, soft_wrap=True, markup=False, highlight=False, emoji=False)
 

@@ -38,8 +38,13 @@ def small_disk(most):
         signal.signal(signal.SIGXFSZ, kept[0])
 
 
-def write_clip(path, count=12, size=(48, 64), rate=Fraction(25), ticks=None, audio=None, turn=0, codec="libx264"):
-    """A clip of `draw`n frames. `ticks`: times in 1/90000 s; `audio`: a codec for a tone as long as the pictures."""
+def write_clip(
+    path, count=12, size=(48, 64), rate=Fraction(25), ticks=None, audio=None, turn=0, codec="libx264", hertz=44100
+):
+    """A clip of `draw`n frames. `ticks`: times in 1/90000 s; `audio`: a codec for a tone as long as the pictures.
+
+    `hertz`: its samples a second.
+    """
     with av.open(str(path), "w") as out:
         stream = out.add_stream(codec, rate=rate)
         stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
@@ -49,18 +54,18 @@ def write_clip(path, count=12, size=(48, 64), rate=Fraction(25), ticks=None, aud
             if not hasattr(stream, "set_display_rotation"):
                 pytest.skip("this PyAV cannot write a rotation")
             stream.set_display_rotation(turn)
-        sound = out.add_stream(audio, rate=44100, layout="mono") if audio else None
+        sound = out.add_stream(audio, rate=hertz, layout="mono") if audio else None
         for number in range(count):
             frame = av.VideoFrame.from_ndarray(draw(number, size), format="bgr24")
             frame.pts = ticks[number] if ticks else number
             out.mux(stream.encode(frame))
         out.mux(stream.encode(None))
         if sound:
-            samples = int(44100 * count / rate)
+            samples = int(hertz * count / rate)
             tone = (9000 * np.sin(np.arange(samples) * 0.06)).astype(np.int16)[None]
             for start in range(0, samples, 1024):
                 block = av.AudioFrame.from_ndarray(tone[:, start : start + 1024], format="s16", layout="mono")
-                block.sample_rate, block.pts = 44100, start
+                block.sample_rate, block.pts = hertz, start
                 out.mux(sound.encode(block))
             out.mux(sound.encode(None))
     return path

@@ -29,6 +29,7 @@ from runtime.frames.video import open_video
 from runtime.pyramid.weights import resolution_ratios
 from runtime.segment import app
 from runtime.segmenter import Segmenter
+from runtime.stream.contents import content_of
 from tests.runtime.clips import StandIn, draw, write_clip
 from tests.runtime.uniform import write_uniform_engine
 
@@ -153,6 +154,29 @@ def test_names_too_long_for_outputs(folder, stand_in):
     lines = complaints(result)
     assert result.exit_code == 1 and len(lines) == 2 and all("File name too long" in line for line in lines)
     assert {path.name for path in (folder / "out").iterdir()} >= {"a_labels.png", "c_labels.png"}
+
+
+def test_the_name_of_a_file_is_no_command_to_the_terminal(folder, stand_in):
+    Path("in").mkdir()
+    Path("in/\x1b[2Ja\u202eb.png").write_bytes(b"no picture")
+    Path("in/c\x1b]0;d\x07.mp4").write_bytes(b"no clip")
+    done = run("in", "--output", "out")
+    assert [line.partition(": ")[2].partition(":")[0] for line in complaints(done)] == [
+        r"in/\x1b[2Ja\u202eb.png",
+        r"in/c\x1b]0;d\x07.mp4",
+    ]
+    assert done.stderr.replace("\n", "").isprintable()
+
+
+def test_a_pipe_among_numbered_pictures_is_not_waited_for(folder):
+    os.mkfifo("shot_2.png")
+    cv2.imwrite("shot_1.png", draw(0))
+    found = []
+    source = Source(Path("shot_%d.png"), Path("x"), "sequence")
+    asked = threading.Thread(target=lambda: found.append(content_of(source)), daemon=True)
+    asked.start()
+    asked.join(10)
+    assert found and found[0]
 
 
 def test_the_name_of_a_file_is_no_url(folder, stand_in):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from runtime import DiffSegError, Segmenter
+from runtime.hierarchy import Hierarchy
 from runtime.merge import MergeConfig, segment_attention
 from runtime.outputs.draw import draw_overlay
 from runtime.result import Result
@@ -12,6 +13,7 @@ from tests.runtime.clips import draw
 ODD = (None, "x", b"x", -1, 0, 1.5, float("nan"), float("inf"), True, [], {}, (1, 2), 10**30, object(), np.ones(2))
 MAPS = [np.full((16, 16), 1 / 16, np.float32)]
 SMALL, PER_TENSOR = MergeConfig(grid=2), MergeConfig(grid=2, weights="per-tensor")
+HIERARCHY = Hierarchy((0.5,), (1,), np.zeros((1, 1), np.int32), np.zeros((4, 4), np.int32), {})
 RESULT = Result(np.zeros((4, 4), np.int32), 1, {})
 
 # Each function gets a segmenter and an odd value. What it takes is no misuse, and is named by its place among ODD.
@@ -32,6 +34,7 @@ MISUSES = {
     "warm_start": (lambda segmenter, odd: list(segmenter.stream([draw(0)], warm_start=odd)), (8,)),
     "hierarchy": (lambda segmenter, odd: segmenter.hierarchy(draw(0), odd), (0, 11, 14)),
     "attend": (lambda segmenter, odd: segmenter.attend(odd), ()),
+    "level of a hierarchy": (lambda _, odd: HIERARCHY.labels(odd), (3, 4)),
     "mask": (lambda _, odd: RESULT.mask(odd), (4,)),
     "save kinds": (lambda _, odd: RESULT.save("x", odd), ()),
     "save stem": (lambda _, odd: RESULT.save(odd, "labels"), (1,)),
@@ -68,3 +71,9 @@ def test_misuse_is_one_line(request, tmp_path, monkeypatch, name):
             pytest.fail(f"{odd!r} was taken")
         assert "\n" not in str(caught.value)
         assert not isinstance(caught.value, UnicodeError)
+
+
+def test_an_error_is_one_line_whatever_was_found():
+    assert "\n" not in str(DiffSegError(f"expected a frame, found {np.ones((3, 3))!r}"))
+    assert str(DiffSegError("a  b\x1b[2J.png: is empty")) == r"a b\x1b[2J.png: is empty"
+    assert str(DiffSegError("a  b.png: is empty")) == "a  b.png: is empty"

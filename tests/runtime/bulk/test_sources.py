@@ -15,6 +15,7 @@ from runtime.bulk.inputs import choose_columns, find
 from runtime.bulk.places import Place, hidden, remedy
 from runtime.bulk.reader import read_rows
 from runtime.errors import DiffSegError
+from runtime.frames.limits import check_bytes
 from tests.runtime.clips import write_clip
 
 
@@ -269,3 +270,21 @@ def test_a_store_is_read_and_written(pictures, here, store, monkeypatch):
     assert [part["stop"] for part in cut_clip("a", (folder / "a.mp4").text, 5, 2)] == [5, 10, 12]
     with pytest.raises(DiffSegError, match=r"s3://nobody/in\?.*: (no such file or folder|cannot be read)"):
         here(f"s3://nobody/in?{store}")
+
+
+def test_a_file_of_too_many_bytes_is_not_read_to_its_end(tmp_path, monkeypatch):
+    monkeypatch.setattr("runtime.frames.limits.MORE_BYTES", 1000)
+    monkeypatch.setattr("runtime.frames.limits._most", 1)
+    monkeypatch.setattr("runtime.bulk.places.PART", 500)
+    (tmp_path / "a.png").write_bytes(bytes(1 << 16))
+    place = Place.of(str(tmp_path / "a.png"))
+    assert len(place.read()) == 1 << 16
+    read = []
+
+    def check(size, name):
+        read.append(size)
+        check_bytes(size, name)
+
+    with pytest.raises(DiffSegError, match=r"a.png: expected a picture of at most .* MB, found more"):
+        place.read(check)
+    assert read == [500, 1000, 1500]

@@ -3,9 +3,11 @@
 import logging
 import os
 import re
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from fractions import Fraction
 from multiprocessing import Pipe
 from pathlib import Path
@@ -89,6 +91,28 @@ def test_a_picture_that_kills_its_decoder_is_one_error(folder, monkeypatch, capl
     monkeypatch.setattr(pixels, "TASK", f"{HERE}:serve_worn")
     for name in names * 2:
         assert decode_frame(Path(name).read_bytes(), name).shape == (48, 64, 3)
+
+
+def _png_chunk(name, data):
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def test_a_small_picture_that_takes_long_is_decoded_in_a_child(monkeypatch):
+    """Each scan goes over the whole picture; each text of a few bytes becomes megabytes."""
+    monkeypatch.setattr(pixels, "TASK", f"{HERE}:serve_picture")
+    jpeg = cv2.imencode(".jpg", draw(0), [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes()
+    scan = jpeg.rindex(b"\xff\xda")
+    png = cv2.imencode(".png", draw(0))[1].tobytes()
+    text = _png_chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(1000)))
+    for usual, often in (
+        (jpeg, jpeg[:-2] + jpeg[scan:-2] * 60 + jpeg[-2:]),
+        (png, png[:33] + text * 60 + png[33:]),
+        (png, png + bytes(2 << 20)),
+    ):
+        assert decode_frame(usual, "bad.x").shape == (48, 64, 3)
+        assert decode_frame(often, "good.x").shape == (48, 64, 3)
+        with pytest.raises(DiffSegError, match=r"bad.x: the decoder crashed \(SIGSEGV\)"):
+            decode_frame(often, "bad.x")
 
 
 def test_frames_are_the_same_as_in_this_process(folder, monkeypatch):

@@ -3,6 +3,7 @@
 import io
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import cv2
@@ -11,7 +12,7 @@ import PIL.Image
 import pytest
 
 from runtime.errors import DiffSegError
-from runtime.frames.decode import decode_frame, read_frame
+from runtime.frames.decode import Scale, _as_8_bits, decode_frame, read_frame
 from runtime.frames.formats import HEAD, encoded_picture, is_animated
 from tests.runtime.clips import draw
 
@@ -98,6 +99,20 @@ def test_floats_are_read_by_their_range(decoded, dtype, top):
     assert f"float pixels up to {top:.6g}; {white:.6g} is read as white" in said
     grey = decoded(encode(".tif", (ROWS[..., 2] * top).astype(dtype)))[0]
     assert np.abs(grey[..., 1] - ROWS[..., 2] * (255 * top / white)).max() <= 0.51
+
+
+def test_a_webp_that_ends_in_its_head_is_no_animation():
+    assert not is_animated(b"RIFF(\0\0\0WEBPVP8X\x1e")
+
+
+def test_floats_are_scaled_a_part_at_a_time():
+    """The whole of a picture of 256 megapixels needed 24 GB."""
+    pixels = np.full((1 << 21, 3), 0.5, np.float32)
+    tracemalloc.start()
+    assert (_as_8_bits(pixels, "a.tif", Scale()) == 128).all()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 64 << 20
 
 
 def test_floats_that_are_no_colours(decoded):

@@ -17,7 +17,7 @@ from runtime.errors import DiffSegError, UsageError
 from runtime.frames import limits
 from runtime.frames.capture import CaptureClip
 from runtime.frames.container import ContainerClip
-from runtime.frames.decode import decode_frame
+from runtime.frames.decode import decode_frame, read_frame
 from runtime.frames.limits import MOST_PIXELS, check_pixels, set_most_pixels
 from runtime.frames.raw import open_stdin
 from runtime.frames.source import OpenOptions, Source
@@ -48,6 +48,15 @@ def test_the_default_admits_200_megapixels():
     check_pixels(16384 * 12288, "photo.jpg")
     with pytest.raises(DiffSegError, match=r"at most 256 million pixels, found 400 million; .*--max-"):
         decode_frame(bomb(20_000, 20_000), "bomb.png")
+
+
+def test_a_file_of_too_many_bytes_is_not_read(tmp_path, at_most):
+    at_most(1000)
+    path = tmp_path / "sparse.png"
+    with path.open("wb") as file:
+        file.truncate(70 << 20)
+    with pytest.raises(DiffSegError, match=r"sparse.png: expected a picture of at most 67.* MB, found more; .*--max-"):
+        read_frame(path)
 
 
 PROGRAM = """

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import subprocess
 import sys
 from fractions import Fraction
@@ -296,6 +297,37 @@ def test_damaged_sound_never_costs_a_picture(tmp_path):
         (tmp_path / str(number)).mkdir()
         _, times = warned(tmp_path / str(number) / "b.mp4", [Fraction(n, 25) for n in range(50)], form)
         assert len(times) == 50
+
+
+@pytest.mark.parametrize(("codec", "hertz"), [("libmp3lame", 8000), ("libmp3lame", 11025), ("pcm_s16le", 11111)])
+def test_sound_that_the_format_refuses_never_costs_the_movie(tmp_path, codec, hertz):
+    """MP3 of few samples a second cannot be copied, and AAC knows few rates: without its head the movie was lost."""
+    source = write_clip(tmp_path / "in.avi", 25, audio=codec, codec="mpeg4", hertz=hertz)
+    form = ClipForm.of(ContainerClip(str(source), "a"))
+    (tmp_path / "out").mkdir()
+    lines, times = warned(tmp_path / "out" / "b.mp4", [Fraction(n, 25) for n in range(25)], form)
+    with av.open(str(tmp_path / "out" / "b.mp4")) as container:
+        stream = container.streams.audio[0]
+        seconds = sum(block.samples for block in container.decode(stream)) / stream.rate
+        assert stream.codec_context.name == "aac" and stream.rate == (hertz if hertz != 11111 else 48000)
+    assert lines == [] and len(times) == 25 and abs(seconds - 1) < 0.3
+
+
+@pytest.mark.parametrize(("damage", "kept"), [(slice(5, 6), "ac3"), (slice(0, 1), "ac3"), (slice(None), "aac")])
+def test_damaged_ac3_never_costs_a_picture(tmp_path, damage, kept):
+    """The .mp4 fails of a packet that is none of AC-3, and where there is none."""
+    source = write_clip(tmp_path / "in.mkv", 50, audio="ac3")
+    data = bytearray(source.read_bytes())
+    found = [match.start() for match in re.finditer(b"\x0b\x77...[\x40-\x47]", data, re.DOTALL)]
+    for at in found[damage]:
+        data[at : at + 6] = b"damage"
+    source.write_bytes(data)
+    form = ClipForm.of(ContainerClip(str(source), "a"))
+    (tmp_path / "out").mkdir()
+    lines, times = warned(tmp_path / "out" / "b.mp4", [Fraction(n, 25) for n in range(50)], form)
+    assert len(found) > 50 and len(times) == 50 and len(lines) == 1 and "left out of the sound: damaged" in lines[0]
+    with av.open(str(tmp_path / "out" / "b.mp4")) as container:
+        assert container.streams.audio[0].codec_context.name == kept
 
 
 def test_an_error_of_the_sound_is_a_warning(tmp_path, monkeypatch):
