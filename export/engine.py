@@ -17,6 +17,7 @@ from runtime.engine.fields import words as checked_words
 from runtime.engine.inputs import DEFAULT_INPUT, find_input
 from runtime.engine.spec import EngineSpec, Level, sidecar_path
 from runtime.errors import DiffSegError
+from runtime.merge.registry import DEFAULT
 from runtime.pyramid.anchors import anchor_queries
 from runtime.pyramid.weights import resolution_ratios
 
@@ -41,7 +42,8 @@ class ExportRequest:
     of a checkpoint file, the folder or hub id with its configuration. `head`: a name in `export.heads.registry`.
     `thresholds` (None: the family's), `grid` (None: 16, or less if the finest maps are smaller) and `weights` and
     `solver` (None: the head's): the engine's defaults for the merge, as in `runtime.merge.MergeConfig`; with the head
-    labels, `grid`, `weights`, `solver` and the number of thresholds are part of the graph. `target`: gpu or cpu, for
+    labels, `grid`, `weights`, `solver` and the number of thresholds are part of the graph. `auto`: where
+    no threshold is asked for, segments are chosen for each frame. `target`: gpu or cpu, for
     which the attention is written; every host runs both. `words`: whose maps the engine gives, too. `input`: how the
     graph takes a frame, a name in `runtime.engine.inputs`.
     """
@@ -63,6 +65,7 @@ class ExportRequest:
     grid: int | None = None
     weights: str | tuple[float, ...] = "proportional"
     solver: str | None = None
+    auto: bool = False
     target: str = "gpu"
     words: tuple[str, ...] = ()
     input: str = DEFAULT_INPUT.name
@@ -149,6 +152,8 @@ def check_request(request: ExportRequest, *, check: bool = True) -> None:
     given = [f.name for f in fields(request) if f.name != "model" and getattr(request, f.name) != f.default]
     find_input(request.input)
     refuse_options(find_head(request.head), given, request.solver)
+    if request.auto and request.solver not in (None, DEFAULT):
+        raise DiffSegError(f"--auto: expected the solver {DEFAULT}, found {request.solver}; leave one of the two out")
     try:
         checked_words("--words", list(request.words))
     except ValueError as error:
@@ -246,6 +251,7 @@ def _describe(
         grid=request.grid or min(16, levels[0].height, levels[0].width),
         weights=request.weights,
         solver=request.solver or find_head(request.head).solvers[0],
+        auto=request.auto,
         noise_seed=network.noise_seed,
         channels=channels,
         vae=model.vae_source,

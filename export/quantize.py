@@ -207,10 +207,13 @@ def _judge(
 ) -> tuple[int, float]:
     """How many photographs have enough segments, and the mean share of their pixels that keep the segment."""
     from export.check.agreement import matched_agreement, says_something
+    from runtime.engine.registry import open_engine
+    from runtime.options import settle_options
     from runtime.segmenter import Segmenter
 
-    quantised = Segmenter.open(path, "cpu", backend="onnxruntime", thresholds=threshold)
-    original = Segmenter(original.engine, quantised.config)
+    config = settle_options(original.config, thresholds=threshold)[0]
+    quantised = Segmenter(open_engine(path, "cpu", "onnxruntime"), config)
+    original = Segmenter(original.engine, config)
     shares = []
     for frame in photographs:
         expected = original(frame).labels

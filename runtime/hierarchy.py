@@ -27,7 +27,8 @@ class Hierarchy:
         thresholds: KL threshold τ of every level, ascending.
         counts: number of segments of every level, never ascending.
         groups: int32 [levels, counts[0]]: the segment of a level that each segment of the finest level belongs to.
-        finest: int32 [H, W]: labels of the finest level, 0 … counts[0]−1, those of a call with its threshold.
+        finest: int32 [H, W]: labels of the finest level, 0 … counts[0]−1, those of a call with its threshold where
+            pieces are kept.
         milliseconds: wall time of the stages of that call, and of the grouping as "hierarchy".
 
     Only level 0 has the segments that a call with its threshold gives. A coarser level consists of unions of them, and

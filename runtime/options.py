@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -39,9 +40,10 @@ def thresholds_of(text: str | None) -> Any:
         raise DiffSegError(f"threshold: expected {expected}, found {str(text)[:80]!r}") from None
 
 
-def label_type(config: MergeConfig) -> str:
-    """The type of a tensor of labels that this merge makes: UINT8, or INT32 where there may be more than 256."""
-    return "UINT8" if config.solver == DEFAULT and config.grid**2 <= 256 else "INT32"
+def label_type(config: MergeConfig, refinement: Refinement) -> str:
+    """The type of a tensor of labels made in this way: UINT8, or INT32 where there may be more than 256."""
+    most = config.grid**2 if config.solver == DEFAULT else math.inf
+    return "UINT8" if max(most, refinement.most_pieces) <= 256 else "INT32"
 
 
 def settle_options(
@@ -56,25 +58,28 @@ def settle_options(
     alpha: float | None = None,
     refine: str = "none",
     min_area: float = 0,
-    pieces: str = "keep",
+    pieces: str = "split",
+    auto: bool = False,
 ) -> tuple[MergeConfig, Refinement, bool]:
     """Options of `Segmenter.open` as parameters of the merge, a refinement, and whether segments are chosen by "auto".
 
-    Raises DiffSegError where one is invalid.
+    `auto`: they are where nothing else is asked for, neither thresholds nor iterations nor a solver other than the
+    merge. Raises DiffSegError where one is invalid.
     """
-    auto = isinstance(thresholds, str) and thresholds == "auto"
+    asked = isinstance(thresholds, str) and thresholds == "auto"
     try:
         solver, names = split_refine(refine, solver, default.solver)
         config = replace(
             default,
-            thresholds=every_iteration(None if auto else thresholds, iterations, default.thresholds),
+            thresholds=every_iteration(None if asked else thresholds, iterations, default.thresholds),
             grid=default.grid if grid is None else grid,
             weights=default.weights if weights is None else as_weights(weights),
             solver=solver,
             tau=tau,
             alpha=alpha,
         )
-        return config, Refinement(names, min_area, pieces), auto
+        chosen = asked or (auto and thresholds is None and iterations is None and solver == DEFAULT)
+        return config, Refinement(names, min_area, pieces), chosen
     except (TypeError, ValueError) as error:
         raise DiffSegError(str(error)) from None
 

@@ -90,8 +90,8 @@ def main(
     ] = 0,
     pieces: Annotated[
         str,
-        typer.Option(metavar="WORD", help="split: pieces of a segment that do not touch become segments; or keep."),
-    ] = "keep",
+        typer.Option(metavar="split|keep", help="Pieces of a segment that do not touch become segments, or stay one."),
+    ] = "split",
     flip: Annotated[
         bool,
         typer.Option(

@@ -43,18 +43,20 @@ class Segmenter:
         *,
         refinement: Refinement | None = None,
         auto: bool = False,
+        asked: bool = True,
         word_threshold: float | None = None,
         merge_words: bool = False,
     ) -> None:
-        """Take an open engine. `config` None: the defaults the engine was exported with.
+        """Take an open engine, for the paper's merge and nothing after it. `open` has the defaults for photographs.
 
-        `refinement`: of the labels at the frame's own size. `auto`: segments are chosen for every
-        frame from a hierarchy (`runtime.merge.parts`). `word_threshold`, `merge_words`: see `open`.
+        `config` None: the thresholds and more that the engine was exported with. `refinement`: of the labels at the
+        frame's own size. `auto`: segments are chosen for every frame from a hierarchy (`runtime.merge.parts`);
+        `asked` False: not in tiles or with a warm start. `word_threshold`, `merge_words`: see `open`.
         Raises DiffSegError when the grid, the weights or the options of words do not fit the engine.
         """
         route = open_route(engine, config or default_config(engine.spec), auto)
         named = naming_of(engine, word_threshold, merge_words)
-        self._stages: Stages | None = Stages(route, refinement or Refinement(), named)
+        self._stages: Stages | None = Stages(route, refinement or Refinement(), named, asked=asked)
 
     @property
     def stages(self) -> Stages:
@@ -96,7 +98,7 @@ class Segmenter:
         alpha: float | None = None,
         refine: str = "none",
         min_area: float = 0,
-        pieces: str = "keep",
+        pieces: str = "split",
         flip: bool = False,
         word_threshold: float | None = None,
         merge_words: bool = False,
@@ -110,6 +112,8 @@ class Segmenter:
             device: where to run.
             backend: the inference library, by its name; None: by the file, the device and what is installed.
             thresholds: one KL threshold for every iteration or one each, or "auto": segments follow from each frame.
+                None: the engine's default, which may be "auto", as the embedded engine's, and then is the engine's
+                numbers where `iterations`, another solver, tiles or a warm start is asked for.
             iterations: how many merge iterations.
             grid: anchors per axis.
             weights: of the resolutions, see `MergeConfig`.
@@ -119,9 +123,9 @@ class Segmenter:
             alpha: likewise.
             refine: "kmeans" (the solver), "snap" (borders move to edges of the frame), or both with a comma.
             min_area: regions below this share of the frame, or from 1 this many pixels, go to their neighbours.
-            pieces: "keep", or "split": places that do not touch are segments of their own; those below `min_area`, or
-                0.2 % of the frame, go to their neighbours. Levels of a hierarchy, and objects of a clip that have
-                identities, keep theirs.
+            pieces: "split": places that do not touch are segments of their own, and those below `min_area`, or 0.2 % of
+                the frame, go to their neighbours; "keep": they stay one segment, of whatever size. Levels of a
+                hierarchy, and objects of a clip that have identities, always keep theirs.
             flip: the network also sees the frame's mirror image, left and right exchanged, for twice its time; maps are
                 means of both, and a frame and its mirror image get the same segments. Not for the heads labels and
                 features.
@@ -159,9 +163,10 @@ class Segmenter:
             refine=refine,
             min_area=min_area,
             pieces=pieces,
+            auto=opened.spec.auto,
         )
         words: dict[str, Any] = {"word_threshold": word_threshold, "merge_words": merge_words}
-        return cls(opened, config, refinement=refinement, auto=auto, **words)
+        return cls(opened, config, refinement=refinement, auto=auto, asked=not auto or thresholds is not None, **words)
 
     def __call__(
         self,
@@ -259,9 +264,9 @@ class Segmenter:
         """Nested segmentations of one frame, uint8 [H, W, 3] BGR, from one pass of the network.
 
         `thresholds`: KL threshold of every level, in any order; None: nine, from a quarter of the engine's own to four
-        times of it. The finest level is what a call with its threshold gives, refinement included; the others are
-        unions of its segments (`runtime.merge.grouping.group_proposals`). So a coarser level often has twice as many
-        segments as a call with its threshold: 43 and 22 for a photograph at 0.5, for example.
+        times of it. The finest level is what a call with its threshold gives where pieces are kept, refinement
+        included; the others are unions of its segments (`runtime.merge.grouping.group_proposals`). So a coarser level
+        often has twice as many segments as a call with its threshold: 43 and 22 for a photograph at 0.5, for example.
         Raises DiffSegError when the frame or a threshold is invalid, or the engine has the head labels.
         """
         from runtime.hierarchy import segment_levels

@@ -41,11 +41,14 @@ class Stages:
         route: how the engine's output becomes labels.
         refinement: of the labels at the frame's own size.
         naming: how segments get words; None for an engine without words.
+        asked: the threshold of the route is what somebody asked for; False: it is the engine's default "auto".
         frames: how many frames the network is best given at once.
     """
 
-    def __init__(self, route: Route, refinement: Refinement, naming: Naming | None = None) -> None:
-        self.route, self.refinement, self.naming = route, refinement, naming
+    def __init__(
+        self, route: Route, refinement: Refinement, naming: Naming | None = None, *, asked: bool = True
+    ) -> None:
+        self.route, self.refinement, self.naming, self.asked = route, refinement, naming, asked
         self.frames = route.engine.frames_at_once
 
     def resize(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -157,18 +160,30 @@ class Stages:
 
     def clone(self) -> Stages:
         """The same on a clone of the engine, for another thread."""
-        return Stages(self.route.clone(), self.refinement, self.naming)
+        return Stages(self.route.clone(), self.refinement, self.naming, asked=self.asked)
 
-    def tracked(self) -> Stages:
+    def tracked(self, warm_start: bool = False) -> Stages:
         """The stages for a clip whose labels are identities, on the same engine.
 
-        No frame is turned (`runtime.routes.base.Route.turns`): where one is and the next is not, segments change.
+        Segments keep their pieces, since an object behind a post is one object. No frame is turned
+        (`runtime.routes.base.Route.turns`): where one is and the next is not, segments change. `warm_start`: the merge
+        is to begin from the last frame's proposals, for which "auto", where it is only the engine's default, gives way.
         """
-        if not self.route.turns:
+        route, refinement = self.fixed() if warm_start else self.route, replace(self.refinement, pieces="keep")
+        if route.turns:
+            route = copy(route)
+            route.turns = False
+        if route is self.route and refinement == self.refinement:
             return self
+        return Stages(route, refinement, self.naming, asked=self.asked or warm_start)
+
+    def fixed(self) -> Route:
+        """The route; with the engine's thresholds, where "auto" is only its default."""
+        if self.asked:
+            return self.route
         route = copy(self.route)
-        route.turns = False
-        return Stages(route, self.refinement, self.naming)
+        route.auto = False
+        return route
 
 
 class Clock:

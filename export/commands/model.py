@@ -90,6 +90,7 @@ def export_model(
         str | None,
         typer.Option(metavar="T,T,...", help="Default KL thresholds, one per iteration; the model's if left out."),
     ] = None,
+    auto: Annotated[bool, typer.Option("--auto", help="Where no threshold is asked for, it is auto.")] = False,
     noise_seed: Annotated[
         str | None,
         typer.Option(metavar="N|none", help=f"Seed of the timestep's noise in the latent.  [default: {_SEEDS}]"),
@@ -150,6 +151,7 @@ def export_model(
             grid=grid,
             weights=read_weights(weights),
             solver=solver,
+            auto=auto,
             target=target,
             words=read_words(words),
             input=input,

@@ -46,12 +46,18 @@ class HeadGraph:
 
 HEADS: tuple[HeadGraph, ...] = (
     HeadGraph("attention", "attention maps; the merge runs outside", "export.heads.attention"),
-    HeadGraph("labels", "labels, with all of DiffSeg in the graph", "export.heads.labels", solvers=("merge", "kcut")),
+    HeadGraph(
+        "labels",
+        "labels, with all of DiffSeg in the graph",
+        "export.heads.labels",
+        {"auto": "thresholds of a graph are numbers"},
+        solvers=("merge", "kcut"),
+    ),
     HeadGraph(
         "features",
         "features for the solver ncut",
         "export.heads.features",
-        dict.fromkeys(("blocks", "thresholds", "grid", "weights"), "features are cut, and no maps are merged")
+        dict.fromkeys(("blocks", "thresholds", "auto", "grid", "weights"), "features are cut, and no maps are merged")
         | {"words": "it gives no maps"},
         reads="features",
         timestep=50,

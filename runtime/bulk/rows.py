@@ -29,7 +29,7 @@ COLUMNS = (
     ("boxes", "list<list<int32>>", "x, y, width, height of each segment"),
     ("names", "list<string>", "each segment's word, null where it has none; null without words"),
     ("scores", "list<float>", "the share of its best word; null without words"),
-    ("thresholds", "list<float>", "KL threshold of each iteration; null with --threshold auto"),
+    ("thresholds", "list<float>", "KL threshold of each iteration; null with auto"),
     ("engine", "string", "hash of the engine's content"),
     ("settings", "string", "hash of the engine, the device's kind, the version and the settings"),
     ("milliseconds", "float", "wall time of all stages"),

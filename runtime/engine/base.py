@@ -153,6 +153,7 @@ def rebuild_command(spec: EngineSpec, options: str) -> str:
         f"--vae {spec.vae}": spec.vae is not None,
         f"--target {spec.target}": spec.target != "gpu",
         f"--solver {spec.solver}": spec.solver != "merge",
+        "--auto": spec.auto and spec.head == "attention",
         f"--words {shlex.quote(','.join(spec.words))}": bool(spec.words),
     }
     kept = " ".join(option for option, differs in differs_from_default.items() if differs)

@@ -145,6 +145,8 @@ class EngineSpec:
         blocks: the parts of the U-Net whose attention is read: down, mid, up.
         thresholds, grid, weights, solver: the engine's defaults for the merge. With the head `labels`, the grid, the
             weights, the solver and the number of thresholds are part of the graph.
+        auto: segments are chosen with the threshold "auto" where none is asked for; levels, tiles, warm starts, other
+            solvers and labels in a graph take `thresholds`.
         noise_seed: of the noise in the latent; None for no noise.
         channels: numbers per token, of the head `features`; None for other heads.
         vae: the autoencoder that replaced the model's own; None for the model's own.
@@ -173,6 +175,7 @@ class EngineSpec:
     grid: int = 16
     weights: str | tuple[float, ...] = "proportional"
     solver: str = "merge"
+    auto: bool = False
     noise_seed: int | None = None
     channels: int | None = None
     vae: str | None = None
@@ -204,8 +207,9 @@ class EngineSpec:
         for name in ("plan", "channels"):  # what few engines have
             if data[name] is None:
                 del data[name]
-        if not self.words:
-            del data["words"]
+        for name in ("words", "auto"):
+            if not data[name]:
+                del data[name]
         return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
@@ -306,6 +310,10 @@ def _checked(data: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
         raise TypeError(f"producer: expected an object, found {producer!r}")
     for name, version in producer.items():
         checked.text("producer", name), checked.text("producer", version)
+    if not isinstance(found.get("auto", False), bool):
+        raise TypeError(f"auto: expected true or false, found {repr(found['auto'])[:80]}")
+    if found.get("auto") and (HEADS[found["head"]].route != "maps" or found.get("solver", "merge") != "merge"):
+        raise ValueError("auto: expected the head attention and the solver merge, which alone can choose thresholds")
     found["words"] = checked.words("words", found.get("words", []))
     if found.get("plan") is not None:
         found["plan"] = PlanInfo.from_data(found["plan"])

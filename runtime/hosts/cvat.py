@@ -51,11 +51,12 @@ def create(
     threshold: float | None = None,
     refine: str = "none",
     min_area: float = 0,
+    pieces: str = "split",
     label: str = "segment",
 ) -> SegmentFunction:
     """What CVAT calls with the options `-p NAME=TYPE:VALUE`; they are those of the command line.
 
     Raises DiffSegError where the engine cannot be opened or an option is invalid.
     """
-    segmenter = Segmenter.open(engine, device, thresholds=threshold, refine=refine, min_area=min_area)
+    segmenter = Segmenter.open(engine, device, thresholds=threshold, refine=refine, min_area=min_area, pieces=pieces)
     return SegmentFunction(segmenter, label)

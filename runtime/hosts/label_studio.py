@@ -223,6 +223,7 @@ def main(
     threshold: Annotated[float | None, typer.Option(help="KL threshold; the engine's own if left out.")] = None,
     refine: Annotated[str, typer.Option(help="As of diffseg segment.")] = "none",
     min_area: Annotated[float, typer.Option(help="As of diffseg segment.")] = 0,
+    pieces: Annotated[str, typer.Option(help="As of diffseg segment.")] = "split",
     label: Annotated[str, typer.Option(help="The brush's label to use; its first one if it has none of that name.")] = (
         "segment"
     ),
@@ -237,7 +238,9 @@ def main(
     with one_line_errors():
         from runtime.segmenter import Segmenter
 
-        segmenter = Segmenter.open(engine, device, thresholds=threshold, refine=refine, min_area=min_area)
+        segmenter = Segmenter.open(
+            engine, device, thresholds=threshold, refine=refine, min_area=min_area, pieces=pieces
+        )
         studio, key = os.environ.get("LABEL_STUDIO_URL", ""), os.environ.get("LABEL_STUDIO_API_KEY", "")
         try:
             listening = server(Backend(segmenter, folder, studio, key, label), host, port)

@@ -21,6 +21,7 @@ from runtime.merge.registry import DEFAULT
 from runtime.options import default_config
 from runtime.page.package import NAME, VERSION, files_of
 from runtime.page.shared import FILES, HEAT, MOST_BYTES, MOST_PIXELS, VIEW
+from runtime.refine.refinement import LEAST_PIECE
 
 if TYPE_CHECKING:
     from runtime.engine.spec import EngineSpec
@@ -104,8 +105,10 @@ def describe(engine: Source) -> dict[str, Any]:
         "grids": grids,
         "ratios": resolution_ratios(config.weights, grids, [level.layers for level in spec.levels]),
         "anchors": anchor_queries(grids[0], config.grid).tolist(),
-        "threshold": list(spec.thresholds),
+        "threshold": "auto" if spec.auto else list(spec.thresholds),
+        "thresholds": list(spec.thresholds),
         "auto": True,
+        "least_piece": LEAST_PIECE,
         "attention": True,
         "view": VIEW,
         "heat": HEAT,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from numbers import Real
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import numpy as np
 
 from runtime.merge import registry as solvers
 from runtime.refine import registry
-from runtime.refine.absorb import absorb, connected_regions
+from runtime.refine.absorb import absorb, cells_of, connected_regions
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -82,21 +83,35 @@ class Refinement:
         small = self._refine(small, seen, tokens, area * small.size / labels.size)
         return np.asarray(cv2.resize(small, labels.shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT), np.int32)
 
-    def split(self, labels: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.intp]] | None:
+    def split(
+        self, labels: NDArray[np.int32], view: int | None = None
+    ) -> tuple[NDArray[np.int32], NDArray[np.intp]] | None:
         """Make every connected piece of a segment a segment of its own; None where pieces are kept.
 
-        Pieces below `min_area`, or 0.2 % of the frame where it is 0, go to their neighbours first.
+        Pieces below `min_area`, or 0.2 % of a view where it is 0, go to their neighbours first.
 
         Args:
             labels: int32 [H, W], not negative, refined.
+            view: pixels that the network saw at once; None: the whole frame.
 
         Returns:
             int32 [H, W], labels from 0 without gaps, and the label that each of them is a piece of, int [N].
         """
         if self.pieces == "keep":
             return None
-        regions, owner = connected_regions(absorb(labels, self._pixels(self.min_area or LEAST_PIECE, labels)))
-        return regions, np.asarray(owner, np.intp)
+        least = self._pixels(self.min_area, labels) or LEAST_PIECE * (view or labels.size)
+        cells, heights, widths = cells_of(labels)
+        regions, owner = connected_regions(absorb(cells, least, heights, widths))
+        whole = np.repeat(np.repeat(regions, widths, axis=1), heights, axis=0)
+        return whole, np.asarray(owner, np.intp)
+
+    @property
+    def most_pieces(self) -> float:
+        """How many segments `split` gives at most, for a frame of any size; 0 where pieces are kept."""
+        if self.pieces == "keep":
+            return 0
+        least = self.min_area or LEAST_PIECE
+        return 1 / least if least < 1 else math.inf
 
     @staticmethod
     def _pixels(area: float, labels: NDArray[np.int32]) -> float:

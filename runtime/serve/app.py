@@ -45,6 +45,7 @@ PICTURE = {
 FORM = Query(None, description="; ".join(f"{form.name}: {form.help}" for form in FORMS))
 THRESHOLD = Query(None, description="KL threshold, one for each iteration with commas, or auto. Higher merges more.")
 REFINE = Query(None, description="As of the command line: snap, pamr, kmeans, or none.")
+PIECES = Query(None, description="split: what does not touch is a segment of its own; keep: it stays one segment.")
 MIN_AREA = Query(None, description="Smaller regions go to their neighbours: a share of the picture, or pixels from 1.")
 
 
@@ -101,8 +102,9 @@ def _segment_routes(desk: Desk, bodies: Bodies) -> APIRouter:
         threshold: str | None = THRESHOLD,
         refine: str | None = REFINE,
         min_area: str | None = MIN_AREA,
+        pieces: str | None = PIECES,
     ) -> Response:
-        given = {"format": format, "threshold": threshold, "refine": refine, "min_area": min_area}
+        given = {"format": format, "threshold": threshold, "refine": refine, "min_area": min_area, "pieces": pieces}
         async with bodies.read(request) as body:
             data, fields = await picture_in(request, body)
             for name in fields:

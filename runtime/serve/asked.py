@@ -24,14 +24,14 @@ NAME = "the picture"  # what messages call it
 
 
 def options_of(fields: Mapping[str, Any]) -> Options:
-    """`threshold`, `refine` and `min_area` of a query or a form. Raises Refused, 400, where one is invalid."""
+    """`threshold`, `refine`, `min_area`, `pieces` of a query or a form. Raises Refused, 400, where one is invalid."""
     area = fields.get("min_area")
     least = None if area is None else number(area, "min_area", "a share of the picture, or pixels from 1")
     try:
         thresholds = thresholds_of(fields.get("threshold"))
     except DiffSegError as error:
         raise Refused(400, str(error)) from None
-    return Options(thresholds, fields.get("refine"), least)
+    return Options(thresholds, fields.get("refine"), least, fields.get("pieces"))
 
 
 def number(text: Any, name: str, expected: str) -> float:

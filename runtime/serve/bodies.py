@@ -23,7 +23,7 @@ LEAST_RATE = 64 << 10  # bytes a second that a body must have on average, after 
 AT_ONCE = 4  # times the most bytes of one body: of all bodies together
 UNREAD = 64 << 20  # bytes behind a limit that are read and dropped, so that the client reads the answer
 MOST_FIELD = 1 << 10  # bytes of a field of a form
-FIELDS = ("threshold", "refine", "min_area", "format")
+FIELDS = ("threshold", "refine", "min_area", "pieces", "format")
 
 
 class Bodies:

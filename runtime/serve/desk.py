@@ -36,6 +36,7 @@ class Options(NamedTuple):
     thresholds: Any = None
     refine: str | None = None
     min_area: float | None = None
+    pieces: str | None = None
 
 
 class Desk:
@@ -99,12 +100,15 @@ class Desk:
                     refine="none" if options.refine is None else options.refine,
                     solver=base.route.config.solver if options.refine is None else None,
                     min_area=base.refinement.min_area if options.min_area is None else options.min_area,
-                    pieces=base.refinement.pieces,
+                    pieces=options.pieces or base.refinement.pieces,
+                    auto=base.route.auto and not base.asked,
                 )
                 if options.refine is None:
                     refinement = Refinement(base.refinement.names, refinement.min_area, refinement.pieces)
-                auto = auto or (base.route.auto and options.thresholds is None)
-                self._variants[key] = Stages(type(base.route)(base.route.engine, config, auto), refinement)
+                asked = options.thresholds is not None or base.asked
+                auto = auto or (base.route.auto and base.asked and options.thresholds is None)
+                route = type(base.route)(base.route.engine, config, auto)
+                self._variants[key] = Stages(route, refinement, asked=asked or not auto)
             except (DiffSegError, ValueError) as error:
                 raise Refused(400, str(error).replace("thresholds:", "threshold:", 1)) from None
             if len(self._variants) > MOST_VARIANTS * len(self._workers):

@@ -63,6 +63,7 @@ def router(desk: Desk, bodies: Bodies) -> APIRouter:
             "head": spec.head,
             "size": [spec.height, spec.width],
             "threshold": "auto" if auto else list(config.thresholds),
+            "thresholds": list(config.thresholds),
             "auto": any_auto,
             "attention": segmenter.stages.route.has_maps,
             "most_bytes": desk.settings.most_bytes,
@@ -91,9 +92,11 @@ def router(desk: Desk, bodies: Bodies) -> APIRouter:
         threshold: str | None = None,
         refine: str | None = None,
         min_area: str | None = None,
+        pieces: str | None = None,
     ) -> Response:
         picture = pictures.get(request.path_params["picture"])
-        options = options_of({"threshold": threshold, "refine": refine, "min_area": min_area})
+        given = {"threshold": threshold, "refine": refine, "min_area": min_area, "pieces": pieces}
+        options = options_of(given)
         form = VIEW_FORM if format == VIEW_FORM.name else choose(format, "")
         frame = picture.view if form is VIEW_FORM else picture.frame
         if picture.attended is None:
@@ -105,7 +108,7 @@ def router(desk: Desk, bodies: Bodies) -> APIRouter:
             stages = desk.options(options, segmenter)
             attended = picture.shown if form is VIEW_FORM else picture.attended
             chosen = threshold_of(options)
-            if options.refine is not None or options.min_area is not None:
+            if options._replace(thresholds=None) != Options():
                 attended, chosen = attended.seen(refinement=stages.refinement, route=stages.route), None
 
             def work() -> tuple[bytes, int]:

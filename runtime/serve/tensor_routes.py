@@ -28,7 +28,8 @@ def router(desk: Desk, bodies: Bodies) -> APIRouter:
     routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
     engine = desk.segmenter.engine
     spec, name = engine.spec, engine.path.stem
-    platform, config = f"diffseg_{engine.backend}", desk.segmenter.config
+    platform = f"diffseg_{engine.backend}"
+    labels = label_type(desk.segmenter.config, desk.segmenter.stages.refinement)
 
     def check(model: str, version: str | None = None) -> None:
         if model != name:
@@ -52,7 +53,7 @@ def router(desk: Desk, bodies: Bodies) -> APIRouter:
     @routes.get("/models/{model}/versions/{version}", include_in_schema=False)
     async def metadata(request: Request) -> dict[str, Any]:
         check(**request.path_params)
-        return tensors.metadata(name, spec, platform, config)
+        return tensors.metadata(name, spec, platform, labels)
 
     @routes.get("/models/{model}/ready", summary="Whether the model takes requests")
     @routes.get("/models/{model}/versions/{version}/ready", include_in_schema=False)
@@ -72,7 +73,7 @@ def router(desk: Desk, bodies: Bodies) -> APIRouter:
             await desk.segment(jobs, Options(asked.thresholds), partial(gone, request))
         results = [job.result for job in jobs if job.result is not None]
         arrays = {
-            "labels": (label_type(config), np.stack([result.labels for result in results])),
+            "labels": (labels, np.stack([result.labels for result in results])),
             "segments": ("INT32", np.array([result.count for result in results])),
         }
         data, head = await asyncio.to_thread(tensors.answer, name, asked, arrays)

@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from runtime.engine.heads import HEADS
-from runtime.options import label_type
 from runtime.serve.settings import Refused
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from runtime.engine.spec import EngineSpec
-    from runtime.pyramid.config import MergeConfig
 
 VERSION = "1"  # of the one model
 LENGTH = "inference-header-content-length"  # the header with the length of the JSON before binary tensors
@@ -47,8 +45,11 @@ class Asked:
     outputs: dict[str, bool]
 
 
-def metadata(name: str, spec: EngineSpec, platform: str, config: MergeConfig) -> dict[str, Any]:
-    """What /v2/models/NAME says: uint8 frames, however the engine takes them, and labels for every head."""
+def metadata(name: str, spec: EngineSpec, platform: str, labels: str) -> dict[str, Any]:
+    """What /v2/models/NAME says: uint8 frames, however the engine takes them, and labels for every head.
+
+    `labels`: their type, UINT8 or INT32.
+    """
     batch = -1  # the service fills up a fixed batch, and divides a larger one
     inputs = [{"name": "frame", "datatype": "UINT8", "shape": [batch, spec.height, spec.width, 3]}]
     if HEADS[spec.head].route != "features":  # what is cut has no thresholds
@@ -59,7 +60,7 @@ def metadata(name: str, spec: EngineSpec, platform: str, config: MergeConfig) ->
         "platform": platform,
         "inputs": inputs,
         "outputs": [
-            {"name": "labels", "datatype": label_type(config), "shape": [batch, spec.height, spec.width]},
+            {"name": "labels", "datatype": labels, "shape": [batch, spec.height, spec.width]},
             {"name": "segments", "datatype": "INT32", "shape": [batch]},
         ],
     }

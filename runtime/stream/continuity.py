@@ -70,7 +70,7 @@ class Continuity:
             stages.route.check_maps("warm start")
         self.temporal = temporal
         self.seeds: NDArray[np.float32] | None = None
-        self.stages = stages.tracked() if temporal else stages
+        self.stages = stages.tracked(warm_start) if temporal else stages
         self._every, self._skip_similar = every, skip_similar
         self._warm_start = warm_start and temporal
         self._config = tracker

@@ -198,7 +198,7 @@ class Stream:
         clip = self._continuity
         merged, job.merged = job.merged, None
         temporal = clip is not None and clip.temporal
-        job.result = self._of(job).finish(merged, _frame(job), proposals=temporal, whole=temporal)
+        job.result = self._of(job).finish(merged, _frame(job), proposals=temporal)
         if clip is not None:
             clip.remember(job.result)
 

@@ -186,7 +186,8 @@ class Run:
         self._say(f"error: {line}")
 
     def _clip(self, source: Source, progress: Progress, single: bool) -> None:
-        target = Target.of(source, self._output, self._stages.settings())
+        stages = self._stages.tracked(self._options.warm_start) if self._options.temporal else self._stages
+        target = Target.of(source, self._output, stages.settings())
         try:
             active = self._ledger.active
             entry = self._ledger.entry(target, content_of(source), clip=True) if active else None

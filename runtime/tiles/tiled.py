@@ -45,7 +45,10 @@ class _Tile:
 
 
 class TiledStages(Stages):
-    """The stages for photographs in tiles. One photograph is in the network at a time, tile after tile."""
+    """The stages for photographs in tiles. One photograph is in the network at a time, tile after tile.
+
+    Where "auto" is only the engine's default, tiles have its thresholds.
+    """
 
     def __init__(self, stages: Stages, tiles: str | tuple[int, int]) -> None:
         """`tiles`: see `place_tiles`. Raises DiffSegError for an engine with the head labels."""
@@ -55,7 +58,8 @@ class TiledStages(Stages):
             raise DiffSegError(f"tiles: expected 'auto', or rows and columns such as (3, 4), found {tiles!r}")
         if min(given) < 1:
             raise DiffSegError(f"tiles: expected at least one row and one column, found {tiles!r}")
-        super().__init__(stages.route, stages.refinement, stages.naming)
+        # "auto" gives few segments to a tile, and small things are what tiles are for.
+        super().__init__(stages.fixed(), stages.refinement, stages.naming)
         self.frames, self.tiles = 1, tiles
         self._stopping = Event()
 
@@ -106,12 +110,14 @@ class TiledStages(Stages):
     ) -> Result:
         """The result, refined and numbered without gaps."""
         tokens = self.route.tokens[0]
+        rows, columns = self._place(frame)
         grid = [
             max(count, round(count * side / axis.side))
-            for count, side, axis in zip(tokens, frame.shape, self._place(frame), strict=False)
+            for count, side, axis in zip(tokens, frame.shape, (rows, columns), strict=False)
         ]
         labels = self.refinement(merged.raw, frame, (grid[0], grid[1]))
-        if not whole and (pieces := self.refinement.split(labels)):
+        view = min(rows.side * columns.side, labels.size)
+        if not whole and (pieces := self.refinement.split(labels, view)):
             return self.name(Result(pieces[0], len(pieces[1]), {}, words=merged.words))
         if labels is merged.raw:  # numbered without gaps, and too large to do it again for nothing
             return self.name(Result(labels, int(labels.max()) + 1, {}, words=merged.words))

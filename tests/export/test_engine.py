@@ -23,7 +23,7 @@ def run(*arguments):
 @pytest.mark.slow
 def test_a_model_becomes_an_engine(least_pipeline, tmp_path):
     """The whole way and its check, with a model of two levels, of which one has attention: quick to trace."""
-    options = ("--size", "16x32", "--threshold", "0.3", "--input", "float-nchw-rgb-unit")
+    options = ("--size", "16x32", "--threshold", "0.3", "--auto", "--input", "float-nchw-rgb-unit")
     result = run(least_pipeline, "--output", tmp_path / "least", *options)
     assert result.exit_code == 0, result.stderr
     assert "row KL" in result.stderr and "ok" in result.stderr
@@ -31,7 +31,7 @@ def test_a_model_becomes_an_engine(least_pipeline, tmp_path):
     (taken,) = onnx.load(engine.path).graph.input
     assert taken.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
     assert [side.dim_value for side in taken.type.tensor_type.shape.dim] == [1, 3, 16, 32]
-    assert engine.spec.input == "float-nchw-rgb-unit"
+    assert engine.spec.input == "float-nchw-rgb-unit" and engine.spec.auto
     assert json.loads(sidecar_path(engine.path).read_text())["levels"] == [{"height": 8, "width": 16, "layers": 3}]
     (maps,) = engine.infer(random_frame(16, 32)[None])
     assert maps.shape == (1, 128, 128)

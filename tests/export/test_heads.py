@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import export.heads.registry as registry
 from export.__main__ import app
 from export.check.maps import compare_maps
-from export.engine import CheckFailed, ExportRequest, export_engine
+from export.engine import CheckFailed, ExportRequest, check_request, export_engine
 from export.parity import check_engine
 from runtime import DiffSegError
 from runtime.engine.heads import HEADS, Input
@@ -88,6 +88,20 @@ def test_options_that_a_head_refuses(dummy_head, tmp_path):
     result = run("nowhere", "--output", tmp_path / "x", "--head", "sharpened", "--grid", "8")
     assert result.exit_code == 2
     assert "--grid does not go with --head sharpened: its maps are not merged; leave it out" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"head": "labels"}, "--auto does not go with --head labels: thresholds of a graph are numbers"),
+        ({"head": "features"}, "--auto does not go with --head features: features are cut"),
+        ({"solver": "ncut"}, "--auto: expected the solver merge, found ncut"),
+    ],
+    ids=str,
+)
+def test_auto_is_for_maps_that_are_merged(more, said):
+    with pytest.raises(DiffSegError, match=said):
+        check_request(ExportRequest(model="nowhere", auto=True, **more), check=False)
 
 
 @pytest.mark.parametrize("head", registry.HEADS, ids=lambda head: head.name)

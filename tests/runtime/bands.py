@@ -24,6 +24,7 @@ def write_engine(path, bands=4, layout="uint8-nhwc-bgr"):
             "levels": (Level(4, 6, 1),),
         },
         input=layout,
+        auto=False,
     )
     frame_input = spec.frame_input
     kind = TensorProto.FLOAT if frame_input.planar else TensorProto.UINT8

@@ -22,6 +22,7 @@ def write_engine(path, grid, layout="uint8-nhwc-bgr"):
         **{"head": "features", "height": size[0], "width": size[1], "batch": None, "grid": 8, "solver": "ncut"},
         **{"levels": (Level(*grid, 1),), "channels": 3, "timestep": 50, "noise_seed": 0},
         input=layout,
+        auto=False,
     )
     frame_input = spec.frame_input
     uint8 = [

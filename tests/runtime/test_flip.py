@@ -94,7 +94,7 @@ def test_a_frame_and_its_mirror_image_get_the_same_segments(options, frames):
 
 
 def test_details_and_levels_are_the_right_way_round(frames):
-    segmenter = open_flipped()
+    segmenter = open_flipped(thresholds=0.5, pieces="keep")
     for frame in frames:
         result = segmenter(frame, details=True)
         wanted = aggregate_attention(segmenter.attend(frame).pyramid)

@@ -310,7 +310,8 @@ def test_bad_usage_of_the_parser(photos):
 
 def test_options_reach_the_merge(photos):
     one = json.loads(run("in/cat.png", "--threshold", "1e9", "--json").stdout)
-    many = json.loads(run("in/cat.png", "--threshold", "1e-9", "--iterations", "1", "--grid", "4", "--json").stdout)
+    words = ("--threshold", "1e-9", "--iterations", "1", "--grid", "4", "--pieces", "keep", "--json")
+    many = json.loads(run("in/cat.png", *words).stdout)
     assert one["segments"] == 1 and 4 < many["segments"] <= 16
     assert run("in/cat.png", "--weights", "1,0,0,0", "--refine", "kmeans", "--save", "segments").exit_code == 0
     assert (photos / "segmented" / "cat_segments.png").exists()

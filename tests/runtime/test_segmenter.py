@@ -20,7 +20,8 @@ CAT = data.chelsea()[..., ::-1].copy()
 
 @pytest.fixture(scope="module")
 def segmenter():
-    return Segmenter.open(device="cpu", backend="onnxruntime")
+    """The paper's merge alone."""
+    return Segmenter.open(device="cpu", backend="onnxruntime", thresholds=0.5, pieces="keep")
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ import typer
 
 from runtime.errors import DiffSegError
 from runtime.terminal import check_extra
-from tools.benchmark.bulking import STORE, draw_clips, draw_pictures, environment, list_of, parquet_of, run
+from tools.benchmark.bulking import STORE, draw_clips, draw_pictures, environment, list_of, open_tiny, parquet_of, run
 from tools.benchmark.common import ROOT, in_fresh_process, machine, say
 
 if TYPE_CHECKING:
@@ -133,9 +133,10 @@ def _compare(pictures: Path, output: Path, folder: Path, images: int, again: int
 
     from runtime.bulk import read
 
-    labels = folder / "labels"
+    labels, thresholds = folder / "labels", map(str, open_tiny().segmenter.config.thresholds)
     command = [sys.executable, "-m", "runtime.segment", str(pictures), "--output", str(labels), "--save", "labels"]
-    subprocess.run([*command, "--threads", "1"], cwd=ROOT, env=environment(), check=True, stderr=subprocess.DEVNULL)
+    command += ["--pieces", "keep", "--threshold", ",".join(thresholds), "--threads", "1"]
+    subprocess.run(command, cwd=ROOT, env=environment(), check=True, stderr=subprocess.DEVNULL)
     seen: Counter[str] = Counter()
     same = 0
     for name, result in read(str(output), errors="give"):
@@ -219,7 +220,6 @@ def serial_labels(clip: str, kept: str) -> str:
     import numpy as np
 
     from runtime.bulk.cutting import frames_of, opened
-    from tools.benchmark.bulking import open_tiny
 
     segmenter = open_tiny().segmenter
     with opened(clip) as source:

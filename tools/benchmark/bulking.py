@@ -30,10 +30,12 @@ def open_stand_in(engine: str, sleep: float) -> SegmentBatch:
 
 
 def open_tiny() -> SegmentBatch:
-    """The embedded engine on one thread."""
+    """The embedded engine's merge on one thread."""
     from runtime.bulk.batch import SegmentBatch
+    from runtime.engine.registry import open_engine
+    from runtime.segmenter import Segmenter
 
-    return SegmentBatch(None, "cpu", options={"threads": 1})
+    return SegmentBatch(Segmenter(open_engine(None, "cpu", threads=1)))
 
 
 def run(

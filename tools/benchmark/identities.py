@@ -174,7 +174,8 @@ def measure_clips(
     rows: dict[str, dict[str, dict[str, float]]] = {}
     for clip, (frames, truth) in clips.items():
         report(clip)
-        remembering = Segmenter(RememberingEngine(segmenter.engine), segmenter.config)
+        auto = segmenter.stages.route.auto
+        remembering = Segmenter(RememberingEngine(segmenter.engine), segmenter.config, auto=auto)
         for name, labels in run_methods(remembering, frames).items():
             rows.setdefault(name, {})[clip] = score(labels, truth)
     return {

@@ -134,9 +134,10 @@ def _eager(model: str, threads: int) -> Callable[[Any], tuple[Any, float, float]
 
 
 def _engine(peer: Peer, engine: str, threads: int) -> Callable[[Any], tuple[Any, float, float]]:
+    from runtime.engine.registry import open_engine
     from runtime.segmenter import Segmenter
 
-    segmenter = Segmenter.open(engine, "cpu", backend=peer.backend, options={"threads": threads, **peer.options})
+    segmenter = Segmenter(open_engine(engine, "cpu", peer.backend, threads=threads, **peer.options))
     # A quantised graph has no shapes to count by, and another floor.
     flops = 0.0 if segmenter.engine.spec.precision == "int8" else _flops(Path(engine))
 

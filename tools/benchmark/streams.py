@@ -103,20 +103,21 @@ def run_clip_with(backend: str, source: str, every: int) -> dict[str, Any]:
 
 
 def open_segmenter(engine: str, sleep: float) -> Segmenter:
-    """The embedded engine on a backend; or a stand-in that gives its maps of a scene, or labels, after a sleep."""
+    """The embedded engine's merge on a backend; or a stand-in that sleeps, and gives its maps of a scene, or labels."""
     import numpy as np
 
+    from runtime.engine.registry import open_engine
     from runtime.segmenter import Segmenter
     from tools.scenes.draw import draw_scene
 
     if engine not in ("maps", "labels"):
-        return Segmenter.open(device="cpu", backend=engine)
-    opened = Segmenter.open(device="cpu", backend=backends()[0])
-    scene = draw_scene(0, (opened.engine.spec.height, opened.engine.spec.width))
+        return Segmenter(open_engine(None, "cpu", engine))
+    opened = open_engine(None, "cpu", backends()[0])
+    scene = draw_scene(0, (opened.spec.height, opened.spec.width))
     if engine == "maps":
-        return Segmenter(SleepingEngine(opened.engine, opened.engine.infer(scene.frame[None]), sleep), opened.config)
+        return Segmenter(SleepingEngine(opened, opened.infer(scene.frame[None]), sleep))
     labels: list[Any] = [scene.mask[None].astype(np.uint8), np.array([scene.mask.max() + 1], np.int32)]
-    return Segmenter(SleepingEngine(opened.engine, labels, sleep, "labels"), opened.config)
+    return Segmenter(SleepingEngine(opened, labels, sleep, "labels"))
 
 
 def through(segmenter: Segmenter, source: Path, folder: Path, options: ClipOptions) -> Outcome:

@@ -67,6 +67,7 @@ def video(
     development: Annotated[
         bool, typer.Option("--development", help="Use the scenes for choosing settings, not those for reporting.")
     ] = False,
+    auto: Annotated[bool, typer.Option("--auto", help="With the threshold auto, not the engine's numbers.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of the tables.")] = False,
 ) -> None:
     """Do identities stay on their objects? On moving drawn scenes, and on real clips.
@@ -75,12 +76,13 @@ def video(
     """
     from rich.console import Console
 
+    from runtime.engine.registry import open_engine
     from runtime.segmenter import Segmenter
 
     files = [] if clips is None else sorted(path for path in clips.rglob("*") if path.suffix.lower() in FORMATS)
     if clips is not None and not files:
         raise DiffSegError(f"{clips}: expected video files ({', '.join(FORMATS)}), found none; name another folder")
-    segmenter = Segmenter.open(engine)
+    segmenter = Segmenter(open_engine(engine), auto=auto)
     split: Split = "development" if development else "test"
     report: dict[str, Any] = {"engine": str(engine or "embedded"), "frames": frames, "split": split}
     with Console(stderr=True).status("measuring") as status:

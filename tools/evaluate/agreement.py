@@ -28,12 +28,17 @@ def agreement(
 
     Photographs with fewer than four segments of at least 1 % (by the second engine) do not count.
     """
+    from runtime.engine.registry import open_engine
     from runtime.frames.decode import read_frame
     from runtime.frames.find import find_sources
+    from runtime.options import default_config, settle_options
     from runtime.segmenter import Segmenter
 
-    segmenter = Segmenter.open(engine, "cpu", backend=backend, thresholds=threshold)
-    other = Segmenter.open(reference, "cpu", thresholds=threshold)
+    # The merge alone: what follows it would hide differences of the engines, or make more of them.
+    segmenter, other = (
+        Segmenter(opened, settle_options(default_config(opened.spec), thresholds=threshold)[0])
+        for opened in (open_engine(engine, "cpu", backend), open_engine(reference, "cpu"))
+    )
     sources, failures = find_sources(inputs)
     if failures:
         raise DiffSegError(failures[0])

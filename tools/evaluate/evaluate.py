@@ -97,7 +97,10 @@ def evaluate(
     ] = None,
     pieces: Annotated[
         list[str] | None,
-        typer.Option(help="keep, or split: pieces that do not touch are segments. Repeat to compare."),
+        typer.Option(
+            help="split: pieces that do not touch are segments; or keep, the default in papers' protocols. Repeat to "
+            "compare."
+        ),
     ] = None,
     flip: Annotated[bool, typer.Option("--flip", help="As of diffseg segment, for all.")] = False,
     protocol: Annotated[

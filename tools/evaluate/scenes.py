@@ -64,7 +64,11 @@ def scenes(
     development: Annotated[
         bool, typer.Option("--development", help="Use the scenes for choosing settings, not those for reporting.")
     ] = False,
-    threshold: Annotated[float | None, typer.Option(help="KL threshold; default: the engine's own.")] = None,
+    threshold: Annotated[
+        str | None, typer.Option(help="KL threshold, one per iteration, or auto; default: the engine's own.")
+    ] = None,
+    refine: Annotated[str, typer.Option(help="As of diffseg segment.")] = "none",
+    pieces: Annotated[str, typer.Option(help="As of diffseg segment.")] = "split",
     worst: Annotated[Path | None, typer.Option(help="Write DiffSeg's six worst scenes as a picture (.png).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout instead of a table.")] = False,
 ) -> None:
@@ -72,9 +76,10 @@ def scenes(
     from rich.console import Console
     from rich.table import Table
 
+    from runtime.options import thresholds_of
     from runtime.segmenter import Segmenter
 
-    segmenter = Segmenter.open(engine, thresholds=threshold)
+    segmenter = Segmenter.open(engine, thresholds=thresholds_of(threshold), refine=refine, pieces=pieces)
     methods: dict[str, ClassicalMethod] = {
         "DiffSeg": lambda frame: segmenter(frame).labels,
         "one segment": one_segment,

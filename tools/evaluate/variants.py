@@ -47,7 +47,7 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """Settings as they are typed; None: the engine's own, or the paper's."""
+    """Settings as they are typed; None: the engine's own, the paper's, or what `diffseg segment` does."""
 
     weights: str | None = None
     threshold: str | None = None
@@ -83,7 +83,10 @@ def settle(method: str, engine: str, spec: EngineSpec, protocol: Protocol, wish:
         _check_features_head(method, engine, wish, solver)
     if method != "diffseg":
         return Variant(method, engine, chosen)
-    auto = wish.threshold == "auto"
+    plain = wish.threshold is None and wish.iterations is None and wish.similarity == "kl" and solver == DEFAULT
+    auto = wish.threshold == "auto" or (spec.auto and plain)
+    # The protocols of papers compare what a merge gives; they alone have a crop.
+    pieces = wish.pieces or ("keep" if protocol.crop else "split")
     refine = None if wish.refine in (None, "none") else wish.refine
     if wish.similarity == "js" and (auto or solver != DEFAULT):
         raise DiffSegError(
@@ -110,7 +113,7 @@ def settle(method: str, engine: str, spec: EngineSpec, protocol: Protocol, wish:
         grid = min(spec.grid, most) if wish.grid is None else wish.grid
         config = MergeConfig(thresholds, grid, weights, solver, wish.tau, wish.alpha)
         solver_of(config)
-        Refinement(min_area=wish.min_area or 0, pieces=wish.pieces or "keep")
+        Refinement(min_area=wish.min_area or 0, pieces=pieces)
     except ValueError as error:
         raise DiffSegError(str(error)) from None
     return Variant(
@@ -126,7 +129,7 @@ def settle(method: str, engine: str, spec: EngineSpec, protocol: Protocol, wish:
         None if solver == DEFAULT else solver,
         wish.tau,
         wish.alpha,
-        None if wish.pieces == "keep" else wish.pieces,
+        None if pieces == "keep" else pieces,
         wish.flip,
     )
 

@@ -65,10 +65,11 @@ def compare(path: Path, device: str, repeat: int) -> dict[str, Any]:
 
     from export.check.maps import mean_divergence
     from runtime import Segmenter
+    from runtime.engine.registry import open_engine
     from runtime.frames.decode import read_frame
 
     frame = read_frame(PICTURE)
-    there, here = Segmenter.open(path, device), Segmenter.open(device="cpu", backend="onnxruntime")
+    there, here = (Segmenter(each) for each in (open_engine(path, device), open_engine(None, "cpu", "onnxruntime")))
     batch = here.stages.resize(frame)[None]
     pairs = zip(there.engine.infer(batch), here.engine.infer(batch), strict=True)
     divergence = max(mean_divergence(found, expected) for found, expected in pairs)

@@ -22,12 +22,12 @@ FRAMES, GROWTH = 2000, 64e6  # of the part `memory`: frames, and bytes that may 
 LABELS_HEAD = 0.02  # share of the pixels that may differ: on a GPU products may be in TF32
 
 
-def open_tiny(bench: Bench, folder: Path, **options: Any) -> Segmenter:
-    """The tiny engine on the GPU, through what is installed. Raises Skipped where nothing is that can."""
+def open_tiny(bench: Bench, folder: Path, auto: bool = False) -> Segmenter:
+    """The tiny engine's merge on the GPU, through what is installed. Raises Skipped where nothing is that can."""
     from runtime import Segmenter
-    from runtime.engine.registry import EMBEDDED
+    from runtime.engine.registry import EMBEDDED, open_engine
 
-    return Segmenter.open(_engine(bench, folder, EMBEDDED), bench.name, **options)
+    return Segmenter(open_engine(_engine(bench, folder, EMBEDDED), bench.name), auto=auto)
 
 
 def _engine(bench: Bench, folder: Path, engine: Path) -> Path:
@@ -57,14 +57,14 @@ def labels_head(bench: Bench) -> dict[str, Any]:
     from export.check.labels import differing_when_matched
     from export.check.maps import random_frame
     from runtime import Segmenter
-    from runtime.engine.registry import EMBEDDED
+    from runtime.engine.registry import EMBEDDED, open_engine
     from tools.gpu_check.plans import stages
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         path = EMBEDDED if bench.dry else _labels_engine(folder)
-        here = Segmenter.open(path, "cpu", backend="onnxruntime")
-        there = Segmenter.open(_engine(bench, folder, path), bench.name)
+        here = Segmenter(open_engine(path, "cpu", "onnxruntime"))
+        there = Segmenter(open_engine(_engine(bench, folder, path), bench.name))
         frame = random_frame(here.engine.spec.height, here.engine.spec.width)
         found, expected = there(frame), here(frame)
         times = stages(there, frame, bench.repeat)["milliseconds"]
@@ -93,14 +93,15 @@ def auto(bench: Bench) -> dict[str, Any]:
     import numpy as np
 
     from runtime import Segmenter
+    from runtime.engine.registry import open_engine
     from runtime.frames.decode import read_frame
     from tools.gpu_check.plans import LABELS, PICTURE, stages
 
     frame = read_frame(PICTURE)
     with tempfile.TemporaryDirectory() as folder:
-        there = open_tiny(bench, Path(folder), thresholds="auto")
+        there = open_tiny(bench, Path(folder), auto=True)
         usual = open_tiny(bench, Path(folder))
-        here = Segmenter.open(device="cpu", thresholds="auto", backend="onnxruntime")
+        here = Segmenter(open_engine(None, "cpu", "onnxruntime"), auto=True)
         found, expected = there(frame), here(frame)
         differ = float(np.mean(found.labels != expected.labels))
         times = {

@@ -26,7 +26,7 @@ def merge(
     from export.graph.trace import trace_merge
 
     spec = read_engine(engine)
-    described = replace(spec, head="labels", source="the merge alone", storage=spec.precision)
+    described = replace(spec, head="labels", auto=False, source="the merge alone", storage=spec.precision)
     with tempfile.TemporaryDirectory() as folder:
         part = Path(folder) / output.name
         write_engine(trace_merge(described, PREFIX), described, part)

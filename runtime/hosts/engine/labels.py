@@ -42,7 +42,7 @@ def write_labels_engine(engine: Path, folder: Path, merge: Path = MERGE, layout:
     if graph.opsets != head.opsets:
         raise DiffSegError(f"{engine} has operators of another version than {merge.name}; export the engine again")
     graph.follow(head, kept={"thresholds"})
-    described = replace(spec, head="labels", input=find_input(layout or spec.input).name)
+    described = replace(spec, head="labels", auto=False, input=find_input(layout or spec.input).name)
     if described.input != spec.input:
         if spec.frame_input.planar or not described.frame_input.planar:
             raise DiffSegError(f"--input {layout}: the engine {engine} takes {spec.frame_input}; leave the option out")

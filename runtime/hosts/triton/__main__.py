@@ -10,7 +10,7 @@ import typer
 
 from runtime.terminal import Version, interruptions_raised, one_line_errors, options_named, run
 
-_NAMES = {name: f"--{name.replace('_', '-')}" for name in ("threshold", "refine", "min_area", "threads")}
+_NAMES = {name: f"--{name.replace('_', '-')}" for name in ("threshold", "refine", "min_area", "pieces", "threads")}
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -43,6 +43,10 @@ def main(
     ] = None,
     refine: Annotated[str, typer.Option(metavar="WORDS", help="As of diffseg segment; backend python.")] = "none",
     min_area: Annotated[float, typer.Option(metavar="A", help="As of diffseg segment; backend python.")] = 0,
+    pieces: Annotated[
+        str | None,
+        typer.Option(metavar="split|keep", help="As of diffseg segment; backend python, where the default is split."),
+    ] = None,
     threads: Annotated[
         int | None, typer.Option(metavar="N", help="Of an instance's network on a CPU; all if left out.")
     ] = None,
@@ -57,7 +61,7 @@ def main(
         from runtime.hosts.triton.repository import Wish, write_model
 
         check_device(device)
-        wish = Wish(engine, name, backend, device, max_batch, threshold, refine, min_area, threads)
+        wish = Wish(engine, name, backend, device, max_batch, threshold, refine, min_area, pieces, threads)
         written = write_model(wish, output)
     print(f"backend {written.backend}{'; ' if written.note else ''}{written.note}", file=sys.stderr)
     print(written.folder)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from runtime.engine.heads import HEADS
 from runtime.hosts.triton.pbtxt import Word
-from runtime.options import label_type
 
 if TYPE_CHECKING:
     from runtime.engine.spec import EngineSpec
@@ -22,7 +21,14 @@ _WORDS = {"uint8": "UINT8", "int32": "INT32", "int64": "INT64", "float": "FP32",
 
 
 def python_config(
-    name: str, spec: EngineSpec, config: MergeConfig, *, device: str, most: int, parameters: Mapping[str, str]
+    name: str,
+    spec: EngineSpec,
+    config: MergeConfig,
+    labels: str,
+    *,
+    device: str,
+    most: int,
+    parameters: Mapping[str, str],
 ) -> dict[str, Any]:
     """For the Python backend, where the runtime takes frames of any size, and frames of several requests together.
 
@@ -30,6 +36,7 @@ def python_config(
         name: of the model.
         spec: of the engine.
         config: of the merge.
+        labels: the type of the labels, UINT8 or INT32.
         device: auto (what Triton finds), cpu, cuda (one instance on each GPU) or cuda:N.
         most: frames that are given to the runtime together.
         parameters: what `runtime.hosts.triton.model` reads.
@@ -45,7 +52,7 @@ def python_config(
         "max_batch_size": most,
         "input": inputs,
         "output": [
-            {"name": "labels", "data_type": _type(label_type(config)), "dims": [-1, -1]},
+            {"name": "labels", "data_type": _type(labels), "dims": [-1, -1]},
             {"name": "segments", "data_type": _type("INT32"), "dims": [1]},
         ],
         "dynamic_batching": {},

@@ -63,11 +63,12 @@ class Model:
                 thresholds=thresholds_of(told.get("threshold")),
                 refine=told.get("refine", "none"),
                 min_area=float(told.get("min_area", 0)),
+                pieces=told.get("pieces", "split"),
                 options={"threads": int(told["threads"]) if "threads" in told else None},
             )
         except (DiffSegError, ValueError) as error:
             raise self.triton.TritonModelException(str(error)) from None
-        self._type = LABELS[label_type(self._segmenter.config)]
+        self._type = LABELS[label_type(self._segmenter.config, self._segmenter.stages.refinement)]
         self._variants: OrderedDict[Row, Segmenter] = OrderedDict()
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:

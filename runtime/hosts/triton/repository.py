@@ -21,12 +21,13 @@ from runtime.errors import DiffSegError
 from runtime.files import new_folder
 from runtime.hosts.triton.config import THRESHOLDS, graph_config, python_config
 from runtime.hosts.triton.pbtxt import to_text
-from runtime.options import default_config, settle_options, thresholds_of
+from runtime.options import default_config, label_type, settle_options, thresholds_of
 from runtime.segmenter import Segmenter
 
 if TYPE_CHECKING:
     from runtime.engine.spec import EngineSpec
     from runtime.pyramid.config import MergeConfig
+    from runtime.refine.refinement import Refinement
 
 BACKENDS = ("auto", "python", "onnxruntime", "tensorrt")
 VERSION = "1"
@@ -59,7 +60,7 @@ class Wish:
         backend: one of BACKENDS; auto: Triton's own for an engine with the head labels that they can run, else python.
         device: auto, cpu, cuda or cuda:N.
         most: frames that Triton may run together; None: MOST where the engine takes any number, 0 for none.
-        threshold, refine, min_area, threads: as of `diffseg segment`; None or 0 where they are not given.
+        threshold, refine, min_area, pieces, threads: as of `diffseg segment`; None or 0 where they are not given.
     """
 
     engine: Path
@@ -70,6 +71,7 @@ class Wish:
     threshold: str | None = None
     refine: str = "none"
     min_area: float = 0
+    pieces: str | None = None
     threads: int | None = None
 
 
@@ -95,12 +97,13 @@ def write_model(wish: Wish, output: Path) -> Written:
         )
     if wish.backend not in BACKENDS:
         raise DiffSegError(f"--backend: expected one of {', '.join(BACKENDS)}, found {wish.backend!r}")
-    spec, config = _read(path, wish)
+    spec, config, refinement = _read(path, wish)
     backend = _backend(path, spec, wish)
     most = _most(path, spec, backend, wish)
     if backend == "python":
         engine = path.name
-        message = python_config(name, spec, config, device=wish.device, most=most, parameters=_told(engine, wish))
+        labels, told = label_type(config, refinement), _told(engine, wish)
+        message = python_config(name, spec, config, labels, device=wish.device, most=most, parameters=told)
     else:
         engine = f"model{path.suffix.lower()}"
         threads = {} if wish.threads is None else {"intra_op_thread_count": str(wish.threads)}
@@ -123,17 +126,22 @@ def write_model(wish: Wish, output: Path) -> Written:
     return Written(output / name, backend, note)
 
 
-def _read(path: Path, wish: Wish) -> tuple[EngineSpec, MergeConfig]:
-    """The description of an engine, and how it merges. Raises DiffSegError where it or an option is invalid.
+def _read(path: Path, wish: Wish) -> tuple[EngineSpec, MergeConfig, Refinement]:
+    """The description of an engine, how it merges and what follows.
 
-    An ONNX engine is opened. A plan need not run on this machine, and its library need not be installed.
+    An ONNX engine is opened. A plan need not run on this machine, and its library need not be installed. Raises
+    DiffSegError where it or an option is invalid.
     """
-    thresholds = thresholds_of(wish.threshold)
+    given: dict[str, Any] = {
+        "thresholds": thresholds_of(wish.threshold),
+        "refine": wish.refine,
+        "min_area": wish.min_area,
+        "pieces": wish.pieces or "split",
+    }
     if path.suffix.lower() != ".plan" or not path.is_file():
         options = {"threads": wish.threads}
-        given: dict[str, Any] = {"thresholds": thresholds, "refine": wish.refine, "min_area": wish.min_area}
         with Segmenter.open(path, "cpu", options=options, **given) as segmenter:
-            return segmenter.engine.spec, segmenter.config
+            return segmenter.engine.spec, segmenter.config, segmenter.stages.refinement
     if wish.device == "cpu":
         raise DiffSegError("--device: a plan runs on GPUs only, found cpu; leave it out, or give an .onnx")
     if wish.threads is not None:
@@ -141,7 +149,7 @@ def _read(path: Path, wish: Wish) -> tuple[EngineSpec, MergeConfig]:
     spec, plan = read_plan(path)
     check_content(path, plan, path.read_bytes())
     config = default_config(spec)
-    return spec, settle_options(config, thresholds=thresholds, refine=wish.refine, min_area=wish.min_area)[0]
+    return spec, *settle_options(config, **given)[:2]
 
 
 def _backend(path: Path, spec: EngineSpec, wish: Wish) -> str:
@@ -154,8 +162,8 @@ def _backend(path: Path, spec: EngineSpec, wish: Wish) -> str:
         cannot = f"it is a plan of {FLAVOURS[spec.plan.flavour]}"
     elif spec.plan is None and spec.precision == "bf16":
         cannot = "ONNX Runtime runs no bf16 engine"
-    elif wish.refine != "none" or wish.min_area or wish.threshold == "auto":
-        cannot = "--refine, --min-area and --threshold auto need the runtime"
+    elif wish.refine != "none" or wish.min_area or wish.pieces == "split" or wish.threshold == "auto":
+        cannot = "--refine, --min-area, --pieces split and --threshold auto need the runtime"
     if wish.backend == "python" or (wish.backend == "auto" and cannot):
         return "python"
     if wish.backend not in ("auto", own):
@@ -195,7 +203,8 @@ def _why_alone(spec: EngineSpec) -> str:
 
 def _told(engine: str, wish: Wish) -> dict[str, str]:
     """What the model reads when Triton loads it."""
-    given = {"threshold": wish.threshold, "refine": wish.refine, "min_area": wish.min_area, "threads": wish.threads}
+    given = {"threshold": wish.threshold, "refine": wish.refine, "min_area": wish.min_area}
+    given |= {"pieces": wish.pieces, "threads": wish.threads}
     return {"engine": engine} | {name: str(value) for name, value in given.items() if value not in (None, "none", 0)}
 
 

@@ -1,5 +1,7 @@
 // From the merge's labels, at the engine's size, to segments of a picture of any size: numbers, colours, outlines, RLE.
 
+import { splitPieces } from "./pieces.js";
+
 /** Per place of an axis of `target` the place of one of `source` that its centre is in (OpenCV's INTER_NEAREST_EXACT). */
 export function nearest(source, target) {
   return Int32Array.from({ length: target }, (_, i) => Math.floor(((2 * i + 1) * source) / (2 * target)));
@@ -8,12 +10,13 @@ export function nearest(source, target) {
 /**
  * The labels of one picture at [height, width], numbered 0 … count − 1 without gaps.
  * grid: Int32Array [h·w] of the labels at the engine's size with those numbers; `down`, `across`: the place there of each
- * row and column.
+ * row and column. least: a share of the picture from which a piece is a segment of its own; 0: segments keep their pieces.
  */
 export class Labels {
-  constructor(raw, [h, w], [height, width]) {
+  constructor(raw, [h, w], [height, width], least = 0) {
     Object.assign(this, { height, width, w, down: nearest(h, height), across: nearest(w, width) });
     const rows = counts(this.down, h), columns = counts(this.across, w);
+    if (least) raw = splitPieces(raw, rows, columns, least * (height * width));
     const areas = new Float64Array(raw.reduce((most, label) => Math.max(most, label), 0) + 1), numbers = new Int32Array(areas.length).fill(-1);
     for (let y = 0, at = 0; y < h; y++) for (let x = 0; x < w; x++) areas[raw[at++]] += rows[y] * columns[x];
     const present = [...areas.keys()].filter((label) => areas[label] > 0);

@@ -126,13 +126,13 @@ function merged(threshold) {
   const { raw, kept } = picture;
   if (!raw.has(threshold)) {
     if (raw.size > 3) raw.delete(raw.keys().next().value);
-    const scores = threshold === "auto" ? chooseParts(kept, engine.threshold) : kept.propose(engine.threshold.map(() => Number(threshold)));
+    const scores = threshold === "auto" ? chooseParts(kept, engine.thresholds) : kept.propose(engine.thresholds.map(() => Number(threshold)));
     raw.set(threshold, suppress(scores, engine.grids[0], engine.size));
   }
   return raw.get(threshold);
 }
 
-function labelled(threshold, size) { return new Labels(merged(threshold), engine.size, size); }
+function labelled(threshold, size) { return new Labels(merged(threshold), engine.size, size, engine.least_piece); }
 
 /** Where a pixel looks: its token's map, at most engine.heat pixels wide and high, as a grey picture. */
 function heatOf(x, y) {

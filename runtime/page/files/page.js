@@ -1,7 +1,8 @@
 // The page. Whoever segments is behind one interface, `backend`: a service (service.js) or this browser (browser.js). The
 // network runs once for a picture; the threshold and clicks then need no pass of it.
 //
-//   describe()                        what segments: { name, size, threshold, auto, attention, most_bytes, where, links }
+//   describe()                        what segments: { name, size, threshold, thresholds, auto, attention, most_bytes, where,
+//                                     links }
 //   open(file, say)                   a picture to segment: { size, view }, [height, width], and perhaps a note on how it was
 //                                     done; say(text): what is being done
 //   segment(picture, threshold)       { colours, count }: a bitmap to lay over the picture, and the number of segments
@@ -43,7 +44,7 @@ function title() { return `engine ${engine.name}, ${engine.size.join("×")}`; }
 
 function threshold() {
   if ($("auto").checked) return "auto";
-  const own = Array.isArray(engine?.threshold) ? engine.threshold[0] : 0.5;
+  const own = engine?.thresholds[0] ?? 0.5;
   return (own * RANGE ** (($("threshold").value - 100) / 100)).toPrecision(3);
 }
 

@@ -287,9 +287,9 @@ def test_both_heads_agree(labels_engine, small_engine):
 def test_segmenter_runs_either_head(labels_engine, small_engine):
     frame = random_frame(200, 301, 5)
     for thresholds in (None, 0.9):
-        ours = Segmenter.open(labels_engine, "cpu", thresholds=thresholds)(frame)
+        ours = Segmenter.open(labels_engine, "cpu", thresholds=thresholds, pieces="keep")(frame)
         theirs = Segmenter.open(
-            small_engine, "cpu", thresholds=thresholds or (0.8, 0.75), grid=12, weights="per-tensor"
+            small_engine, "cpu", thresholds=thresholds or (0.8, 0.75), grid=12, weights="per-tensor", pieces="keep"
         )(frame)
         assert (ours.labels != theirs.labels).mean() <= BOUND and ours.count == theirs.count > 4
         assert set(ours.milliseconds) == set(theirs.milliseconds) and ours.proposals is None
@@ -311,7 +311,7 @@ def test_the_readmes_program_gives_the_runtimes_labels(labels_engine, tmp_path):
         names = {}
         exec("import cv2" + program.replace("[1.1, 1.1, 1.1]", "[0.8, 0.75]"), names)
         renumbered = np.unique(names["labels"], return_inverse=True)[1].reshape(size)
-        assert np.array_equal(renumbered, Segmenter.open(labels_engine, "cpu")(frame).labels)
+        assert np.array_equal(renumbered, Segmenter.open(labels_engine, "cpu", pieces="keep")(frame).labels)
 
 
 @pytest.mark.parametrize(

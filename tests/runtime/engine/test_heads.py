@@ -16,7 +16,7 @@ from runtime.engine.spec import METADATA_KEY, EngineSpec, sidecar_path
 
 def embedded_spec(**changes):
     text = sidecar_path(EMBEDDED).read_text()
-    return replace(EngineSpec.from_json(text, "tiny"), **changes)
+    return replace(EngineSpec.from_json(text, "tiny"), **({"auto": False} | changes))
 
 
 def test_the_two_heads():

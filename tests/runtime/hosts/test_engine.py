@@ -97,7 +97,7 @@ def test_labels_are_those_of_the_merge(made):
         "maps-labels.onnx.json",
     ]
     engine = open_engine(path, "cpu", "onnxruntime")
-    assert engine.spec == replace(TINY, head="labels") and engine.spec.outputs == ("labels", "segments")
+    assert engine.spec == replace(TINY, head="labels", auto=False) and engine.spec.outputs == ("labels", "segments")
     frames = np.zeros((1, 256, 256, 3), np.uint8)
     for thresholds in ((0.5, 0.5, 0.5), (0.2, 0.4, 0.3)):
         found, segments = engine.infer(frames, thresholds)
@@ -157,7 +157,7 @@ def test_labels_of_a_picture_are_those_of_the_embedded_engine(tmp_path, embedded
     frame = np.ascontiguousarray(skimage.data.astronaut()[..., ::-1])
     (path, *_) = write_labels_engine(EMBEDDED, tmp_path)
     maps = Segmenter(embedded_engines("cpu", "onnxruntime", ()).clone())
-    expected, found = maps(frame), Segmenter.open(path, "cpu", backend="onnxruntime")(frame)
+    expected, found = maps(frame), Segmenter(open_engine(path, "cpu", "onnxruntime"))(frame)
     assert expected.count == found.count > 4 and (expected.labels != found.labels).mean() <= 0.001
 
 

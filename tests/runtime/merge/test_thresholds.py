@@ -94,7 +94,7 @@ def test_wrong_thresholds_would_have_failed():
 
 
 def test_auto_is_what_the_parts_are():
-    auto = Segmenter.open(device="cpu", thresholds="auto")
+    auto = Segmenter.open(device="cpu", thresholds="auto", pieces="keep")
     result = auto(CAT, details=True)
     stages = auto.stages
     pyramid = stages.network(stages.gather([stages.resize(CAT)]), 1)[0]
@@ -144,7 +144,7 @@ def test_hierarchy_is_nested_and_runs_the_network_once(monkeypatch):
     assert len(calls) == 1
     assert hierarchy.thresholds == (0.1, 0.2, 0.4, 0.8) and hierarchy.levels == 4
     assert hierarchy.counts[0] > hierarchy.counts[2] > 1 and list(hierarchy.counts) == sorted(hierarchy.counts)[::-1]
-    plain = Segmenter.open(device="cpu", thresholds=0.1, refine="snap")(CAT)
+    plain = Segmenter.open(device="cpu", thresholds=0.1, refine="snap", pieces="keep")(CAT)
     assert np.array_equal(hierarchy.labels(0), plain.labels)
     for level in range(3):
         finer, coarser = hierarchy.labels(level), hierarchy.labels(level + 1)

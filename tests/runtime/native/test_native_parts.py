@@ -195,7 +195,7 @@ def on_a_gpu(engine, library, monkeypatch):
 @pytest.mark.usefixtures("embedded_stays_open")
 def test_auto_of_the_embedded_engine(cpu_library, monkeypatch):
     """The labels are the host's. One handle, one aggregation, and the sums come to the host."""
-    here = Segmenter.open(device="cpu", thresholds="auto", grid=8)
+    here = Segmenter.open(device="cpu", thresholds="auto", grid=8, pieces="keep")
     expected = here(CAT)
     engine = on_a_gpu(Segmenter.open(device="cpu").engine, cpu_library, monkeypatch)
     there = Segmenter(engine, here.config, auto=True)

@@ -60,7 +60,7 @@ def address(site):
 
 @pytest.fixture(scope="module")
 def segmenter():
-    return Segmenter.open(device="cpu", backend="onnxruntime", options={"threads": 1})
+    return Segmenter.open(device="cpu", backend="onnxruntime", thresholds=0.5, options={"threads": 1})
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from runtime.page.site import palette_of
 from runtime.pyramid.anchors import anchor_queries
 from runtime.pyramid.config import MergeConfig
 from runtime.pyramid.weights import resolution_ratios
+from runtime.refine.refinement import Refinement
 from tests.runtime.merge.plain import random_pyramid, reference
 from tests.runtime.page.scripts import run_script
 
@@ -129,8 +130,8 @@ def test_a_picture_is_resized_as_the_runtime_does_it(size, most, tmp_path):
 FILES = """
 import { Labels, coco, coloursOf, outline, painter } from "./labels.js";
 import { encodePng } from "./png.js";
-export default async ({ raw, inside, size, palette, frame }) => {
-  const labels = new Labels(raw, inside, size), row = new Int32Array(labels.width), all = [];
+export default async ({ raw, inside, size, palette, least }) => {
+  const labels = new Labels(raw, inside, size, least), row = new Int32Array(labels.width), all = [];
   for (let y = 0; y < labels.height; y++) all.push(...labels.row(y, row));
   const colours = coloursOf(labels, palette), next = painter(labels, colours), four = painter(labels, colours, 4);
   const painted = [], shown = [];
@@ -158,7 +159,7 @@ def test_labels_and_files_of_a_picture(segments, size, tmp_path):
     at = rng.uniform(0, 32, (segments, 2))
     y, x = np.mgrid[:32, :48]
     raw = np.square(np.stack([y, x], -1)[:, :, None] - at * (1, 1.5)).sum(-1).argmin(-1).astype(np.int32)
-    found = run_script(tmp_path, FILES, raw=raw, inside=raw.shape, size=size, palette=palette_of(), frame=0)
+    found = run_script(tmp_path, FILES, raw=raw, inside=raw.shape, size=size, palette=palette_of(), least=0)
     labels = found["labels"].reshape(size)
     wanted = cv2.resize(raw, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
     # Where a pixel's centre is exactly between two places, versions of OpenCV differ.
@@ -180,13 +181,32 @@ def test_labels_and_files_of_a_picture(segments, size, tmp_path):
     assert abs(abs(area) - segment.sum()) <= corners + 0.5  # middles of edges cut corners
 
 
+@pytest.mark.parametrize(
+    ("segments", "size", "least"),
+    [(40, (97, 130), 0.002), (200, (20, 40), 0.02), (3, (50, 50), 0.9)],
+    ids=str,
+)
+def test_pieces_are_those_of_the_package(segments, size, least, tmp_path):
+    rng = np.random.default_rng(segments)
+    blobs = cv2.resize(
+        rng.integers(0, segments, (12, 16)).astype(np.float32), (48, 32), interpolation=cv2.INTER_NEAREST
+    )
+    raw = np.where(rng.random(blobs.shape) < 0.1, rng.integers(0, segments, blobs.shape), blobs).astype(np.int32) % 7
+    found = run_script(tmp_path, FILES, raw=raw, inside=raw.shape, size=size, palette=palette_of(), least=least)
+    kept = run_script(tmp_path, FILES, raw=raw, inside=raw.shape, size=size, palette=palette_of(), least=0)
+    fitted = kept["labels"].reshape(size)  # those of OpenCV, but for ties between two places
+    wanted, owner = Refinement(min_area=least, pieces="split").split(fitted)
+    assert np.array_equal(found["labels"].reshape(size), wanted)
+    assert found["areas"] == np.bincount(wanted.ravel()).tolist() and (len(owner) > 8 or segments < 4)
+
+
 def test_coco_is_that_of_the_package(tmp_path):
     tools = pytest.importorskip("pycocotools.mask")
     from runtime.outputs.coco import dataset
 
     size = (40, 60)
     raw = (np.hypot(*np.mgrid[-16:16, -24:24]).astype(np.int32) // 6) * 2  # rings, and numbers with gaps
-    found = run_script(tmp_path, FILES, raw=raw, inside=raw.shape, size=size, palette=palette_of(), frame=0)
+    found = run_script(tmp_path, FILES, raw=raw, inside=raw.shape, size=size, palette=palette_of(), least=0)
     assert json.loads(json.dumps(found["coco"])) == dataset(found["labels"].reshape(size), "picture")
     areas = [int(tools.area(one["segmentation"])) for one in found["coco"]["annotations"]]
     assert areas == found["areas"] and len(areas) > 3

@@ -9,7 +9,7 @@ import pytest
 from skimage import data
 
 from runtime import DiffSegError, Segmenter
-from runtime.refine.absorb import absorb
+from runtime.refine.absorb import absorb, cells_of, connected_regions
 from runtime.refine.refinement import LARGEST, Refinement, split_refine
 from runtime.refine.registry import REFINEMENTS, Step
 from runtime.refine.snap import EPSILON, snap
@@ -132,9 +132,24 @@ def test_pieces_become_segments():
         Refinement(pieces="some")
 
 
+@pytest.mark.parametrize("size", [(90, 70), (11, 100), (12, 16), (1, 1), (5, 3)], ids=str)
+def test_enlarged_labels_are_split_as_those_of_any_size(size, monkeypatch):
+    monkeypatch.setattr("runtime.labels.PIECE", 7)
+    small = np.random.default_rng(1).integers(0, 4, (12, 16)).astype(np.int32)
+    labels = cv2.resize(small, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+    cells, heights, widths = cells_of(labels)
+    assert np.array_equal(np.repeat(np.repeat(cells, widths, axis=1), heights, axis=0), labels)
+    assert len(cells) <= 12 and cells.shape[1] <= 16
+    for area in (0, 0.02, 0.3):
+        found, owner = Refinement(pieces="split", min_area=area).split(labels)
+        regions, owners = connected_regions(absorb(labels, (area or 0.002) * labels.size))
+        assert np.array_equal(found, regions) and owner.tolist() == owners
+
+
 def test_pieces_keep_their_segments_proposals():
     frame = data.coffee()[..., ::-1].copy()
-    plain, split = (Segmenter.open(device="cpu", pieces=word)(frame, details=True) for word in ("keep", "split"))
+    opened = (Segmenter.open(device="cpu", thresholds=0.5, pieces=word) for word in ("keep", "split"))
+    plain, split = (segmenter(frame, details=True) for segmenter in opened)
     assert plain.count < split.count == len(split.proposals)
     for label in range(split.count):
         of = plain.labels[split.labels == label]

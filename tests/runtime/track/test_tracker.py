@@ -178,7 +178,8 @@ def test_tiny_frames_are_tracked():
 
 @pytest.fixture(scope="module")
 def segmenter():
-    return Segmenter.open(device="cpu")
+    """A frame by itself is segmented as in a clip."""
+    return Segmenter.open(device="cpu", thresholds=0.5, pieces="keep")
 
 
 @pytest.mark.slow

@@ -152,7 +152,7 @@ def test_engine_labels(engine_program, labels_engine, picture, tmp_path, suffix)
     cv2.imwrite(str(picture), frame)
     code, output = run(engine_program, labels_engine, "0.8,0.75", picture, *outputs)
     assert code == 0, output
-    segmenter = Segmenter.open(labels_engine, "cpu", backend="openvino", options={"precision": "fp32"})
+    segmenter = Segmenter.open(labels_engine, "cpu", backend="openvino", pieces="keep", options={"precision": "fp32"})
     check_outputs(picture, *outputs, segmenter(cv2.imread(str(picture))).labels, output)
 
 
@@ -168,7 +168,7 @@ def test_engine_labels_needs_no_pytorch(engine_program, picture, tmp_path, layou
     outputs = tmp_path / "labels.png", tmp_path / "overlay.png"
     code, output = run(engine_program, engine, "0.5,0.5,0.5", picture, *outputs)
     assert code == 0, output
-    segmenter = Segmenter.open(engine, "cpu", backend="openvino", options={"precision": "fp32"})
+    segmenter = Segmenter.open(engine, "cpu", backend="openvino", pieces="keep", options={"precision": "fp32"})
     check_outputs(picture, *outputs, segmenter(cv2.imread(str(picture))).labels, output)
 
 

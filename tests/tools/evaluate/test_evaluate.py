@@ -90,6 +90,24 @@ def test_cityscapes_takes_the_papers_threshold_for_stable_diffusion_alone(tmp_pa
         assert variant.thresholds == expected
 
 
+def test_defaults_are_those_of_the_paper_or_of_the_product():
+    tiny = open_engine(EMBEDDED, "cpu", threads=1).spec
+    diffusion = replace(tiny, auto=False, thresholds=(1.1,) * 3)
+    classes, regions = Protocol("some", ("cat", "dog"), crop=512), Protocol("others", ("cat", "dog"))
+    for spec, protocol, wish, wanted in (
+        (diffusion, classes, Wish(), (None, None)),
+        (diffusion, regions, Wish(), (None, "split")),
+        (tiny, regions, Wish(), (True, "split")),
+        (tiny, regions, Wish(threshold="0.5", pieces="keep"), (None, None)),
+        (tiny, regions, Wish(iterations=2), (None, "split")),
+        (tiny, regions, Wish(similarity="js"), (None, "split")),
+        (tiny, regions, Wish(solver="kcut"), (None, "split")),
+        (tiny, classes, Wish(pieces="split"), (True, "split")),
+    ):
+        variant = settle("diffseg", "e", spec, protocol, wish)
+        assert (variant.auto, variant.pieces) == wanted
+
+
 @pytest.mark.parametrize(
     ("words", "options"),
     [

@@ -75,7 +75,8 @@ def write_plan(
 ):
     """A plan file with a right sidecar: the content is nobody's."""
     spec = EngineSpec.from_json(sidecar_path(EMBEDDED).read_text(), "the embedded engine's")
-    spec = replace(spec, head=head, batch=batch, input=input, grid=8, levels=(Level(8, 8, 1), Level(4, 4, 1)))
+    levels = Level(8, 8, 1), Level(4, 4, 1)
+    spec = replace(spec, head=head, batch=batch, input=input, grid=8, levels=levels, auto=False)
     given = {
         "version": VERSION,
         "sha256": hashlib.sha256(content).hexdigest(),

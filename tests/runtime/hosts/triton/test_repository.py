@@ -26,7 +26,7 @@ def write_labels_engine(path, batch=None, weights=None):
     text = sidecar_path(EMBEDDED).read_text()
     spec = replace(
         EngineSpec.from_json(text, "tiny"),
-        **{"head": "labels", "height": 16, "width": 24, "batch": batch, "thresholds": (0.5, 0.5)},
+        **{"head": "labels", "height": 16, "width": 24, "batch": batch, "thresholds": (0.5, 0.5), "auto": False},
         levels=(Level(16, 16, 1),),
     )
     nodes = [
@@ -277,7 +277,7 @@ BAD = {
     "refine": (
         lambda folder: write_labels_engine(folder / "a.onnx"),
         ["--backend", "onnxruntime", "--refine", "snap"],
-        "--refine, --min-area and --threshold auto need the runtime",
+        "--refine, --min-area, --pieces split and --threshold auto need the runtime",
     ),
     "own thresholds": (
         lambda folder: write_plan(folder, head="labels", types=TYPES),

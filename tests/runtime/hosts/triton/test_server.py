@@ -151,7 +151,7 @@ def test_labels_are_those_of_the_command_line(asking, photographs):
     for frame, wanted in photographs:
         answer = infer(*asking, frame[None])
         labels = answer.as_numpy("labels")
-        assert (labels.dtype, labels.shape) == (np.uint8, (1, *frame.shape[:2]))
+        assert (labels.dtype, labels.shape) == (np.int32, (1, *frame.shape[:2]))
         assert np.array_equal(labels[0], wanted)
         assert answer.as_numpy("segments").tolist() == [[wanted.max() + 1]]
 
