@@ -123,7 +123,7 @@ class Segmenter:
             alpha: likewise.
             refine: "kmeans" (the solver), "snap" (borders move to edges of the frame), or both with a comma.
             min_area: regions below this share of the frame, or from 1 this many pixels, go to their neighbours.
-            pieces: "split": places that do not touch are segments of their own, and those below `min_area`, or 0.2 % of
+            pieces: "split": places that do not touch are segments of their own, and those below `min_area`, or 0.4 % of
                 the frame, go to their neighbours; "keep": they stay one segment, of whatever size. Levels of a
                 hierarchy, and objects of a clip that have identities, always keep theirs.
             flip: the network also sees the frame's mirror image, left and right exchanged, for twice its time; maps are

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 LARGEST = 2048 * 2048  # pixels; a larger frame is refined at this size, which bounds time and memory
 PIECES = ("keep", "split")
-LEAST_PIECE = 0.002  # share of the frame that a piece has at least, to be a segment of its own
+LEAST_PIECE = 0.004  # share of the frame that a piece has at least, to be a segment of its own: so 250 fit a byte
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ class Refinement:
     ) -> tuple[NDArray[np.int32], NDArray[np.intp]] | None:
         """Make every connected piece of a segment a segment of its own; None where pieces are kept.
 
-        Pieces below `min_area`, or 0.2 % of a view where it is 0, go to their neighbours first.
+        Pieces below `min_area`, or 0.4 % of a view where it is 0, go to their neighbours first.
 
         Args:
             labels: int32 [H, W], not negative, refined.

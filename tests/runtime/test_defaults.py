@@ -136,8 +136,8 @@ def test_the_key_of_the_sidecar():
     ("refinement", "kind"),
     [
         (Refinement(), "UINT8"),
-        (Refinement(pieces="split"), "INT32"),
-        (Refinement(pieces="split", min_area=0.004), "UINT8"),
+        (Refinement(pieces="split"), "UINT8"),
+        (Refinement(pieces="split", min_area=0.002), "INT32"),
         (Refinement(pieces="split", min_area=300), "INT32"),
     ],
     ids=str,

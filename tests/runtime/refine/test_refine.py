@@ -10,7 +10,7 @@ from skimage import data
 
 from runtime import DiffSegError, Segmenter
 from runtime.refine.absorb import absorb, cells_of, connected_regions
-from runtime.refine.refinement import LARGEST, Refinement, split_refine
+from runtime.refine.refinement import LARGEST, LEAST_PIECE, Refinement, split_refine
 from runtime.refine.registry import REFINEMENTS, Step
 from runtime.refine.snap import EPSILON, snap
 
@@ -142,7 +142,7 @@ def test_enlarged_labels_are_split_as_those_of_any_size(size, monkeypatch):
     assert len(cells) <= 12 and cells.shape[1] <= 16
     for area in (0, 0.02, 0.3):
         found, owner = Refinement(pieces="split", min_area=area).split(labels)
-        regions, owners = connected_regions(absorb(labels, (area or 0.002) * labels.size))
+        regions, owners = connected_regions(absorb(labels, (area or LEAST_PIECE) * labels.size))
         assert np.array_equal(found, regions) and owner.tolist() == owners
 
 
@@ -156,7 +156,7 @@ def test_pieces_keep_their_segments_proposals():
         whole = np.bincount(of).argmax()  # specks of others are in it
         assert np.array_equal(split.proposals[label], plain.proposals[whole])
         assert cv2.connectedComponents((split.labels == label).astype(np.uint8), connectivity=4)[0] == 2
-    assert np.bincount(split.labels.ravel()).min() >= 0.002 * split.labels.size
+    assert np.bincount(split.labels.ravel()).min() >= LEAST_PIECE * split.labels.size
 
 
 @pytest.mark.parametrize("refine", ["none,snap", "", "snap,edges", None])

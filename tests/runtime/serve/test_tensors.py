@@ -44,8 +44,7 @@ def test_health_and_metadata(triton):
     assert triton.get_server_metadata()["extensions"] == ["binary_tensor_data"]
     found = triton.get_model_metadata("tiny", "1")
     assert [one["name"] for one in found["inputs"]] == ["frame", "thresholds"]
-    # More than 256 pieces are possible.
-    assert found["outputs"][0] == {"name": "labels", "datatype": "INT32", "shape": [-1, 256, 256]}
+    assert found["outputs"][0] == {"name": "labels", "datatype": "UINT8", "shape": [-1, 256, 256]}
 
 
 @pytest.mark.parametrize("binary", [True, False])
@@ -120,7 +119,7 @@ HOSTILE = {
     "other type": ({"inputs": [{**ONE, "datatype": "FP32", "data": [0] * 3072}]}, {}, "FP32"),
     "list as type": ({"inputs": [{**ONE, "datatype": ["UINT8"]}]}, {}, "expected a datatype"),
     "object as type": ({"inputs": [{**ONE, "datatype": {}}]}, {}, "expected a datatype"),
-    "half a character": ({"inputs": [{**ONE, "name": "\ud800", "datatype": "X"}]}, {}, "?: expected a datatype"),
+    "half a character": ({"inputs": [{**ONE, "name": "\ud800", "datatype": "X"}]}, {}, r"\ud800: expected a datatype"),
     "many sides": ({"inputs": [{**ONE, "shape": [1 << 30] * 2000, "data": [1]}]}, {}, "at most 4 whole numbers"),
     "shared memory": ({"inputs": [{**ONE, "parameters": {"shared_memory_region": "a"}}]}, {}, "shared_memory_region"),
     "classes": (
