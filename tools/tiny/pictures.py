@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,9 @@ class TuneRecipe:
     collages: float = 0.2  # part that are photographs pasted together along drawn outlines
 
 
-def segment_photos(recipe: TuneRecipe, photos: list[NDArray[np.uint8]], work: Path, progress: Any) -> int:
+def segment_photos(
+    recipe: TuneRecipe, photos: list[NDArray[np.uint8]], work: Path, progress: Any, processes: int = 1
+) -> int:
     """Write views uint8 [N, 256, 256, 3] and their segmentations uint16 [N, 22, 64, 64] to `work`; return N."""
     order = np.random.default_rng(recipe.seed).permutation(len(photos))
     count = recipe.views
@@ -52,18 +55,27 @@ def segment_photos(recipe: TuneRecipe, photos: list[NDArray[np.uint8]], work: Pa
     taught = np.lib.format.open_memmap(labels, mode, np.uint16, (count, tiny_teacher.MEMBERS, CELLS, CELLS))
     first = int(done.read_text()) if done.exists() else 0
     task = progress.add_task("segmentations", total=count, completed=first)
-    for index in range(first, count):
-        rng = np.random.default_rng([recipe.seed, 7, index])
-        view = tiny_data.photo_view(rng, photos[order[index % len(photos)]], SIDE, whole=index % 2 == 0)
-        if rng.random() < 0.5:
-            view = _sharpened(rng, view)
-        frames[index], taught[index] = view, tiny_teacher.teach(view)
-        if index % 50 == 49 or index == count - 1:
-            frames.flush()
-            taught.flush()
-            done.write_text(str(index + 1))
-        progress.update(task, completed=index + 1)
+    jobs = ((recipe.seed, index, photos[order[index % len(photos)]]) for index in range(first, count))
+    with get_context("spawn").Pool(processes) as pool:
+        for index, (view, segmentations) in enumerate(pool.imap(_segment_view, jobs), first):
+            frames[index], taught[index] = view, segmentations
+            if index % 50 == 49 or index == count - 1:
+                frames.flush()
+                taught.flush()
+                done.write_text(str(index + 1))
+            progress.update(task, completed=index + 1)
     return count
+
+
+def _segment_view(job: tuple[int, int, NDArray[np.uint8]]) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
+    """A view of a photograph and its segmentations, determined by (seed, index, photograph)."""
+    seed, index, photo = job
+    cv2.setNumThreads(1)
+    rng = np.random.default_rng([seed, 7, index])
+    view = tiny_data.photo_view(rng, photo, SIDE, whole=index % 2 == 0)
+    if rng.random() < 0.5:
+        view = _sharpened(rng, view)
+    return view, tiny_teacher.teach(view)
 
 
 def _sharpened(rng: np.random.Generator, view: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -202,7 +202,7 @@ def tune(
     batch: Annotated[int, typer.Option(help="Pictures per step.")] = DEFAULT.batch,
     whole_after: Annotated[float, typer.Option(help="Part of the schedule on crops, 0 to 1.")] = DEFAULT.whole_after,
     seed: Annotated[int, typer.Option(help="Of all random numbers.")] = DEFAULT.seed,
-    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    threads: Annotated[int, typer.Option(help="CPU threads; processes that segment.")] = 1,
 ) -> None:
     """Tune the attention of a trained model. Run it again to continue after an interruption."""
     if not (model / "model_index.json").is_file():
@@ -218,5 +218,5 @@ def tune(
     work = output.with_name(output.name + ".work")
     work.mkdir(parents=True, exist_ok=True)
     with Progress(console=Console(stderr=True)) as progress:
-        segment_photos(recipe, pictures, work, progress)
+        segment_photos(recipe, pictures, work, progress, threads)
         run_schedule(Tuner(recipe, model), work, output, minutes, progress)
