@@ -80,7 +80,7 @@ def test_an_unknown_solver_is_refused_before_anything_runs():
     ):
         with pytest.raises(ValueError, match=message):
             merge()
-    engine = types.SimpleNamespace(spec=types.SimpleNamespace(levels=()))  # never asked for anything else
+    engine = types.SimpleNamespace(spec=types.SimpleNamespace(levels=()), flips=False)  # never asked for anything else
     with pytest.raises(DiffSegError, match=message):
         HostRoute(engine, config)
 
