@@ -99,6 +99,19 @@ def merge_loss(maps: Tensor, target: Tensor) -> Tensor:
     return (binary_cross_entropy_with_logits(found, near, reduction="none") - least).mean((1, 2))
 
 
+def mirror_loss(pyramid: list[Tensor], rows: Tensor) -> Tensor:
+    """How far the maps of mirror images are from the mirrored maps: a float32 scalar, 0 where they are equal.
+
+    The second half of the batch are the mirror images of the first. The mean of the merge's D over `rows` int64 [k] of
+    the aggregated attention.
+    """
+    count, side = len(pyramid[0]) // 2, round(pyramid[0].shape[-1] ** 0.5)
+    own = aggregate_rows([maps[:count] for maps in pyramid], rows)
+    other = aggregate_rows([maps[count:] for maps in pyramid], rows // side * side + side - 1 - rows % side)
+    other = other.unflatten(-1, (side, side)).flip(-1).flatten(2)
+    return 0.5 * (divergence(own, other) + divergence(other, own)).mean()
+
+
 def attention_loss(pyramid: list[Tensor], target: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """KL divergence of `target` [B, n, n] to the aggregate and to the maps of each resolution, and `merge_loss`.
 

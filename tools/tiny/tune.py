@@ -62,6 +62,9 @@ class Tuner:
         import torch
 
         tokens = pictures.shape[1] // 8
+        pairs = self.step % 2 == 1
+        if pairs:
+            pictures, targets = _with_mirror_images(pictures, targets)
         frames = tiny_data.normalise(pictures).to(memory_format=torch.channels_last)
         scaling = self.vae.config.scaling_factor
         rows = torch.randperm(tokens**2)[:256].sort().values
@@ -81,12 +84,17 @@ class Tuner:
             noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
             noisy = noisy.to(memory_format=torch.channels_last)
             output = self.unet(noisy, timesteps, self.prompt.expand(len(frames), -1, -1)).sample.float()
-        whole, each, merge = tiny_attention.attention_loss(self.maps.take(), torch.from_numpy(targets), rows)
+        pyramid = self.maps.take()
+        whole, each, merge = tiny_attention.attention_loss(pyramid, torch.from_numpy(targets), rows)
         weight = torch.ones(len(frames))
         weight[0] = 0.3 if denoise else 1.0
         spread = latents.std((0, 2, 3)).sub(1).square().mean() + latents.mean((0, 2, 3)).square().mean()
         loss = ((whole + 0.15 * each + 2 * merge) * weight).mean() + 0.02 * spread
         losses = {"attention": whole[1:].mean().item(), "merge": merge[1:].mean().item(), "spread": spread.item()}
+        if pairs:
+            mirror = tiny_attention.mirror_loss(pyramid, rows)
+            loss = loss + 2 * mirror
+            losses["mirror"] = mirror.item()
         if draw:
             piece = frames[:1, :, 8 * y : 8 * y + 64, 8 * x : 8 * x + 64]
             reconstruction = tiny_losses.reconstruction_loss(drawn, piece)
@@ -146,6 +154,17 @@ class Tuner:
         self.average, self.step = state["average"], state["step"]
 
 
+def _with_mirror_images(
+    pictures: NDArray[np.uint8], targets: NDArray[np.float32]
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """The first half of a batch, followed by its mirror images with their targets."""
+    count, tokens = len(pictures) // 2, pictures.shape[1] // 8
+    places = np.arange(tokens**2).reshape(tokens, tokens)[:, ::-1].ravel()
+    pictures, targets = pictures[:count], targets[:count]
+    mirrored = pictures[:, :, ::-1], targets[:, places][:, :, places]
+    return np.concatenate([pictures, mirrored[0]]), np.concatenate([targets, mirrored[1]])
+
+
 def run_schedule(tuner: Tuner, work: Path, output: Path, minutes: float | None, progress: Any) -> None:
     """Train until the schedule or `minutes` are over; write `output` every four minutes and at the end."""
     recipe = tuner.recipe
@@ -199,7 +218,7 @@ def tune(
     minutes: Annotated[float | None, typer.Option(help="Stop after this time.")] = None,
     steps: Annotated[int, typer.Option(help="Steps of the whole schedule.")] = DEFAULT.steps,
     views: Annotated[int, typer.Option(help="Views of photographs to segment before training.")] = DEFAULT.views,
-    batch: Annotated[int, typer.Option(help="Pictures per step.")] = DEFAULT.batch,
+    batch: Annotated[int, typer.Option(min=2, help="Pictures per step.")] = DEFAULT.batch,
     whole_after: Annotated[float, typer.Option(help="Part of the schedule on crops, 0 to 1.")] = DEFAULT.whole_after,
     seed: Annotated[int, typer.Option(help="Of all random numbers.")] = DEFAULT.seed,
     threads: Annotated[int, typer.Option(help="CPU threads; processes that segment.")] = 1,

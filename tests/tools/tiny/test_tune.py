@@ -54,6 +54,21 @@ def test_loss_is_least_for_the_target_itself():
     assert (worse > 1.2 * whole).all() and (worse_each > 0.1).all()
 
 
+def test_mirror_loss_is_nothing_for_mirrored_maps():
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.rand(1, 64, 64, generator=generator) ** 4
+    maps /= maps.sum(-1, keepdim=True)
+    places = torch.arange(64).view(8, 8).flip(-1).flatten()
+    rows = torch.tensor([0, 5, 17, 42, 63])
+
+    def loss(other: torch.Tensor) -> float:
+        both = torch.cat([maps, other])
+        return tiny_attention.mirror_loss([both, tiny_attention.coarser(both, 2)], rows).item()
+
+    assert abs(loss(maps[:, places][:, :, places])) < 1e-6
+    assert loss(maps) > 0.1
+
+
 def test_merge_loss_wants_one_region_near_and_two_far():
     regions = torch.arange(16) // 8
     target = (regions[:, None] == regions[None]).float()[None] + 1e-4
