@@ -93,7 +93,7 @@ class Tuner:
         losses = {"attention": whole[1:].mean().item(), "merge": merge[1:].mean().item(), "spread": spread.item()}
         if pairs:
             mirror = tiny_attention.mirror_loss(pyramid, rows)
-            loss = loss + 2 * mirror
+            loss = loss + 10 * mirror
             losses["mirror"] = mirror.item()
         if draw:
             piece = frames[:1, :, 8 * y : 8 * y + 64, 8 * x : 8 * x + 64]
