@@ -92,6 +92,7 @@ def test_extras_pull_no_wheel_that_cannot_work_on_arm():
         assert installs == {"aarch64": False, "x86_64": True}
 
 
+@pytest.mark.slow
 def test_every_imported_package_is_one_that_the_project_installs():
     known = {*sys.stdlib_module_names, *MAY_IMPORT}
     installed = required(PROJECT["dependencies"])
@@ -273,6 +274,7 @@ def test_a_missing_module_of_our_own_keeps_its_traceback(tmp_path):
         assert done.returncode == 1 and f"ModuleNotFoundError: No module named '{name}'" in done.stderr
 
 
+@pytest.mark.slow
 def test_nothing_is_unpickled():
     """What is read comes from strangers: arrays without objects, weights as safetensors, tensors alone."""
     calls = re.compile(r"\b(?:(?:import|from) (?:joblib|dill|shelve|marshal|pickle)|torch\.load|np\.load)\b[^\n]*")

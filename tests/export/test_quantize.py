@@ -56,6 +56,7 @@ def test_int8_engine(photographs, tmp_path, monkeypatch):
     assert again.exit_code == 1 and "compared on photographs" in again.stderr
 
 
+@pytest.mark.slow
 def test_refusals(photographs, tmp_path, monkeypatch):
     one = quantize(photographs / "cat_0.png", tmp_path / "x")
     assert one.exit_code == 1 and "expected at least 3 photographs, found 1" in one.stderr

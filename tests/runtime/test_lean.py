@@ -19,6 +19,7 @@ def test_import_is_light():
     assert not loaded & {"torch", "onnxruntime", "cv2", "numpy", "export"}
 
 
+@pytest.mark.slow
 def test_segmenting_needs_no_torch(tmp_path):
     loaded = modules_after(
         "import numpy as np, runtime; runtime.Segmenter.open()(np.zeros((20, 30, 3), np.uint8)); "

@@ -189,6 +189,7 @@ def test_broken_images(photos):
     assert not (photos / "segmented").exists()
 
 
+@pytest.mark.slow
 def test_images_of_every_kind(photos):
     """Grey, alpha, 16 bits, one pixel, very long."""
     grey = cv2.cvtColor(CAT, cv2.COLOR_BGR2GRAY)
@@ -322,6 +323,7 @@ def test_options_reach_the_merge(photos):
     assert np.unique(labels, return_counts=True)[1].min() >= 0.05 * labels.size
 
 
+@pytest.mark.slow
 def test_as_a_program(photos):
     """The real process: paths with spaces, stderr for people, nothing else on stdout."""
     Path("in/cat.png").rename("in/my cat.png")

@@ -19,6 +19,7 @@ def test_it_draws_what_was_clicked(tmp_path, monkeypatch):
     assert "milliseconds at 1024 tokens: labels" in result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "status", "text"),
     [

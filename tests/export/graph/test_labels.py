@@ -344,6 +344,7 @@ def test_refusals_at_the_call(labels_engine, small_engine):
         open_engine(small_engine, "cpu").infer(frames, (0.5, 0.5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -119,6 +119,7 @@ def test_maps_of_some_blocks(small_pipeline, blocks):
     assert all(check.passed for check in checks(found, expected))
 
 
+@pytest.mark.slow
 def test_noise_of_a_seed(small_pipeline):
     model = str(small_pipeline)
     expected = eager_pyramid(load_model(model), FRAMES, 300, noise_seed=7)

@@ -46,6 +46,7 @@ def segment(*inputs):
     return done, [line for line in done.stderr.splitlines() if line.startswith(("error: ", "warning: "))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "said"),
     [
@@ -69,6 +70,7 @@ def test_a_decoder_that_dies_is_one_line(folder, monkeypatch, stand_in, task, sa
         assert len(read_clip("out/bad_overlay.mp4")[0]) == 3
 
 
+@pytest.mark.slow
 def test_an_encoder_that_dies_is_one_line_and_what_it_wrote_is_kept(folder, monkeypatch, stand_in):
     monkeypatch.setattr(movies, "TASK", f"{HERE}:serve_movie")
     for name in ("a", "bad"):
@@ -79,6 +81,7 @@ def test_an_encoder_that_dies_is_one_line_and_what_it_wrote_is_kept(folder, monk
     assert 0 < len(read_clip("out/bad_overlay.mp4")[0]) < 30
 
 
+@pytest.mark.slow
 def test_a_picture_that_kills_its_decoder_is_one_error(folder, monkeypatch, caplog):
     """Also in Python, and a child that an earlier picture has damaged harms none of the next."""
     names = ["a.tif", "bad.tif", "c.tif"]
@@ -97,6 +100,7 @@ def _png_chunk(name, data):
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
+@pytest.mark.slow
 def test_a_small_picture_that_takes_long_is_decoded_in_a_child(monkeypatch):
     """Each scan goes over the whole picture; each text of a few bytes becomes megabytes."""
     monkeypatch.setattr(pixels, "TASK", f"{HERE}:serve_picture")

@@ -239,6 +239,7 @@ if sys.platform == "linux":
 """
 
 
+@pytest.mark.slow
 def test_threads_that_decode_lose_nothing_of_what_others_print():
     """Damaged pictures make libjpeg, libpng and libtiff complain; only these complaints are missing."""
     done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=ROOT, capture_output=True, text=True, timeout=120)

@@ -47,6 +47,7 @@ def annotate(monkeypatch, function, label="segment", **options):
     return request.shapes
 
 
+@pytest.mark.slow
 def test_masks_are_the_segments(monkeypatch):
     from cvat_sdk.masks import decode_mask
 
@@ -58,6 +59,7 @@ def test_masks_are_the_segments(monkeypatch):
         assert np.array_equal(decode_mask(shape.points, image_width=width, image_height=height), labels == index)
 
 
+@pytest.mark.slow
 def test_polygons_where_cvat_wants_them(monkeypatch):
     shapes = annotate(monkeypatch, load(label="thing"), "thing", conv_mask_to_poly=True)
     labels = Segmenter.open()(np.ascontiguousarray(CAT[..., ::-1])).labels

@@ -92,6 +92,7 @@ def test_health_and_setup(address):
     assert ask(address, "/webhook", {"action": "ANNOTATION_CREATED"}) == (200, {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "picture",
     [

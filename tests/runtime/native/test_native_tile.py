@@ -23,6 +23,7 @@ def products(folder, *flags, sources=SOURCES):
     return subprocess.run([folder / "tile"], check=True, capture_output=True, text=True).stdout
 
 
+@pytest.mark.slow
 def test_emulated_tensor_cores(tmp_path):
     assert products(tmp_path, TENSOR) == RIGHT
 

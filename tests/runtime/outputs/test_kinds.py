@@ -111,6 +111,7 @@ def test_pycocotools_decodes_what_we_encode(seed):
         assert again["counts"].decode() == one["segmentation"]["counts"]
 
 
+@pytest.mark.slow
 def test_photographs_in_one_file_each(folder, expected):
     pytest.importorskip("pycocotools")
     result = run("in", "--save", "coco,panoptic")
@@ -167,6 +168,7 @@ def test_a_file_per_photograph(folder, expected):
     assert len(written(folder / "segmented" / "cat_masks")) == count
 
 
+@pytest.mark.slow
 def test_a_clip(folder):
     mask = pytest.importorskip("pycocotools.mask")
     write_clip(folder / "clip.mp4", 5)

@@ -127,6 +127,7 @@ def to_rings(points, rings):
     return np.hypot(*(points[:, None] - starts - along.clip(0, 1)[..., None] * steps).transpose(2, 0, 1)).min(axis=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_no_point_of_a_border_moves_by_more_than_half_a_pixel(seed):
     """Both ways, and of what is read back from the text of shares, too."""

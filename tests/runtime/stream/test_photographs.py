@@ -32,6 +32,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_map_gives_what_calls_give(folder):
     segmenter = Segmenter.open(device="cpu", refine="snap")
     frames = [CAT, CAT[:, ::-1].copy(), CAT[::2, ::3].copy()]

@@ -46,6 +46,7 @@ def test_flow_and_drawn_motion_agree_where_the_flow_is_sure(scene):
     assert (carried[2] == labels[2]).mean() > (labels[0] == labels[2]).mean() - 0.02
 
 
+@pytest.mark.slow
 def test_all_methods_see_the_maps_of_one_run(scene, monkeypatch):
     engine, runs = open_engine(EMBEDDED, "cpu", "onnxruntime"), []
     infer = engine.infer

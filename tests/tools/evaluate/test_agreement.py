@@ -1,9 +1,11 @@
+import pytest
 from typer.testing import CliRunner
 
 from runtime.engine.registry import EMBEDDED
 from tools.evaluate.__main__ import app
 
 
+@pytest.mark.slow
 def test_command_line(tmp_path):
     import cv2
     from skimage import data

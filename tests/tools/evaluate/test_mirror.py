@@ -39,6 +39,7 @@ def test_the_parts_of_a_symmetric_network_are_equal(monkeypatch):
     assert whole == merge > 0.01
 
 
+@pytest.mark.slow
 def test_an_evaluation_flips_as_the_runtime_does():
     evaluator, path = Evaluator("cpu", "onnxruntime"), str(EMBEDDED)
     protocol = SimpleNamespace(protocol=SimpleNamespace(crop=None, background=False, classes=()))

@@ -103,6 +103,7 @@ def test_without_cuda_it_says_what_to_install(monkeypatch, machine, advice):
         open_engine(EMBEDDED, "cuda", "onnxruntime")
 
 
+@pytest.mark.slow
 def test_provider_that_does_not_start(monkeypatch):
     """As with onnxruntime-gpu on a machine without CUDA's libraries: it falls back with a line in a log."""
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
