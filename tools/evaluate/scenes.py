@@ -11,7 +11,7 @@ import numpy as np
 import typer
 
 from tools.evaluate import metrics
-from tools.evaluate.classical import ClassicalMethod, felzenszwalb, kmeans_lab, one_segment
+from tools.evaluate.classical import METHODS, ClassicalMethod
 from tools.scenes.draw import Split, draw_scene
 
 if TYPE_CHECKING:
@@ -80,17 +80,12 @@ def scenes(
     from runtime.segmenter import Segmenter
 
     segmenter = Segmenter.open(engine, thresholds=thresholds_of(threshold), refine=refine, pieces=pieces)
-    methods: dict[str, ClassicalMethod] = {
-        "DiffSeg": lambda frame: segmenter(frame).labels,
-        "one segment": one_segment,
-        "K-means in Lab (k = 6)": kmeans_lab,
-        "Felzenszwalb (tuned)": felzenszwalb,
-    }
+    methods: dict[str, ClassicalMethod] = {"diffseg": lambda frame: segmenter(frame).labels, **METHODS}
     split: Split = "development" if development else "test"
     with Console(stderr=True).status(f"measuring on {count} scenes"):
         results = measure(methods, count, split)
     if worst is not None:
-        least = np.argsort(results["DiffSeg"]["coverings"], kind="stable")[:6]
+        least = np.argsort(results["diffseg"]["coverings"], kind="stable")[:6]
         _write_strip(worst, [draw_scene(int(seed), share=0.5, split=split).frame for seed in least], segmenter)
     if as_json:
         print(json.dumps({"scenes": count, "split": split, "methods": results}))

@@ -29,6 +29,7 @@ GRIDS: dict[str, dict[str, Sequence[float]]] = {
     "felzenszwalb": {"scale": (100, 200, 400, 700, 1000, 1500), "min_size": (20, 250, 500, 1000, 2000)},
     "mean-shift": {"space": (8, 16, 24), "colour": (16, 24, 32), "smallest": (150, 600, 1500)},
     "slic-merged": {"pieces": (400,), "compactness": (10, 20), "threshold": (15, 20, 25, 30, 40)},
+    "kmeans-lab": {"clusters": (2, 3, 4, 5, 6, 8)},
 }
 
 

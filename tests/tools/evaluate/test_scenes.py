@@ -36,8 +36,8 @@ def test_json_is_json(monkeypatch):
     result = CliRunner().invoke(app, ["scenes", "--count", "1", "--json"])
     assert result.exit_code == 0, result.output
     methods = json.loads(result.stdout)["methods"]
-    assert methods["DiffSeg"]["covering"] == methods["one segment"]["covering"]
-    assert len(methods) == 4
+    assert methods["diffseg"]["covering"] == methods["one-segment"]["covering"]
+    assert set(methods) == {"diffseg", *classical.METHODS}
 
 
 @pytest.mark.slow
