@@ -74,7 +74,7 @@ def test_segments(result):
 def test_equals_engine_and_merge_core_by_hand(segmenter, result):
     spec = segmenter.engine.spec
     pyramid = segmenter.engine.infer(resize_frame(CAT, spec.height, spec.width)[None])
-    config = MergeConfig(thresholds=spec.thresholds, grid=spec.grid)
+    config = MergeConfig(thresholds=segmenter.config.thresholds, grid=spec.grid)
     raw = segment_attention([m[0] for m in pyramid], config, size=(spec.height, spec.width))
     big = cv2.resize(raw, CAT.shape[1::-1], interpolation=cv2.INTER_NEAREST_EXACT)
     assert np.array_equal(np.unique(big, return_inverse=True)[1].reshape(big.shape), result.labels)

@@ -31,8 +31,8 @@ class TuneRecipe:
     """Everything that determines the result, except the photographs and the model."""
 
     seed: int = 0
-    views: int = 3480
-    steps: int = 4000
+    views: int = 2000
+    steps: int = 6800
     batch: int = 8  # crops of 192 pixels; half of it whole views
     whole_after: float = 0.5  # part of the steps after which whole views are trained on
     rate: float = 6e-4

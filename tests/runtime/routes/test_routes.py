@@ -30,7 +30,7 @@ def test_the_route_follows_from_the_engine():
 
 
 def test_a_new_route_is_one_entry_and_one_class(monkeypatch):
-    plain = Segmenter.open(device="cpu", thresholds=0.5)
+    plain = Segmenter(Segmenter.open(device="cpu").engine)
     monkeypatch.setattr(registry, "ROUTES", (RouteEntry("maps", False, __name__, "Upside"), *ROUTES))
     turned = Segmenter(plain.engine)
     assert type(turned.stages.route).__name__ == "Upside"

@@ -168,7 +168,8 @@ def test_engine_labels_needs_no_pytorch(engine_program, picture, tmp_path, layou
     outputs = tmp_path / "labels.png", tmp_path / "overlay.png"
     code, output = run(engine_program, engine, "0.5,0.5,0.5", picture, *outputs)
     assert code == 0, output
-    segmenter = Segmenter.open(engine, "cpu", backend="openvino", pieces="keep", options={"precision": "fp32"})
+    settings = {"thresholds": 0.5, "pieces": "keep", "options": {"precision": "fp32"}}
+    segmenter = Segmenter.open(engine, "cpu", backend="openvino", **settings)
     check_outputs(picture, *outputs, segmenter(cv2.imread(str(picture))).labels, output)
 
 

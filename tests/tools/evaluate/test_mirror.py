@@ -36,7 +36,7 @@ def test_the_parts_of_a_symmetric_network_are_equal(monkeypatch):
     segmenter = Segmenter.open(device="cpu", backend="onnxruntime", flip=True)
     monkeypatch.setattr(segmenter.stages.route, "turns", False)
     whole, merge = mirrored_shares(segmenter.stages, COFFEE)
-    assert whole == merge > 0.01
+    assert whole == merge > 0
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """What `diffseg triton` writes, held to Triton's own protobuf; and what it says of bad input."""
 
 import importlib.util
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -195,13 +196,14 @@ def test_without_batches_a_request_may_bring_thresholds(config, protobuf, tmp_pa
 
 def test_a_plan_goes_to_tensorrt(config, protobuf, tmp_path):
     plan = write_plan(tmp_path, head="labels", batch=None, types=TYPES)
+    own = json.loads(plan.with_name(plan.name + ".json").read_text())["thresholds"]
     found, folder, lines = config(plan)
     assert lines[0].startswith("backend tensorrt; Triton runs each request by itself: a plan takes thresholds")
     assert (found.backend, found.max_batch_size) == ("tensorrt", 0)
     assert tensors(found.input, protobuf)["frame"] == ("TYPE_UINT8", [-1, 256, 256, 3])
     assert not any(one.optional for one in found.input)
     assert tensors(found.output, protobuf)["labels"] == ("TYPE_UINT8", [-1, 256, 256])
-    assert np.frombuffer((folder / "warmup" / "thresholds").read_bytes(), "<f4").tolist() == [0.5] * 3
+    assert np.frombuffer((folder / "warmup" / "thresholds").read_bytes(), "<f4").tolist() == pytest.approx(own)
     assert (folder / "1" / "model.plan").read_bytes() == plan.read_bytes()
 
 
