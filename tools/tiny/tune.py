@@ -62,7 +62,7 @@ class Tuner:
         import torch
 
         tokens = pictures.shape[1] // 8
-        pairs = self.step % 2 == 1
+        pairs = self.step % 4 == 1
         if pairs:
             pictures, targets = _with_mirror_images(pictures, targets)
         frames = tiny_data.normalise(pictures).to(memory_format=torch.channels_last)
