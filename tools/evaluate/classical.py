@@ -1,4 +1,4 @@
-"""Classical methods of unsupervised segmentation, as a comparison."""
+"""Classical methods of segmentation, to compare with. Their defaults are what `tools.evaluate.tune` found best."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def one_segment(frame: NDArray[np.uint8]) -> NDArray[np.int32]:
     return np.zeros(frame.shape[:2], np.int32)
 
 
-def kmeans_lab(frame: NDArray[np.uint8], clusters: int = 6) -> NDArray[np.int32]:
+def kmeans_lab(frame: NDArray[np.uint8], clusters: int = 3) -> NDArray[np.int32]:
     """K-means on the pixels' Lab colours, with the same seed on every call: int32 [H, W]."""
     lab = cv2.cvtColor(frame.astype(np.float32) / 255, cv2.COLOR_BGR2LAB).reshape(-1, 3)
     cv2.setRNGSeed(0)
@@ -27,17 +27,14 @@ def kmeans_lab(frame: NDArray[np.uint8], clusters: int = 6) -> NDArray[np.int32]
 
 
 def felzenszwalb(frame: NDArray[np.uint8], scale: float = 400, min_size: int = 1000) -> NDArray[np.int32]:
-    """Felzenszwalb and Huttenlocher's graph segmentation (IJCV 2004), by scikit-image: int32 [H, W].
-
-    The defaults are what `tools.evaluate.tune` found best.
-    """
+    """Felzenszwalb and Huttenlocher's graph segmentation (IJCV 2004), by scikit-image: int32 [H, W]."""
     from skimage.segmentation import felzenszwalb as segment
 
     return np.asarray(segment(frame[..., ::-1], scale=scale, min_size=int(min_size)), np.int32)
 
 
 def slic_merged(
-    frame: NDArray[np.uint8], pieces: int = 400, compactness: float = 10, threshold: float = 25
+    frame: NDArray[np.uint8], pieces: int = 400, compactness: float = 20, threshold: float = 20
 ) -> NDArray[np.int32]:
     """SLIC superpixels (Achanta et al., PAMI 2012) and merging of their adjacency graph, by scikit-image: int32 [H, W].
 
@@ -65,7 +62,7 @@ def slic_merged(
 
 
 def mean_shift(
-    frame: NDArray[np.uint8], space: float = 16, colour: float = 24, tolerance: float = 2, smallest: int = 150
+    frame: NDArray[np.uint8], space: float = 16, colour: float = 16, tolerance: float = 2, smallest: int = 1500
 ) -> NDArray[np.int32]:
     """Mean shift (Comaniciu and Meer, PAMI 2002): int32 [H, W].
 

@@ -17,7 +17,7 @@ def test_the_best_setting_comes_first(monkeypatch):
     frame[:, 30:] = (60, 130, 160)
     frame = (frame + np.random.default_rng(0).integers(0, 12, frame.shape)).astype(np.uint8)
     truth = (np.arange(60) >= 30).astype(np.int32)[None].repeat(60, 0)
-    grid = {"pieces": (36,), "threshold": (1, 20, 90)}
+    grid = {"pieces": (36,), "compactness": (10,), "threshold": (1, 20, 90)}
     monkeypatch.setattr(tune, "GRIDS", {"slic-merged": grid})
     assert [setting["threshold"] for setting in tune.settings("slic-merged")] == [1, 20, 90]
     scores = tune.sweep("slic-merged", (frame, [truth, truth]))
