@@ -106,8 +106,8 @@ def main(name: str, seconds: float, board: Board, cases: Path, coverage: bool, s
                 importlib.import_module(module)
             for data in seeds:  # imports what readers import when they are called
                 one(data)
-        corpus = cases.parent / f"corpus-{name}"
-        corpus.mkdir(exist_ok=True)
+        corpus = cases / f"corpus-{name}"
+        corpus.mkdir(parents=True, exist_ok=True)
         for number, data in enumerate(seeds):
             (corpus / f"seed{number}").write_bytes(data)
         options = [f"-max_total_time={max(1, int(seconds))}", f"-max_len={MOST}", "-rss_limit_mb=0", f"-seed={seed}"]
