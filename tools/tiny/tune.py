@@ -220,6 +220,9 @@ def tune(
     views: Annotated[int, typer.Option(help="Views of photographs to segment before training.")] = DEFAULT.views,
     batch: Annotated[int, typer.Option(min=2, help="Pictures per step.")] = DEFAULT.batch,
     whole_after: Annotated[float, typer.Option(help="Part of the schedule on crops, 0 to 1.")] = DEFAULT.whole_after,
+    rate: Annotated[
+        float, typer.Option(min=1e-7, max=0.01, help="Learning rate at its highest; lower for a model that was tuned.")
+    ] = DEFAULT.rate,
     seed: Annotated[int, typer.Option(help="Of all random numbers.")] = DEFAULT.seed,
     threads: Annotated[int, typer.Option(help="CPU threads; processes that segment.")] = 1,
 ) -> None:
@@ -233,7 +236,7 @@ def tune(
 
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
-    recipe = TuneRecipe(seed=seed, views=views, steps=steps, batch=batch, whole_after=whole_after)
+    recipe = TuneRecipe(seed=seed, views=views, steps=steps, batch=batch, whole_after=whole_after, rate=rate)
     work = output.with_name(output.name + ".work")
     work.mkdir(parents=True, exist_ok=True)
     with Progress(console=Console(stderr=True)) as progress:
