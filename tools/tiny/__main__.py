@@ -7,7 +7,7 @@ from tools.tiny.merge import merge
 from tools.tiny.train import train
 from tools.tiny.tune import tune
 
-app = command_group("Train the model of the embedded engine: engine does all of it; train, tune and merge are its stages.")
+app = command_group("Train the embedded engine: engine does all of it; train, tune and merge are its stages.")
 app.command()(engine)
 app.command()(train)
 app.command()(tune)
