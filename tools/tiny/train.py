@@ -35,7 +35,7 @@ class TrainRecipe:
     latent_noise: float = 0.2  # deviation, while the autoencoder learns
     scenes: tuple[int, int] = (4000, 8000)  # drawn at 256 and at 160 pixels
     texture_scenes: int = 2000  # at 256 pixels, all regions of one mean colour
-    steps: int = 6000
+    steps: int = 800  # more gained nothing before the attention is tuned (log in engines/README.md)
     batch: int = 32  # of 16×16 latents; a quarter of it when they are 32×32
     large_after: float = 0.7  # part of the steps after which whole views (32×32 latents) are trained on
     rate: float = 1e-3
