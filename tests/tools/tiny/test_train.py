@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -11,6 +12,7 @@ from runtime.errors import DiffSegError
 from tools.tiny import data as tiny_data
 from tools.tiny import losses as tiny_losses
 from tools.tiny.__main__ import app
+from tools.tiny.train import TrainRecipe
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +28,11 @@ def train(photos, output, *more):
     few = ["--size", "test", "--steps", "3", "--autoencoder-steps", "2", "--scenes", "3", "3"]
     few += ["--texture-scenes", "2", "--batch", "4", "--large-after", "0.6"]
     return CliRunner().invoke(app, ["train", "--photos", str(photos), "--output", str(output), *few, *more])
+
+
+def test_a_run_without_options_is_the_one_that_the_card_measures():
+    card = (Path(__file__).parents[3] / "engines/README.md").read_text()
+    assert f"by the commands above, {TrainRecipe().steps:,} steps of `train`" in card
 
 
 @pytest.mark.slow
