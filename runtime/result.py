@@ -206,9 +206,11 @@ class Merged(NamedTuple):
         proposals: float32 [P, h·w], or None.
         attention: aggregated attention float32 [h·w, h·w], or None.
         words: float32 [words, h, w], a map per word whose mean is 1; None from an engine without words.
+        alike: int [h, w]; pieces of one segment that the network sees as one have one number. None: not known.
     """
 
     raw: NDArray[np.int32]
     proposals: NDArray[np.float32] | None
     attention: NDArray[np.float32] | None
     words: NDArray[np.float32] | None = None
+    alike: NDArray[np.intp] | None = None

@@ -92,7 +92,7 @@ class Stages:
         fitted: Any = cv2.resize(merged.raw, frame.shape[1::-1], interpolation=cv2.INTER_NEAREST_EXACT)
         tokens = self.route.tokens[0]
         fitted = self.refinement(fitted, frame, tokens)
-        pieces = None if whole else self.refinement.split(fitted)
+        pieces = None if whole else self.refinement.split(fitted, alike=merged.alike)
         labels, count = renumber(fitted) if pieces is None else (pieces[0], len(pieces[1]))
         kept = None
         if proposals and merged.proposals is not None:

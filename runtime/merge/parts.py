@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from runtime.merge.aggregate import Aggregation
-from runtime.merge.divergence import logarithm, negative_entropy
+from runtime.merge.divergence import divergences, logarithm, negative_entropy
 from runtime.merge.grouping import unions
 from runtime.merge.likeness import as_profiles, block_sums, profiles, segment_means
 from runtime.merge.proposals import Found, solve
 from runtime.merge.registry import DEFAULT
 from runtime.merge.threads import one_thread
+from runtime.outputs.measure import connected_regions
 from runtime.pyramid.checks import check_pyramid
 from runtime.pyramid.config import MergeConfig
 from runtime.pyramid.weights import resolution_ratios
@@ -30,6 +31,8 @@ FINEST = 0.7  # of the usual thresholds: those of the hierarchy's finest segment
 ROUNDS = 5  # at most; each halves the thresholds
 KL_SHARE = 0.25
 LEAST = 0.2  # by which a cut must be better than one segment; networks with communities have a modularity above 0.3
+ALIKE = 0.6  # of the usual threshold: pieces of a segment whose mean maps are nearer stay one segment
+SPECK = 0.004  # share of the tokens; smaller pieces are not compared
 TIE = 1e-6  # a union that changes the criterion by less is made
 
 
@@ -43,7 +46,7 @@ class Maps(Protocol):
         """
 
     def means(self, part: NDArray[np.intp], count: int) -> NDArray[np.float32]:
-        """The mean map [count, n] of each part, of int [n], 0 … count−1."""
+        """The mean map [count, n] of each part, of int [n], 0 … count−1; none of them is empty."""
 
 
 class HostMaps:
@@ -116,7 +119,48 @@ def choose_parts(maps: Maps, shape: tuple[int, int], usual: Sequence[float]) -> 
     segment = firsts.argsort().argsort()[chosen]  # of every part; numbered by their first tokens
     share = np.where(segment == np.arange(len(firsts))[:, None], sizes, 0)
     united = np.matmul((share / share.sum(axis=1, keepdims=True)).astype(np.float32), means)
-    return Found(united / np.float32(n), np.matmul(profiles(united, shape), own.T))
+    scores = np.matmul(profiles(united, shape), own.T)
+    alike = alike_pieces(scores.argmax(axis=0).reshape(shape), maps, ALIKE * usual[-1])
+    return Found(united / np.float32(n), scores, alike)
+
+
+def alike_pieces(segments: NDArray[np.intp], maps: Maps, apart: float) -> NDArray[np.intp]:
+    """Number the pieces of segments, so that pieces of one segment whose mean maps are alike have one number.
+
+    Such pieces are seen as one, as the ground on both sides of a post; others only look alike, as two sheep do.
+
+    Args:
+        segments: int [h, w], the segment of each token.
+        maps: of the frame.
+        apart: D in nats from which the mean maps of two pieces are not alike. Pieces are seen as one, too, where
+            others connect them.
+
+    Returns:
+        int [n], from 0 without gaps.
+    """
+    regions, owners = connected_regions(segments.astype(np.int32))
+    pieces, owner, sizes = regions.ravel(), np.array(owners), np.bincount(regions.ravel())
+    number = np.arange(len(owner))
+    several = []
+    for segment in np.flatnonzero(np.bincount(owner) > 1):
+        own = np.flatnonzero(owner == segment)
+        own = own[np.argsort(-sizes[own], kind="stable")]
+        large = own[sizes[own] >= SPECK * len(pieces)]
+        number[own] = own[0]  # that of small ones does not count
+        if len(large) > 1:
+            several.append(large)
+    if several:
+        part = np.full(len(owner), -1)
+        part[np.concatenate(several)] = np.arange(sum(map(len, several)))
+        tokens = part[pieces]
+        tokens[tokens < 0] = part.max() + 1  # what is left is one part more
+        means = maps.means(tokens, int(tokens.max()) + 1)
+        for large in several:
+            near = divergences(means[part[large]], total=len(pieces)) < apart
+            for _ in large:  # pieces that others connect
+                near = np.matmul(near, near)
+            number[large] = large[near.argmax(axis=1)]
+    return np.unique(number[pieces], return_inverse=True)[1]
 
 
 def cut_hierarchy(means: NDArray[np.float32], part: NDArray[np.intp]) -> NDArray[np.intp]:

@@ -1,9 +1,10 @@
-"""Area, box and centroid of every segment of a label map."""
+"""Area, box and centroid of every segment of a label map, and its connected regions."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+import cv2
 import numpy as np
 
 from runtime.labels import count_pixels, pieces
@@ -57,3 +58,20 @@ def _extent(
     """First position along an axis, the one behind the last, and the mean, of each segment; counts [length, S]."""
     there = counts > 0
     return there.argmax(axis=0), len(counts) - there[::-1].argmax(axis=0), np.arange(len(counts)) @ counts / areas
+
+
+def connected_regions(labels: NDArray[np.int32]) -> tuple[NDArray[np.int32], list[int]]:
+    """Number of every pixel's region, int32 [H, W] from 0, and the label of each region.
+
+    Regions are numbered in the order of their labels; those of one label in the order of their first pixels.
+    """
+    regions = np.empty(labels.shape, np.int32)
+    owner: list[int] = []
+    measures = measure(labels)
+    for label, (x, y, width, height) in zip(measures.labels.tolist(), measures.boxes.tolist(), strict=True):
+        box = np.s_[y : y + height, x : x + width]
+        mask = (labels[box] == label).astype(np.uint8)
+        count, found = cv2.connectedComponents(mask, connectivity=4)
+        np.copyto(regions[box], found + (len(owner) - 1), where=mask.view(bool))
+        owner += [label] * (count - 1)
+    return regions, owner

@@ -5,11 +5,10 @@ from __future__ import annotations
 import heapq
 from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
 
 from runtime.labels import pieces, relabel
-from runtime.outputs.measure import measure
+from runtime.outputs.measure import connected_regions
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -70,23 +69,6 @@ def absorb(
             root = parent[root]
         parent[region] = root
     return relabel(regions, np.asarray(owner, np.int32)[np.asarray(parent)])
-
-
-def connected_regions(labels: NDArray[np.int32]) -> tuple[NDArray[np.int32], list[int]]:
-    """Number of every pixel's region, int32 [H, W] from 0, and the label of each region.
-
-    Regions are numbered in the order of their labels; those of one label in the order of their first pixels.
-    """
-    regions = np.empty(labels.shape, np.int32)
-    owner: list[int] = []
-    measures = measure(labels)
-    for label, (x, y, width, height) in zip(measures.labels.tolist(), measures.boxes.tolist(), strict=True):
-        box = np.s_[y : y + height, x : x + width]
-        mask = (labels[box] == label).astype(np.uint8)
-        count, found = cv2.connectedComponents(mask, connectivity=4)
-        np.copyto(regions[box], found + (len(owner) - 1), where=mask.view(bool))
-        owner += [label] * (count - 1)
-    return regions, owner
 
 
 def cells_of(labels: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.intp], NDArray[np.intp]]:

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
+from runtime.labels import relabel
 from runtime.merge import registry as solvers
+from runtime.outputs.measure import connected_regions
 from runtime.refine import registry
-from runtime.refine.absorb import absorb, cells_of, connected_regions
+from runtime.refine.absorb import absorb, cells_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 LARGEST = 2048 * 2048  # pixels; a larger frame is refined at this size, which bounds time and memory
 PIECES = ("keep", "split")
+SAMPLES = 2  # per token and axis, that say which tokens a piece consists of
 LEAST_PIECE = 0.004  # share of the frame that a piece has at least, to be a segment of its own: so 250 fit a byte
 
 
@@ -84,15 +87,18 @@ class Refinement:
         return np.asarray(cv2.resize(small, labels.shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT), np.int32)
 
     def split(
-        self, labels: NDArray[np.int32], view: int | None = None
+        self, labels: NDArray[np.int32], view: int | None = None, alike: NDArray[np.intp] | None = None
     ) -> tuple[NDArray[np.int32], NDArray[np.intp]] | None:
         """Make every connected piece of a segment a segment of its own; None where pieces are kept.
 
-        Pieces below `min_area`, or 0.4 % of a view where it is 0, go to their neighbours first.
+        Pieces below `min_area`, or 0.4 % of a view where it is 0, go to their neighbours first. Pieces that the network
+        sees as one stay one segment.
 
         Args:
             labels: int32 [H, W], not negative, refined.
             view: pixels that the network saw at once; None: the whole frame.
+            alike: int [h, w] of the tokens; pieces of one segment in which most tokens have the same number are seen as
+                one. None: none are.
 
         Returns:
             int32 [H, W], labels from 0 without gaps, and the label that each of them is a piece of, int [N].
@@ -103,7 +109,10 @@ class Refinement:
         cells, heights, widths = cells_of(labels)
         regions, owner = connected_regions(absorb(cells, least, heights, widths))
         whole = np.repeat(np.repeat(regions, widths, axis=1), heights, axis=0)
-        return whole, np.asarray(owner, np.intp)
+        if alike is None:
+            return whole, np.asarray(owner, np.intp)
+        numbers = _as_one(whole, owner, alike)
+        return relabel(whole, numbers), np.asarray(owner, np.intp)[np.unique(numbers, return_index=True)[1]]
 
     @property
     def most_pieces(self) -> float:
@@ -129,6 +138,17 @@ class Refinement:
         for step in steps:
             labels = step.load()(labels, *(given[name] for name in step.inputs))
         return labels
+
+
+def _as_one(regions: NDArray[np.int32], owner: list[int], alike: NDArray[np.intp]) -> NDArray[np.int32]:
+    """New numbers of regions, from 0 in the same order: the same for those of one label that are alike."""
+    votes = np.zeros((len(owner), int(alike.max()) + 1), np.intp)
+    samples = np.kron(alike, np.ones((SAMPLES, SAMPLES), np.intp))
+    seen: Any = cv2.resize(regions, samples.shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+    np.add.at(votes, (seen, samples), 1)
+    number = np.where(votes.any(axis=1), votes.argmax(axis=1), -1 - np.arange(len(owner)))
+    first: dict[tuple[int, int], int] = {}
+    return np.array([first.setdefault(key, len(first)) for key in zip(owner, number.tolist(), strict=True)], np.int32)
 
 
 def split_refine(refine: str, solver: str | None = None, default: str = solvers.DEFAULT) -> tuple[str, tuple[str, ...]]:

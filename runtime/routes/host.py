@@ -69,6 +69,7 @@ class HostRoute(Route):
             np.ascontiguousarray(merged.raw[:, ::-1]),
             None if proposals is None else mirror_keys(proposals, self.tokens[0]),
             None if attention is None else mirror_output([attention], self.tokens)[0],
+            alike=None if merged.alike is None else merged.alike[:, ::-1],
         )
 
     def _check_sums(self, output: list[NDArray[Any]]) -> None:
@@ -103,4 +104,5 @@ class HostRoute(Route):
             found = find(output, config, **shapes)
         spec = self.engine.spec
         raw = suppress(found.scores, self.tokens[0], (spec.height, spec.width))
-        return Merged(raw, found.proposals, attention)
+        alike = None if found.alike is None else found.alike.reshape(self.tokens[0])
+        return Merged(raw, found.proposals, attention, alike=alike)

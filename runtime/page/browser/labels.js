@@ -1,6 +1,6 @@
 // From the merge's labels, at the engine's size, to segments of a picture of any size: numbers, colours, outlines, RLE.
 
-import { splitPieces } from "./pieces.js";
+import { asOne, splitPieces } from "./pieces.js";
 
 /** Per place of an axis of `target` the place of one of `source` that its centre is in (OpenCV's INTER_NEAREST_EXACT). */
 export function nearest(source, target) {
@@ -11,12 +11,16 @@ export function nearest(source, target) {
  * The labels of one picture at [height, width], numbered 0 … count − 1 without gaps.
  * grid: Int32Array [h·w] of the labels at the engine's size with those numbers; `down`, `across`: the place there of each
  * row and column. least: a share of the picture from which a piece is a segment of its own; 0: segments keep their pieces.
+ * alike: { numbers: Int32Array [rows · columns], shape: [rows, columns] } of tokens; pieces in which most have the same number are one.
  */
 export class Labels {
-  constructor(raw, [h, w], [height, width], least = 0) {
+  constructor(raw, [h, w], [height, width], least = 0, alike = null) {
     Object.assign(this, { height, width, w, down: nearest(h, height), across: nearest(w, width) });
     const rows = counts(this.down, h), columns = counts(this.across, w);
-    if (least) raw = splitPieces(raw, rows, columns, least * (height * width));
+    if (least) {
+      const split = splitPieces(raw, rows, columns, least * (height * width));
+      raw = alike ? asOne(split, ...this.samples(alike)) : split.regions;
+    }
     const areas = new Float64Array(raw.reduce((most, label) => Math.max(most, label), 0) + 1), numbers = new Int32Array(areas.length).fill(-1);
     for (let y = 0, at = 0; y < h; y++) for (let x = 0; x < w; x++) areas[raw[at++]] += rows[y] * columns[x];
     const present = [...areas.keys()].filter((label) => areas[label] > 0);
@@ -25,6 +29,16 @@ export class Labels {
     for (let i = 0; i < raw.length; i++) this.grid[i] = numbers[raw[i]];
     this.areas = present.map((label) => areas[label]);
     this.count = present.length;
+  }
+
+  /** Four places in each token, in the grid, and their numbers. */
+  samples({ numbers, shape: [rows, columns] }) {
+    const { down, across, height, width, w } = this, places = [], found = [];
+    nearest(height, 2 * rows).forEach((y, i) => nearest(width, 2 * columns).forEach((x, j) => {
+      places.push(down[y] * w + across[x]);
+      found.push(numbers[(i >> 1) * columns + (j >> 1)]);
+    }));
+    return [places, found];
   }
 
   at(x, y) { return this.grid[this.down[y] * this.w + this.across[x]]; }

@@ -2,8 +2,9 @@
 // does and explains it.
 
 import { blocksPerAxis, sumBlocks } from "./aggregate.js";
+import { connected } from "./pieces.js";
 
-const FINEST = 0.7, ROUNDS = 5, KL_SHARE = 0.25, LEAST = 0.2, TIE = 1e-6; // of runtime.merge.parts
+const FINEST = 0.7, ROUNDS = 5, KL_SHARE = 0.25, LEAST = 0.2, ALIKE = 0.6, SPECK = 0.004, TIE = 1e-6; // of runtime.merge.parts
 const CELLS = 16; // of runtime.merge.likeness
 
 /** Square roots of maps [count, n] summed in blocks, as rows of unit length: { rows, cells }. */
@@ -52,17 +53,31 @@ function product(a, i, b, j, n) {
   return sum;
 }
 
+/** D of the maps i and j of some maps, whose logarithms are `logs`; each sums to n. */
+function divergence(maps, logs, i, j, n) {
+  const cross = product(maps, i, logs, j, n) + product(maps, j, logs, i, n);
+  return (product(maps, i, logs, i, n) + product(maps, j, logs, j, n) - cross) / (2 * n);
+}
+
+function logarithms(maps, n) { return maps.map((value) => Math.log(Math.max(value, n * 1e-12))); }
+
+/** The mean map of each part: Float64Array [sizes.length, n]; part: Int32Array [n], −1 for tokens of no part. */
+function meansOf(maps, part, sizes, n) {
+  const means = new Float64Array(sizes.length * n);
+  for (let i = 0; i < n; i++) if (part[i] >= 0) for (let k = 0, to = part[i] * n; k < n; k++) means[to++] += maps[i * n + k] / sizes[part[i]];
+  return means;
+}
+
 /** Which of the hierarchy's segments each part goes to; means: Float64Array [count, n], sizes: their tokens. */
 function cutHierarchy(means, part, sizes, n) {
-  const count = sizes.length, logs = means.map((value) => Math.log(Math.max(value, n * 1e-12)));
+  const count = sizes.length, logs = logarithms(means, n);
   // How much of all attention goes from part i to part j; and D of every two of them.
   const attention = Array.from({ length: count }, () => new Float64Array(count)), apart = Array.from({ length: count }, () => new Float64Array(count).fill(Infinity));
   for (let i = 0; i < count; i++) for (let j = 0; j < n; j++) attention[i][part[j]] += (means[i * n + j] * sizes[i]) / n ** 2;
   for (let i = 0; i < count; i++) {
     for (let j = 0; j < i; j++) {
       attention[i][j] = attention[j][i] = (attention[i][j] + attention[j][i]) / 2;
-      const cross = product(means, i, logs, j, n) + product(means, j, logs, i, n);
-      apart[i][j] = apart[j][i] = (product(means, i, logs, i, n) + product(means, j, logs, j, n) - cross) / (2 * n);
+      apart[i][j] = apart[j][i] = divergence(means, logs, i, j, n);
     }
   }
   const groups = sizes.map((size, i) => ({
@@ -105,8 +120,31 @@ function cutHierarchy(means, part, sizes, n) {
   return renumbered(chosen.slice(0, count));
 }
 
+/** Int32Array [n]: pieces of one segment whose mean maps are nearer than `apart` have one number. segments: of each token. */
+function alikePieces(segments, maps, width, n, apart) {
+  const { regions, owner } = connected(segments, width), sizes = new Float64Array(owner.length), number = Int32Array.from(owner.keys());
+  for (const region of regions) sizes[region]++;
+  for (const segment of new Set(owner)) {
+    const own = [...owner.keys()].filter((region) => owner[region] === segment).sort((one, other) => sizes[other] - sizes[one] || one - other);
+    for (const region of own) number[region] = own[0]; // that of small ones does not count
+    const large = own.filter((region) => sizes[region] >= SPECK * n);
+    if (large.length < 2) continue;
+    const part = regions.map((region) => large.indexOf(region)), means = meansOf(maps, part, large.map((region) => sizes[region]), n);
+    const logs = logarithms(means, n), waiting = [...large.keys()];
+    while (waiting.length) { // with each piece those near it, and those near these
+      const found = [waiting.shift()];
+      for (const one of found) {
+        number[large[one]] = large[found[0]];
+        for (const other of waiting.filter((piece) => divergence(means, logs, one, piece, n) < apart)) found.push(...waiting.splice(waiting.indexOf(other), 1));
+      }
+    }
+  }
+  return regions.map((region) => number[region]);
+}
+
 /**
- * The scores Float32Array [segments, n] of the segments whose number and size follow from the maps themselves.
+ * The segments whose number and size follow from the maps themselves: { scores: Float32Array [segments, n], alike: Int32Array
+ * [n], where pieces of one segment that the network sees as one have one number }.
  * kept: of merge.js; usual: the thresholds of the merge where they are not chosen.
  */
 export function chooseParts(kept, usual) {
@@ -117,8 +155,7 @@ export function chooseParts(kept, usual) {
     part = strongest(likenesses(small, own), n);
     sizes = Array(Math.max(...part) + 1).fill(0);
     for (const i of part) sizes[i]++;
-    means = new Float64Array(sizes.length * n);
-    for (let i = 0; i < n; i++) for (let k = 0, to = part[i] * n; k < n; k++) means[to++] += maps[i * n + k] / sizes[part[i]];
+    means = meansOf(maps, part, sizes, n);
     chosen = cutHierarchy(means, part, sizes, n);
     if (chosen.length > 2 || Math.max(...chosen) < chosen.length - 1) break;
   }
@@ -128,5 +165,6 @@ export function chooseParts(kept, usual) {
     const segment = firsts.indexOf(chosen[i]);
     for (let k = 0; k < n; k++) united[segment * n + k] += (means[i * n + k] * size) / whole[segment];
   });
-  return likenesses(profiles(united, shape), own);
+  const scores = likenesses(profiles(united, shape), own);
+  return { scores, alike: alikePieces(strongest(scores, n), maps, shape[1], n, ALIKE * usual[usual.length - 1]) };
 }

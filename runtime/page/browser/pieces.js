@@ -3,7 +3,8 @@
 /**
  * Splits labels, and gives pieces of fewer than `least` pixels to the neighbour with the longest common border first.
  * raw: Int32Array [rows · columns], labels of cells. rows, columns: how many rows and columns of pixels each of theirs has.
- * Returns Int32Array of the same length: numbers by label, then by first pixel; cells without pixels have a number of their own.
+ * Returns { regions: Int32Array of the same length, numbers by label, then by first pixel; owner: the labels of these }. Cells
+ * without pixels have a number of their own.
  */
 export function splitPieces(raw, rows, columns, least) {
   const some = (counts) => Int32Array.from(counts.keys()).filter((i) => counts[i]);
@@ -13,11 +14,27 @@ export function splitPieces(raw, rows, columns, least) {
   const whole = absorb(labels, connected(labels, width), tall, broad, least), { regions, owner } = connected(whole, width);
   const found = new Int32Array(raw.length).fill(owner.length);
   ys.forEach((y, i) => xs.forEach((x, j) => { found[y * columns.length + x] = regions[i * width + j]; }));
-  return found;
+  return { regions: found, owner };
+}
+
+/** The numbers of splitPieces' regions, where those of one label are the same in which most of `samples` are the same. */
+export function asOne({ regions, owner }, places, samples) {
+  const votes = owner.map(() => new Map()), numbers = new Map();
+  samples.forEach((sample, i) => {
+    const found = votes[regions[places[i]]];
+    found.set(sample, (found.get(sample) ?? 0) + 1);
+  });
+  const renamed = owner.map((label, region) => {
+    const [best] = [...votes[region]].sort(([one, few], [other, many]) => many - few || one - other)[0] ?? [-1 - region];
+    const key = `${label} ${best}`;
+    if (!numbers.has(key)) numbers.set(key, numbers.size);
+    return numbers.get(key);
+  });
+  return regions.map((region) => renamed[region] ?? numbers.size);
 }
 
 /** Regions connected by sides, numbered by their labels and then by their first cells: { regions, owner: their labels }. */
-function connected(labels, width) {
+export function connected(labels, width) {
   const found = new Int32Array(labels.length).fill(-1), first = [], waiting = [];
   for (let start = 0; start < labels.length; start++) {
     if (found[start] >= 0) continue;

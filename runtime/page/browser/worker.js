@@ -112,7 +112,7 @@ const work = {
   },
 
   /** For tests: the resized frame and the labels at the engine's size. */
-  async inside({ threshold }) { return { frame: picture.frame, raw: merged(threshold) }; },
+  async inside({ threshold }) { return { frame: picture.frame, raw: merged(threshold).raw }; },
 };
 
 /** Between messages, computes what any threshold may need. */
@@ -121,18 +121,22 @@ function settle(kept, anchor = 0) {
   if (anchor < engine.anchors.length) setTimeout(() => { if (picture?.kept === kept) settle(kept, anchor); });
 }
 
-/** The labels at the engine's size; the last few are kept, since a click and a download need those that are shown. */
+/** { raw: the labels at the engine's size, alike: of Labels }; the last few are kept, since a click and a download need those that are shown. */
 function merged(threshold) {
   const { raw, kept } = picture;
   if (!raw.has(threshold)) {
     if (raw.size > 3) raw.delete(raw.keys().next().value);
-    const scores = threshold === "auto" ? chooseParts(kept, engine.thresholds) : kept.propose(engine.thresholds.map(() => Number(threshold)));
-    raw.set(threshold, suppress(scores, engine.grids[0], engine.size));
+    const shape = engine.grids[0], { scores, alike = null } = threshold === "auto"
+      ? chooseParts(kept, engine.thresholds) : { scores: kept.propose(engine.thresholds.map(() => Number(threshold))) };
+    raw.set(threshold, { raw: suppress(scores, shape, engine.size), alike: alike && { numbers: alike, shape } });
   }
   return raw.get(threshold);
 }
 
-function labelled(threshold, size) { return new Labels(merged(threshold), engine.size, size, engine.least_piece); }
+function labelled(threshold, size) {
+  const { raw, alike } = merged(threshold);
+  return new Labels(raw, engine.size, size, engine.least_piece, alike);
+}
 
 /** Where a pixel looks: its token's map, at most engine.heat pixels wide and high, as a grey picture. */
 function heatOf(x, y) {

@@ -6,11 +6,14 @@ from skimage import data
 
 from runtime import DiffSegError, Segmenter
 from runtime.merge.aggregate import aggregate_attention
+from runtime.merge.divergence import divergences
 from runtime.merge.grouping import group_proposals, unions
-from runtime.merge.parts import KL_SHARE, cut_hierarchy, find_parts
+from runtime.merge.likeness import segment_means
+from runtime.merge.parts import KL_SHARE, alike_pieces, cut_hierarchy, find_parts
 from runtime.merge.segment import segment_attention
 from runtime.pyramid.config import MergeConfig
 from runtime.stream.continuity import Continuity
+from tests.runtime.merge.plain import stripes
 
 pytestmark = pytest.mark.usefixtures("embedded_stays_open")
 
@@ -91,6 +94,46 @@ def test_wrong_thresholds_would_have_failed():
         for tau in (0.06, 5.0)
     ]
     assert counts[0] > 4 and counts[1] < 4
+
+
+class _Means:
+    def __init__(self, maps):
+        self._maps = maps * np.float32(len(maps))
+
+    def means(self, part, count):
+        return segment_means(self._maps, part)
+
+
+@pytest.mark.parametrize(("seen_as", "one"), [((0, 1, 0), True), ((0, 1, 2), False)], ids=str)
+def test_pieces_are_seen_as_one_if_their_maps_are_alike(seen_as, one):
+    """Ground on both sides of a post."""
+    shape = (20, 24)
+    segments = np.broadcast_to(np.repeat([0, 1, 0], 8), shape).copy()
+    segments[0, 12] = 0  # a speck
+    alike = alike_pieces(segments, _Means(stripes(shape, seen_as)[0]), 0.3).reshape(shape)
+    left, post, right = alike[5, ::8]
+    assert bool(left == right) == one and post not in (left, right) and alike[0, 12] == left
+
+
+def test_pieces_are_seen_as_one_by_way_of_others():
+    """Each piece looks at itself and its neighbours, so that the outer ones have little in common."""
+    near = np.eye(5) + np.eye(5, k=1) + np.eye(5, k=-1) + 0.01
+    column = np.arange(20) // 2
+    pieces = np.where(column % 2 == 0, column // 2, -1)
+    maps = np.where((pieces >= 0) & (pieces >= 0)[:, None], near[pieces[:, None], pieces], 0.01).astype(np.float32)
+    maps /= maps.sum(1, keepdims=True)
+    segments = np.tile((pieces < 0).astype(np.intp), (1, 1))
+    apart = divergences(np.stack([maps[pieces == piece].mean(0) for piece in range(5)]))
+    assert apart[0, 1] < apart[0, 4] / 2
+    alike = alike_pieces(segments, _Means(maps), float(apart[0, 4] / 1.5))
+    assert len(set(alike[pieces >= 0])) == 1
+    assert len(set(alike_pieces(segments, _Means(maps), 1e-3)[pieces >= 0])) == 5
+
+
+def test_auto_says_which_pieces_are_seen_as_one():
+    found = find_parts(stripes((12, 21)), MergeConfig((0.5,), grid=8), grids=[(12, 21)])
+    alike = found.alike.reshape(12, 21)[6, ::7]
+    assert len(found.proposals) == 2 and alike[0] == alike[2] != alike[1]
 
 
 def test_auto_is_what_the_parts_are():

@@ -206,10 +206,11 @@ def test_auto_of_the_embedded_engine(cpu_library, monkeypatch):
     assert found.count == expected.count > 3
     assert np.mean(found.labels != expected.labels) <= 0.001
     n, parts, rounds = 1024, counted.names.count("part_means"), counted.names.count("run")
-    assert counted.names.count("create") == counted.maps_read == 1 and parts == rounds
+    assert counted.names.count("create") == counted.maps_read == 1
+    assert parts - rounds in (0, 1)  # one more where a segment has several pieces
     sums = 256 * 4  # of one map
     least = n * sums + rounds * 64 * sums
-    assert least < counted.bytes < least + rounds * (64 * n * 4 + 100) < 4 * n * n
+    assert least < counted.bytes < least + parts * (64 * n * 4 + 100) < 4 * n * n
 
 
 def test_maps_that_are_no_probabilities(cpu_library):

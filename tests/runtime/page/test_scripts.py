@@ -17,7 +17,7 @@ from runtime.pyramid.anchors import anchor_queries
 from runtime.pyramid.config import MergeConfig
 from runtime.pyramid.weights import resolution_ratios
 from runtime.refine.refinement import Refinement
-from tests.runtime.merge.plain import random_pyramid, reference
+from tests.runtime.merge.plain import random_pyramid, reference, stripes
 from tests.runtime.page.scripts import run_script
 
 MERGE = """
@@ -29,7 +29,7 @@ export default ({ maps, grids, ratios, anchors, thresholds, size }) => {
   const levels = grids.map(([h, w]) => maps.subarray(at, (at += (h * w) ** 2)));
   const kept = new Kept(aggregate(levels, grids, ratios), grids[0], anchors);
   if (thresholds.length > 1) kept.settle(1);
-  const scores = (some) => some[0] === "auto" ? chooseParts(kept, some[1]) : kept.propose(some);
+  const scores = (some) => some[0] === "auto" ? chooseParts(kept, some[1]).scores : kept.propose(some);
   const found = thresholds.map((some) => suppress(scores(some), grids[0], size));
   return Object.fromEntries(found.map((labels, i) => [i, labels]));
 };
@@ -88,6 +88,25 @@ def test_auto_equals_that_of_the_package(grids, usual, tmp_path):
     assert np.mean(labels != wanted) <= 0.001 and len(found.proposals) >= 3
 
 
+ALIKE = """
+import { aggregate } from "./aggregate.js";
+import { Kept } from "./merge.js";
+import { chooseParts } from "./parts.js";
+export default ({ maps, shape, anchors }) => {
+  const kept = new Kept(aggregate([maps], [shape], [1]), shape, anchors);
+  return { alike: chooseParts(kept, [0.5]).alike };
+};
+"""
+
+
+def test_what_is_seen_as_one_is_that_of_the_package(tmp_path):
+    pyramid = stripes((12, 20))
+    expected = find_parts(pyramid, MergeConfig((0.5,), 7), grids=[(12, 20)]).alike
+    given = {"maps": pyramid[0].ravel(), "shape": (12, 20), "anchors": anchor_queries((12, 20), 7).tolist()}
+    found = run_script(tmp_path, ALIKE, **given)["alike"]
+    assert np.array_equal(np.unique(found, return_inverse=True)[1], expected)
+
+
 AGGREGATE = """
 import { aggregate } from "./aggregate.js";
 export default ({ maps, bad }) => {
@@ -130,8 +149,9 @@ def test_a_picture_is_resized_as_the_runtime_does_it(size, most, tmp_path):
 FILES = """
 import { Labels, coco, coloursOf, outline, painter } from "./labels.js";
 import { encodePng } from "./png.js";
-export default async ({ raw, inside, size, palette, least }) => {
-  const labels = new Labels(raw, inside, size, least), row = new Int32Array(labels.width), all = [];
+export default async ({ raw, inside, size, palette, least, numbers, shape }) => {
+  const labels = new Labels(raw, inside, size, least, numbers && { numbers, shape });
+  const row = new Int32Array(labels.width), all = [];
   for (let y = 0; y < labels.height; y++) all.push(...labels.row(y, row));
   const colours = coloursOf(labels, palette), next = painter(labels, colours), four = painter(labels, colours, 4);
   const painted = [], shown = [];
@@ -198,6 +218,11 @@ def test_pieces_are_those_of_the_package(segments, size, least, tmp_path):
     wanted, owner = Refinement(min_area=least, pieces="split").split(fitted)
     assert np.array_equal(found["labels"].reshape(size), wanted)
     assert found["areas"] == np.bincount(wanted.ravel()).tolist() and (len(owner) > 8 or segments < 4)
+    alike = rng.integers(0, 2, (8, 12)).repeat(1 + (segments < 4))[:96].reshape(8, 12)
+    given = {"raw": raw, "inside": raw.shape, "size": size, "palette": palette_of(), "least": least}
+    found = run_script(tmp_path, FILES, **given, numbers=alike.astype(np.int32), shape=alike.shape)
+    wanted, owner = Refinement(min_area=least, pieces="split").split(fitted, alike=alike)
+    assert np.array_equal(found["labels"].reshape(size), wanted)
 
 
 def test_coco_is_that_of_the_package(tmp_path):

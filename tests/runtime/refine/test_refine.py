@@ -9,7 +9,8 @@ import pytest
 from skimage import data
 
 from runtime import DiffSegError, Segmenter
-from runtime.refine.absorb import absorb, cells_of, connected_regions
+from runtime.outputs.measure import connected_regions
+from runtime.refine.absorb import absorb, cells_of
 from runtime.refine.refinement import LARGEST, LEAST_PIECE, Refinement, split_refine
 from runtime.refine.registry import REFINEMENTS, Step
 from runtime.refine.snap import EPSILON, snap
@@ -130,6 +131,16 @@ def test_pieces_become_segments():
     assert len(Refinement(pieces="split", min_area=101).split(labels)[1]) == 2
     with pytest.raises(ValueError, match="pieces: expected keep or split, found 'some'"):
         Refinement(pieces="some")
+
+
+def test_pieces_that_are_seen_as_one_stay_one():
+    """A square in front of a ground with three bands of another segment, of which two are seen as one."""
+    labels = np.zeros((40, 60), np.int32)
+    labels[:, 10:20] = labels[:, 30:40] = labels[:, 50:] = 2
+    alike = np.broadcast_to(np.repeat([0, 1, 0, 2, 0, 1], 2), (8, 12))
+    found, owner = Refinement(pieces="split").split(labels, alike=alike)
+    assert found[0, 5::10].tolist() == [0, 1, 0, 2, 0, 1] and owner.tolist() == [0, 2, 2]
+    assert len(Refinement(pieces="split").split(labels)[1]) == 6
 
 
 @pytest.mark.parametrize("size", [(90, 70), (11, 100), (12, 16), (1, 1), (5, 3)], ids=str)
