@@ -71,10 +71,11 @@ class Evaluator:
         size = truths[0].shape
         cropped = bool(data.protocol.crop)
         shown = resize_bilinear(frame, *size) if cropped else frame
+        alike = None
         if variant.method in classical.METHODS:
             labels = classical.METHODS[variant.method](shown)
         else:
-            labels = self._segment(variant, frame, truths, cropped)
+            labels, alike = self._segment(variant, frame, truths, cropped)
         if data.protocol.background:
             labels = join_background(labels, truths[0], len(data.protocol.classes))
         if variant.engine is not None and (variant.refine or variant.min_area or variant.pieces):
@@ -83,15 +84,16 @@ class Evaluator:
                 split_refine(variant.refine or "none")[1], variant.min_area or 0, variant.pieces or "keep"
             )
             labels = refinement(labels, shown, (finest.height, finest.width))
-            if pieces := refinement.split(labels):
+            if pieces := refinement.split(labels, alike=alike):
                 labels = pieces[0]
         return labels
 
     def _segment(
         self, variant: Variant, frame: NDArray[np.uint8], truths: Sequence[NDArray[np.int32]], cropped: bool
-    ) -> NDArray[np.int32]:
-        """The labels that an engine's output gives, int32 of the truth's size."""
+    ) -> tuple[NDArray[np.int32], NDArray[np.intp] | None]:
+        """The labels that an engine's output gives, int32 of the truth's size, and `runtime.result.Merged.alike`."""
         assert variant.engine is not None
+        alike = None
         size = truths[0].shape
         spec = self.engine(variant.engine).spec
         target = size if cropped else (spec.height, spec.width)
@@ -100,14 +102,15 @@ class Evaluator:
         elif HEADS[spec.head].route == "features":
             labels = _cut(variant, spec, self._pyramid(variant.engine, frame, cropped)[0], target)
         elif variant.method == "diffseg":
-            labels = _merge(variant, spec, self._pyramid(variant.engine, frame, cropped, bool(variant.flip)), target)
+            pyramid = self._pyramid(variant.engine, frame, cropped, bool(variant.flip))
+            labels, alike = _merge(variant, spec, pyramid, target)
         else:
             maps = _aggregate(variant, spec, self._pyramid(variant.engine, frame, cropped))
             centres = cluster(maps, CONSTANT_CLUSTERS if variant.method == "kmeans-c" else regions(truths))
             labels = suppress(centres, _shapes(spec)["grids"][0], target)
         if labels.shape != size:
             labels = np.asarray(cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT), np.int32)
-        return labels
+        return labels, alike
 
     def _pyramid(self, path: str, frame: NDArray[np.uint8], plain: bool, flip: bool = False) -> list[NDArray[Any]]:
         if self._frame is not frame:
@@ -146,26 +149,30 @@ def _aggregate(variant: Variant, spec: EngineSpec, pyramid: list[NDArray[Any]]) 
     return aggregate_attention(pyramid, weights=weights, **_shapes(spec))
 
 
-def _merge(variant: Variant, spec: EngineSpec, pyramid: list[NDArray[Any]], size: tuple[int, int]) -> NDArray[np.int32]:
-    """DiffSeg's labels int32 [H, W], not renumbered."""
+def _merge(
+    variant: Variant, spec: EngineSpec, pyramid: list[NDArray[Any]], size: tuple[int, int]
+) -> tuple[NDArray[np.int32], NDArray[np.intp] | None]:
+    """DiffSeg's labels int32 [H, W], not renumbered, and `runtime.result.Merged.alike`."""
     assert variant.thresholds is not None and variant.grid is not None
     shapes = _shapes(spec)
-    if variant.flip and looks_right(pyramid[0], shapes["grids"][0]):  # as `runtime.routes.host.HostRoute` turns it
-        upright = replace(variant, flip=None)
+    shape = shapes["grids"][0]
+    if variant.flip and looks_right(pyramid[0], shape):  # as `runtime.routes.host.HostRoute` turns it
         turned = mirror_output(pyramid, shapes["grids"])
-        return np.ascontiguousarray(_merge(upright, spec, turned, size)[:, ::-1])
+        labels, alike = _merge(replace(variant, flip=None), spec, turned, size)
+        return np.ascontiguousarray(labels[:, ::-1]), None if alike is None else alike[:, ::-1]
     if variant.similarity == "js":
         maps = _aggregate(variant, spec, pyramid)
-        proposals = merge_jensen_shannon(maps, shapes["grids"][0], variant.grid, variant.thresholds)
-        return suppress(proposals, shapes["grids"][0], size)
+        proposals = merge_jensen_shannon(maps, shape, variant.grid, variant.thresholds)
+        return suppress(proposals, shape, size), None
     weights = parse_weights(variant.weights or "proportional", spec)
     solver = split_refine(variant.refine or "none", variant.solver)[0]
     config = MergeConfig(variant.thresholds, variant.grid, weights, solver, variant.tau, variant.alpha)
     if variant.auto:
         from runtime.merge.parts import find_parts
 
-        return suppress(find_parts(pyramid, config, **shapes).scores, shapes["grids"][0], size)
-    return segment_attention(pyramid, config, size=size, **shapes)
+        found = find_parts(pyramid, config, **shapes)
+        return suppress(found.scores, shape, size), None if found.alike is None else found.alike.reshape(shape)
+    return segment_attention(pyramid, config, size=size, **shapes), None
 
 
 def _cut(variant: Variant, spec: EngineSpec, features: NDArray[Any], size: tuple[int, int]) -> NDArray[np.int32]:
