@@ -58,7 +58,7 @@ def settle_options(
     alpha: float | None = None,
     refine: str = "none",
     min_area: float = 0,
-    pieces: str = "split",
+    pieces: str = "unlike",
     auto: bool = False,
 ) -> tuple[MergeConfig, Refinement, bool]:
     """Options of `Segmenter.open` as parameters of the merge, a refinement, and whether segments are chosen by "auto".

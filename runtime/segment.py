@@ -90,8 +90,11 @@ def main(
     ] = 0,
     pieces: Annotated[
         str,
-        typer.Option(metavar="split|keep", help="Pieces of a segment that do not touch become segments, or stay one."),
-    ] = "split",
+        typer.Option(
+            metavar="unlike|split|keep",
+            help="Pieces that do not touch become segments: those unlike the others, all, or none.",
+        ),
+    ] = "unlike",
     flip: Annotated[
         bool,
         typer.Option(

@@ -98,7 +98,7 @@ class Segmenter:
         alpha: float | None = None,
         refine: str = "none",
         min_area: float = 0,
-        pieces: str = "split",
+        pieces: str = "unlike",
         flip: bool = False,
         word_threshold: float | None = None,
         merge_words: bool = False,
@@ -124,9 +124,9 @@ class Segmenter:
             refine: "kmeans" (the solver), "snap" (borders move to edges of the frame), or both with a comma.
             min_area: regions below this share of the frame, or from 1 this many pixels, go to their neighbours.
             pieces: "split": places that do not touch are segments of their own, and those below `min_area`, or 0.4 % of
-                the frame, go to their neighbours; with the threshold "auto", pieces whose mean maps are alike stay one.
-                "keep": they stay one segment, of whatever size. Levels of a hierarchy, and objects of a clip that have
-                identities, always keep theirs.
+                the frame, go to their neighbours; "unlike": the same, but with the threshold "auto" pieces that the
+                network sees as one, because their mean maps are alike, stay one segment; "keep": all stay one segment,
+                of whatever size. Levels of a hierarchy, and objects of a clip that have identities, always keep theirs.
             flip: the network also sees the frame's mirror image, left and right exchanged, for twice its time; maps are
                 means of both, and a frame and its mirror image get the same segments. Not for the heads labels and
                 features.

@@ -71,7 +71,7 @@ def main(
     solver: Annotated[str | None, typer.Option(metavar="NAME", help="As of diffseg segment.")] = None,
     refine: Annotated[str, typer.Option(metavar="WORDS", help="As of diffseg segment.")] = "none",
     min_area: Annotated[float, typer.Option(metavar="A", help="As of diffseg segment.")] = 0,
-    pieces: Annotated[str, typer.Option(metavar="split|keep", help="As of diffseg segment.")] = "split",
+    pieces: Annotated[str, typer.Option(metavar="unlike|split|keep", help="As of diffseg segment.")] = "unlike",
     flip: Annotated[bool, typer.Option("--flip", help="As of diffseg segment.")] = False,
     device: Annotated[
         str | None, typer.Option(metavar="auto|cpu|cuda", help="Of the workers; with GPUs cuda, else auto.")

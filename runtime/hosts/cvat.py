@@ -51,7 +51,7 @@ def create(
     threshold: float | None = None,
     refine: str = "none",
     min_area: float = 0,
-    pieces: str = "split",
+    pieces: str = "unlike",
     label: str = "segment",
 ) -> SegmentFunction:
     """What CVAT calls with the options `-p NAME=TYPE:VALUE`; they are those of the command line.

@@ -223,7 +223,7 @@ def main(
     threshold: Annotated[float | None, typer.Option(help="KL threshold; the engine's own if left out.")] = None,
     refine: Annotated[str, typer.Option(help="As of diffseg segment.")] = "none",
     min_area: Annotated[float, typer.Option(help="As of diffseg segment.")] = 0,
-    pieces: Annotated[str, typer.Option(help="As of diffseg segment.")] = "split",
+    pieces: Annotated[str, typer.Option(help="As of diffseg segment.")] = "unlike",
     label: Annotated[str, typer.Option(help="The brush's label to use; its first one if it has none of that name.")] = (
         "segment"
     ),

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from runtime.pyramid.weights import Shape
 
 LARGEST = 2048 * 2048  # pixels; a larger frame is refined at this size, which bounds time and memory
-PIECES = ("keep", "split")
+PIECES = ("keep", "split", "unlike")
 SAMPLES = 2  # per token and axis, that say which tokens a piece consists of
 LEAST_PIECE = 0.004  # share of the frame that a piece has at least, to be a segment of its own: so 250 fit a byte
 
@@ -37,7 +37,7 @@ class Refinement:
     Attributes:
         names: of refinements that the registry knows. They are applied in the registry's order.
         min_area: see `absorb`; below 1 a share of the frame, from 1 pixels, 0 for nothing.
-        pieces: "keep", or "split": see `split`.
+        pieces: "keep", "split" or "unlike": see `split`.
 
     Raises:
         ValueError: if a name or the word for pieces is unknown, or `min_area` is neither a share nor whole pixels.
@@ -60,7 +60,7 @@ class Refinement:
             )
 
         if self.pieces not in PIECES:
-            raise ValueError(f"pieces: expected {' or '.join(PIECES)}, found {self.pieces!r}; choose one of them")
+            raise ValueError(f"pieces: expected one of {', '.join(PIECES)}, found {self.pieces!r}; choose one of them")
 
     def __call__(self, labels: NDArray[np.int32], frame: NDArray[np.uint8], tokens: Shape) -> NDArray[np.int32]:
         """Refine labels.
@@ -91,8 +91,8 @@ class Refinement:
     ) -> tuple[NDArray[np.int32], NDArray[np.intp]] | None:
         """Make every connected piece of a segment a segment of its own; None where pieces are kept.
 
-        Pieces below `min_area`, or 0.4 % of a view where it is 0, go to their neighbours first. Pieces that the network
-        sees as one stay one segment.
+        Pieces below `min_area`, or 0.4 % of a view where it is 0, go to their neighbours first. With "unlike", pieces
+        that the network sees as one stay one segment.
 
         Args:
             labels: int32 [H, W], not negative, refined.
@@ -109,7 +109,7 @@ class Refinement:
         cells, heights, widths = cells_of(labels)
         regions, owner = connected_regions(absorb(cells, least, heights, widths))
         whole = np.repeat(np.repeat(regions, widths, axis=1), heights, axis=0)
-        if alike is None:
+        if alike is None or self.pieces == "split":
             return whole, np.asarray(owner, np.intp)
         numbers = _as_one(whole, owner, alike)
         return relabel(whole, numbers), np.asarray(owner, np.intp)[np.unique(numbers, return_index=True)[1]]

@@ -47,7 +47,7 @@ def main(
     ] = None,
     refine: Annotated[str, typer.Option(metavar="WORDS", help="Where a request names none.")] = "none",
     min_area: Annotated[float, typer.Option(metavar="A", help="Where a request names none.")] = 0,
-    pieces: Annotated[str, typer.Option(metavar="split|keep", help="Where a request names none.")] = "split",
+    pieces: Annotated[str, typer.Option(metavar="unlike|split|keep", help="Where a request names none.")] = "unlike",
     flip: Annotated[bool, typer.Option("--flip", help="As of diffseg segment, for every request.")] = False,
     queue: Annotated[
         int, typer.Option(min=1, metavar="N", help="Frames inside at once; further ones are answered with 503.")

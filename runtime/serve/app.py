@@ -45,7 +45,10 @@ PICTURE = {
 FORM = Query(None, description="; ".join(f"{form.name}: {form.help}" for form in FORMS))
 THRESHOLD = Query(None, description="KL threshold, one for each iteration with commas, or auto. Higher merges more.")
 REFINE = Query(None, description="As of the command line: snap, pamr, kmeans, or none.")
-PIECES = Query(None, description="split: what does not touch is a segment of its own; keep: it stays one segment.")
+PIECES = Query(
+    None,
+    description="Are parts that do not touch segments of their own? unlike: if they are unlike the rest; split; keep: no.",
+)
 MIN_AREA = Query(None, description="Smaller regions go to their neighbours: a share of the picture, or pixels from 1.")
 
 

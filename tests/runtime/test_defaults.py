@@ -62,15 +62,17 @@ def frame():
 
 
 def test_a_photograph_gets_the_engines_default(opened, frame):
-    usual, asked = opened(), opened(thresholds="auto", pieces="split")
+    usual, asked = opened(), opened(thresholds="auto", pieces="unlike")
     assert usual.stages.route.auto and not usual.stages.asked and asked.stages.asked
     assert np.array_equal(usual(frame).labels, asked(frame).labels)
     (mapped,) = usual.map([frame])
     assert np.array_equal(mapped.labels, asked(frame).labels)
     settings = usual.stages.settings()
-    assert settings == asked.stages.settings() and (settings["auto"], settings["pieces"]) == (True, "split")
+    assert settings == asked.stages.settings() and (settings["auto"], settings["pieces"]) == (True, "unlike")
     labels = usual(frame).labels
-    assert labels[16, 16] != labels[48, 48]  # two objects that are alike
+    assert labels[16, 16] == labels[48, 48]  # two objects that the network sees as one
+    apart = opened(pieces="split")(frame).labels
+    assert apart[16, 16] != apart[48, 48]
 
 
 @pytest.mark.parametrize(
@@ -106,7 +108,7 @@ def test_identities_keep_their_pieces_and_a_warm_start_has_thresholds(opened, fr
 
 def test_tiles_have_fixed_thresholds(opened, frame):
     tiled = in_tiles(opened().stages, (2, 2))
-    assert not tiled.route.auto and tiled.refinement.pieces == "split" and not tiled.clone().route.auto
+    assert not tiled.route.auto and tiled.refinement.pieces == "unlike" and not tiled.clone().route.auto
     assert in_tiles(opened(thresholds="auto").stages, (2, 2)).route.auto
     labels = opened()(frame, tiles=(1, 1)).labels
     assert np.array_equal(labels, opened(thresholds=0.5)(frame, tiles=(1, 1)).labels)
@@ -159,6 +161,6 @@ def test_a_request_of_a_service_may_ask_for_what_auto_cannot(opened):
     ):
         stages = service.options(options)
         assert (stages.route.auto, stages.asked) == (auto, asked)
-        assert stages.refinement.pieces == (options.pieces or "split")
+        assert stages.refinement.pieces == (options.pieces or "unlike")
     with pytest.raises(DiffSegError, match="pieces: expected keep or split, found 'some'"):
         service.options(desk.Options(pieces="some"))

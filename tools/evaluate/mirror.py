@@ -40,7 +40,7 @@ def mirror(
     backend: Annotated[str | None, typer.Option(help="onnxruntime or openvino.")] = None,
     threshold: Annotated[str | None, typer.Option(help="KL threshold, or auto; default: the engine's own.")] = None,
     refine: Annotated[str | None, typer.Option(help="As of diffseg segment.")] = None,
-    pieces: Annotated[str | None, typer.Option(metavar="split|keep", help="As of diffseg segment.")] = None,
+    pieces: Annotated[str | None, typer.Option(metavar="unlike|split|keep", help="As of diffseg segment.")] = None,
     flip: Annotated[bool, typer.Option("--flip", help="As of diffseg segment.")] = False,
     at_most: Annotated[float | None, typer.Option(help="Exit 1 where a larger share changes, such as 0.08.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of text.")] = False,

@@ -68,7 +68,7 @@ def scenes(
         str | None, typer.Option(help="KL threshold, one per iteration, or auto; default: the engine's own.")
     ] = None,
     refine: Annotated[str, typer.Option(help="As of diffseg segment.")] = "none",
-    pieces: Annotated[str, typer.Option(help="As of diffseg segment.")] = "split",
+    pieces: Annotated[str, typer.Option(help="As of diffseg segment.")] = "unlike",
     worst: Annotated[Path | None, typer.Option(help="Write DiffSeg's six worst scenes as a picture (.png).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout instead of a table.")] = False,
 ) -> None:

@@ -86,7 +86,7 @@ def settle(method: str, engine: str, spec: EngineSpec, protocol: Protocol, wish:
     plain = wish.threshold is None and wish.iterations is None and wish.similarity == "kl" and solver == DEFAULT
     auto = wish.threshold == "auto" or (spec.auto and plain)
     # The protocols of papers compare what a merge gives; they alone have a crop.
-    pieces = wish.pieces or ("keep" if protocol.crop else "split")
+    pieces = wish.pieces or ("keep" if protocol.crop else "unlike")
     refine = None if wish.refine in (None, "none") else wish.refine
     if wish.similarity == "js" and (auto or solver != DEFAULT):
         raise DiffSegError(

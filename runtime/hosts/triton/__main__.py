@@ -45,7 +45,7 @@ def main(
     min_area: Annotated[float, typer.Option(metavar="A", help="As of diffseg segment; backend python.")] = 0,
     pieces: Annotated[
         str | None,
-        typer.Option(metavar="split|keep", help="As of diffseg segment; backend python, where the default is split."),
+        typer.Option(metavar="unlike|split|keep", help="As of diffseg segment; backend python; default: unlike."),
     ] = None,
     threads: Annotated[
         int | None, typer.Option(metavar="N", help="Of an instance's network on a CPU; all if left out.")

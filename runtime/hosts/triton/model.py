@@ -63,7 +63,7 @@ class Model:
                 thresholds=thresholds_of(told.get("threshold")),
                 refine=told.get("refine", "none"),
                 min_area=float(told.get("min_area", 0)),
-                pieces=told.get("pieces", "split"),
+                pieces=told.get("pieces", "unlike"),
                 options={"threads": int(told["threads"]) if "threads" in told else None},
             )
         except (DiffSegError, ValueError) as error:

@@ -136,7 +136,7 @@ def _read(path: Path, wish: Wish) -> tuple[EngineSpec, MergeConfig, Refinement]:
         "thresholds": thresholds_of(wish.threshold),
         "refine": wish.refine,
         "min_area": wish.min_area,
-        "pieces": wish.pieces or "split",
+        "pieces": wish.pieces or "unlike",
     }
     if path.suffix.lower() != ".plan" or not path.is_file():
         options = {"threads": wish.threads}
@@ -162,8 +162,8 @@ def _backend(path: Path, spec: EngineSpec, wish: Wish) -> str:
         cannot = f"it is a plan of {FLAVOURS[spec.plan.flavour]}"
     elif spec.plan is None and spec.precision == "bf16":
         cannot = "ONNX Runtime runs no bf16 engine"
-    elif wish.refine != "none" or wish.min_area or wish.pieces == "split" or wish.threshold == "auto":
-        cannot = "--refine, --min-area, --pieces split and --threshold auto need the runtime"
+    elif wish.refine != "none" or wish.min_area or wish.pieces in ("split", "unlike") or wish.threshold == "auto":
+        cannot = "--refine, --min-area, --pieces split or unlike, and --threshold auto need the runtime"
     if wish.backend == "python" or (wish.backend == "auto" and cannot):
         return "python"
     if wish.backend not in ("auto", own):

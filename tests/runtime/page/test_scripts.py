@@ -221,7 +221,7 @@ def test_pieces_are_those_of_the_package(segments, size, least, tmp_path):
     alike = rng.integers(0, 2, (8, 12)).repeat(1 + (segments < 4))[:96].reshape(8, 12)
     given = {"raw": raw, "inside": raw.shape, "size": size, "palette": palette_of(), "least": least}
     found = run_script(tmp_path, FILES, **given, numbers=alike.astype(np.int32), shape=alike.shape)
-    wanted, owner = Refinement(min_area=least, pieces="split").split(fitted, alike=alike)
+    wanted, owner = Refinement(min_area=least, pieces="unlike").split(fitted, alike=alike)
     assert np.array_equal(found["labels"].reshape(size), wanted)
 
 

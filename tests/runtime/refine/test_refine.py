@@ -129,7 +129,7 @@ def test_pieces_become_segments():
     assert np.array_equal(found, expected) and owner.tolist() == [0, 3, 3]
     assert len(Refinement(pieces="split", min_area=1).split(labels)[1]) == 4
     assert len(Refinement(pieces="split", min_area=101).split(labels)[1]) == 2
-    with pytest.raises(ValueError, match="pieces: expected keep or split, found 'some'"):
+    with pytest.raises(ValueError, match="pieces: expected one of keep, split, unlike, found 'some'"):
         Refinement(pieces="some")
 
 
@@ -138,9 +138,10 @@ def test_pieces_that_are_seen_as_one_stay_one():
     labels = np.zeros((40, 60), np.int32)
     labels[:, 10:20] = labels[:, 30:40] = labels[:, 50:] = 2
     alike = np.broadcast_to(np.repeat([0, 1, 0, 2, 0, 1], 2), (8, 12))
-    found, owner = Refinement(pieces="split").split(labels, alike=alike)
+    found, owner = Refinement(pieces="unlike").split(labels, alike=alike)
     assert found[0, 5::10].tolist() == [0, 1, 0, 2, 0, 1] and owner.tolist() == [0, 2, 2]
-    assert len(Refinement(pieces="split").split(labels)[1]) == 6
+    assert len(Refinement(pieces="split").split(labels, alike=alike)[1]) == 6
+    assert len(Refinement(pieces="unlike").split(labels)[1]) == 6
 
 
 @pytest.mark.parametrize("size", [(90, 70), (11, 100), (12, 16), (1, 1), (5, 3)], ids=str)

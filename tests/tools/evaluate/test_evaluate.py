@@ -96,12 +96,12 @@ def test_defaults_are_those_of_the_paper_or_of_the_product():
     classes, regions = Protocol("some", ("cat", "dog"), crop=512), Protocol("others", ("cat", "dog"))
     for spec, protocol, wish, wanted in (
         (diffusion, classes, Wish(), (None, None)),
-        (diffusion, regions, Wish(), (None, "split")),
-        (tiny, regions, Wish(), (True, "split")),
+        (diffusion, regions, Wish(), (None, "unlike")),
+        (tiny, regions, Wish(), (True, "unlike")),
         (tiny, regions, Wish(threshold="0.5", pieces="keep"), (None, None)),
-        (tiny, regions, Wish(iterations=2), (None, "split")),
-        (tiny, regions, Wish(similarity="js"), (None, "split")),
-        (tiny, regions, Wish(solver="kcut"), (None, "split")),
+        (tiny, regions, Wish(iterations=2), (None, "unlike")),
+        (tiny, regions, Wish(similarity="js"), (None, "unlike")),
+        (tiny, regions, Wish(solver="kcut"), (None, "unlike")),
         (tiny, classes, Wish(pieces="split"), (True, "split")),
     ):
         variant = settle("diffseg", "e", spec, protocol, wish)

@@ -94,7 +94,7 @@ def test_it_opens_what_the_configuration_says(model):
     model.load(engine="a.plan", kind="GPU", threshold="0.5,0.4,0.3", refine="snap", min_area="0.01", threads="2")
     assert model.asked == {
         **{"path": "/models/m/1/a.plan", "device": "cuda:2", "backend": None, "thresholds": (0.5, 0.4, 0.3)},
-        **{"refine": "snap", "min_area": 0.01, "pieces": "split", "options": {"threads": 2}},
+        **{"refine": "snap", "min_area": 0.01, "pieces": "unlike", "options": {"threads": 2}},
     }
     model.load(engine="a.onnx", threshold="auto", pieces="keep")
     assert model.asked["pieces"] == "keep"

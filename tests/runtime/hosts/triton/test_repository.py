@@ -279,7 +279,7 @@ BAD = {
     "refine": (
         lambda folder: write_labels_engine(folder / "a.onnx"),
         ["--backend", "onnxruntime", "--refine", "snap"],
-        "--refine, --min-area, --pieces split and --threshold auto need the runtime",
+        "--refine, --min-area, --pieces split or unlike, and --threshold auto need the runtime",
     ),
     "own thresholds": (
         lambda folder: write_plan(folder, head="labels", types=TYPES),
