@@ -16,6 +16,8 @@ from pathlib import Path
 
 from runtime.errors import DiffSegError
 
+# What reading JSON raises that is damaged, or of another form than expected.
+DAMAGE = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 MOST_TEXT = 16 << 20  # bytes of a sidecar; the largest that are written have some kilobytes
 ABANDONED = 7 * 86400  # seconds without a change after which another machine's temporary file is nobody's
 _PART = re.compile(r"\.([0-9a-f]{8})-(\d+)-(\d+)-[0-9a-f]{16}\.part")

@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from runtime.errors import DiffSegError, NoMoreSpace
-from runtime.files import OWN_JSON, part_path
+from runtime.files import DAMAGE, OWN_JSON, part_path
 from runtime.outputs.failures import explain
 from runtime.outputs.sinks import refuse_foreign
 
@@ -36,8 +36,6 @@ except ImportError:  # Windows: lines are still added whole, but nothing is comp
 
 INDEX = "resume.jsonl"  # what `--resume` goes by: see `runtime.stream.resume`
 MOST_LINE = 64 << 20  # bytes; memory for a longer one is not asked for
-# What a line is found to be damaged by: no JSON, or JSON of another form.
-DAMAGE = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 Check = Callable[[dict[str, Any]], object]
 
 

@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any
 
 from runtime.errors import DiffSegError
-from runtime.files import OWN_JSON, part_path
+from runtime.files import DAMAGE, OWN_JSON, part_path
 from runtime.outputs.categories import FIRST, Union, categories
 from runtime.outputs.failures import explain
-from runtime.outputs.journal import DAMAGE, Journal, Lines, entries, scan
+from runtime.outputs.journal import Journal, Lines, entries, scan
 from runtime.outputs.sinks import Sink, refuse_foreign
 
 if TYPE_CHECKING:

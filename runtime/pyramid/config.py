@@ -12,6 +12,7 @@ import numpy as np
 from runtime.errors import DiffSegError
 from runtime.pyramid.weights import Weighting, as_weights
 
+LEAST = 1e-30  # of a threshold, and 1 / LEAST the most: float32 holds 2·n times as much
 MOST_TAU = 2.0  # no cut has a larger value
 MOST_ALPHA = 1000.0  # above it next to every affinity is 0
 MOST_ITERATIONS = 100  # far beyond the iteration after which nothing merges any more
@@ -49,10 +50,10 @@ class MergeConfig:
             thresholds = () if words else tuple(float(threshold) for threshold in self.thresholds)
         except (TypeError, ValueError, OverflowError):
             thresholds = ()
-        if not thresholds or not all(np.isfinite(threshold) and threshold > 0 for threshold in thresholds):
+        if not thresholds or not all(LEAST <= threshold <= 1 / LEAST for threshold in thresholds):
             raise ValueError(
-                "thresholds: expected one finite number above 0 per iteration and at least one, found "
-                f"{self.thresholds!r}; give for example (1.1, 1.1, 1.1)"
+                f"thresholds: expected one finite number above 0 ({LEAST} to {1 / LEAST:.0e}) per iteration and at least "
+                f"one, found {self.thresholds!r}; give for example (1.1, 1.1, 1.1)"
             )
         if isinstance(self.grid, bool) or not isinstance(self.grid, (int, np.integer)) or self.grid < 2:
             raise ValueError(

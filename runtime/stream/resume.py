@@ -13,9 +13,10 @@ from functools import cached_property
 from typing import IO, TYPE_CHECKING, Any
 
 from runtime.errors import DiffSegError
+from runtime.files import DAMAGE
 from runtime.frames.still import Still
 from runtime.merge.threads import usable_cores
-from runtime.outputs.journal import DAMAGE, INDEX, Journal, entries, key_of, scan
+from runtime.outputs.journal import INDEX, Journal, entries, key_of, scan
 from runtime.outputs.registry import listings
 from runtime.outputs.sinks import Sink
 from runtime.stream.contents import HashedStill, content_of

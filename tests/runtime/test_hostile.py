@@ -26,6 +26,7 @@ from runtime.frames.container import ContainerClip
 from runtime.frames.find import find_sources
 from runtime.frames.source import OpenOptions, Source
 from runtime.frames.video import open_video
+from runtime.pyramid.config import MergeConfig
 from runtime.pyramid.weights import resolution_ratios
 from runtime.segment import app
 from runtime.segmenter import Segmenter
@@ -378,6 +379,13 @@ def test_numbers_that_take_for_ever(folder, stand_in, option, value):
     write_clip(folder / "a.avi", 2, codec="mpeg4")
     result = run("a.avi", option, value)
     assert result.exit_code == 2 and option in complaints(result)[0]
+
+
+@pytest.mark.parametrize("value", [1e-320, 1e-31, 1e39, 1e308])
+def test_thresholds_that_float32_does_not_hold(value):
+    """The smallest were 0 / 0, which gave one segment."""
+    with pytest.raises(ValueError, match=r"thresholds: expected .* above 0 .*1e-30 to 1e\+30"):
+        MergeConfig((value, 1.0, 1.0))
 
 
 def test_weights_whose_sum_is_infinite():
