@@ -52,8 +52,8 @@ class MergeConfig:
             thresholds = ()
         if not thresholds or not all(LEAST <= threshold <= 1 / LEAST for threshold in thresholds):
             raise ValueError(
-                f"thresholds: expected one finite number above 0 ({LEAST} to {1 / LEAST:.0e}) per iteration and at least "
-                f"one, found {self.thresholds!r}; give for example (1.1, 1.1, 1.1)"
+                f"thresholds: expected one finite number above 0 ({LEAST} to {1 / LEAST:.0e}) per iteration and "
+                f"at least one, found {self.thresholds!r}; give for example (1.1, 1.1, 1.1)"
             )
         if isinstance(self.grid, bool) or not isinstance(self.grid, (int, np.integer)) or self.grid < 2:
             raise ValueError(
