@@ -352,20 +352,21 @@ def test_text_format(protobuf):
     assert (found.name, found.max_batch_size, list(found.input[0].dims)) == (text, 3, [1, -1])
 
 
-@pytest.mark.parametrize("backend", ["python", "onnxruntime"])
 @pytest.mark.parametrize(
-    "weights", ["model.py", "openvino.PY", "libtriton_onnxruntime.so", "./model.onnx", "sub/x.so.1"]
+    ("backend", "weights"),
+    [
+        *(("python", name) for name in ("model.py", "openvino.PY", "sub/x.so.1")),
+        *(("onnxruntime", name) for name in ("./model.onnx", "libtriton_onnxruntime.so")),
+    ],
 )
 def test_weights_are_no_program_and_no_other_file(tmp_path, backend, weights):
     (tmp_path / "sub").mkdir()
-    engine = write_labels_engine(tmp_path / ("model.onnx" if backend == "python" else "e.onnx"), weights="weights")
-    content = engine.read_bytes()
+    engine = write_labels_engine(tmp_path / "e.onnx", weights="weights")
     model = onnx.load(engine, load_external_data=False)
     (entry,) = (each for each in model.graph.initializer[1].external_data if each.key == "location")
     entry.value = weights
-    (tmp_path / "weights").rename(tmp_path / weights) if weights != "./model.onnx" or backend != "python" else None
     engine.write_bytes(model.SerializeToString())
-    assert engine.read_bytes() != content
+    (tmp_path / "weights").rename(tmp_path / weights)
     asked = [str(engine), "--output", str(tmp_path / "models"), "--backend", backend, "--pieces", "keep"]
     done = CliRunner().invoke(app, asked)
     assert done.exit_code == 1 and "would take for another file or for a program" in done.output, done.output
