@@ -232,7 +232,7 @@ def _copy_engine(path: Path, target: Path, taken: set[str]) -> None:
         if str(Path(name)).lower() in map(str.lower, taken) or _CODE & {*name.lower().split(".")}:
             raise DiffSegError(
                 f"{path.name} has weights in {name[:200]!r}, which Triton would take for another file or for a "
-                "program; do not use this engine unless you know who made it, or export it again with 'python -m export'"
+                "program; do not use this engine unless you know who made it, or export it again"
             )
         weights.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path.parent / name, weights)
