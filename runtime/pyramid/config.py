@@ -50,11 +50,7 @@ class MergeConfig:
             thresholds = () if words else tuple(float(threshold) for threshold in self.thresholds)
         except (TypeError, ValueError, OverflowError):
             thresholds = ()
-        if not thresholds or not all(LEAST <= threshold <= 1 / LEAST for threshold in thresholds):
-            raise ValueError(
-                f"thresholds: expected one finite number above 0 ({LEAST} to {1 / LEAST:.0e}) per iteration and "
-                f"at least one, found {shown(self.thresholds)}; give for example (1.1, 1.1, 1.1)"
-            )
+        check_thresholds(thresholds, self.thresholds)
         if isinstance(self.grid, bool) or not isinstance(self.grid, (int, np.integer)) or self.grid < 2:
             raise ValueError(
                 f"grid: expected a whole number of anchors per axis, at least 2, found {shown(self.grid)}; "
@@ -86,6 +82,17 @@ def as_config(config: MergeConfig | None) -> MergeConfig:
     if not isinstance(config, MergeConfig | None):
         raise ValueError(f"config: expected a MergeConfig or None, found {shown(config)}")
     return config or MergeConfig()
+
+
+def check_thresholds(thresholds: tuple[float, ...], found: object) -> None:
+    """Raise ValueError unless these are what a merge can take. `found`: what they were read from."""
+    if not thresholds or not all(LEAST <= threshold <= 1 / LEAST for threshold in thresholds):
+        raise ValueError(
+            f"thresholds: expected one finite number above 0 ({LEAST} to {1 / LEAST:.0e}) per iteration and at least "
+            f"one, found {shown(found)}; give for example (1.1, 1.1, 1.1)"
+        )
+    if len(thresholds) > MOST_ITERATIONS:
+        raise ValueError(f"thresholds: expected at most {MOST_ITERATIONS}, found {len(thresholds)}; give fewer")
 
 
 def every_iteration(thresholds: Any, iterations: int | None, default: tuple[float, ...]) -> tuple[float, ...]:
