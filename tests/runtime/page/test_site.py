@@ -116,7 +116,7 @@ def test_an_older_site_is_replaced_and_what_others_added_stays(tarball, quick, t
     assert not list(folder.rglob("*.part"))
 
 
-@pytest.mark.parametrize("files", [3, None, {}, [["x"], 3, None], "page", ["\0", "", ".", "page", "/etc/nothing"]])
+@pytest.mark.parametrize("files", [3, [["x"], 3, None, "\0", "", ".", "page", "/etc/nothing"]])
 def test_a_damaged_list_of_an_older_site_harms_nobody(tarball, quick, tmp_path, files):
     folder = tmp_path / "site"
     folder.mkdir()
