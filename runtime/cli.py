@@ -1,10 +1,9 @@
 """The command `diffseg NAME ...`: a table of programs, each of which runs as `python -m MODULE` would run it."""
 
-import runpy
 import sys
 from typing import NamedTuple
 
-from runtime.terminal import PROGRAM, USAGE_ERROR, complain, missing_packages_named, version_line
+from runtime.starting import signals_end_at_once
 
 
 class Command(NamedTuple):
@@ -29,6 +28,11 @@ COMMANDS = {
 
 def main() -> None:
     """Run the program that the first argument names, with the arguments that follow it. Ends the process."""
+    signals_end_at_once()  # before anything else is imported
+    import runpy
+
+    from runtime.terminal import PROGRAM, USAGE_ERROR, complain, missing_packages_named, version_line
+
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("--help", "-h"):
         print(usage())
@@ -48,6 +52,8 @@ def main() -> None:
 
 def usage() -> str:
     """What `diffseg --help` prints."""
+    from runtime.terminal import PROGRAM
+
     width = max(map(len, COMMANDS))
     rows = (
         f'  {name:{width}}  {command.about} Needs: pip install "{PROGRAM}[{command.extra}]"'

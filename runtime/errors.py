@@ -36,6 +36,11 @@ def one_line(text: str) -> str:
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in line)
 
 
+def shown(found: object) -> str:
+    """What an error found, in one line: an array of several rows has several."""
+    return one_line(repr(found))
+
+
 def as_one_line(error: Exception, name: str) -> DiffSegError:
     """An error of one input as a DiffSegError that names the input; the others go on.
 

@@ -16,6 +16,8 @@ from pathlib import Path
 
 from runtime.errors import DiffSegError
 
+# What reading JSON raises that is damaged, or of another form than expected.
+DAMAGE = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 MOST_TEXT = 16 << 20  # bytes of a sidecar; the largest that are written have some kilobytes
 ABANDONED = 7 * 86400  # seconds without a change after which another machine's temporary file is nobody's
 _PART = re.compile(r"\.([0-9a-f]{8})-(\d+)-(\d+)-[0-9a-f]{16}\.part")
@@ -28,9 +30,8 @@ def read_small_text(path: Path, *, most: int = MOST_TEXT) -> str:
     Raises DiffSegError when it cannot be read. Never waits, as for a FIFO, and reads no more than that.
     """
     try:
-        number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        with open(number, "rb") as file:  # noqa: PTH123 - a descriptor
-            if not stat.S_ISREG(os.fstat(number).st_mode):
+        with open(path, "rb", opener=_open_at_once) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise DiffSegError(f"cannot read {path}: expected a regular file, found a folder, pipe or device")
             data = file.read(most + 1)
         if len(data) > most:
@@ -38,6 +39,10 @@ def read_small_text(path: Path, *, most: int = MOST_TEXT) -> str:
         return data.decode()
     except (OSError, ValueError) as error:
         raise DiffSegError(f"cannot read {path}: {error}") from None
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def part_path(path: Path) -> Path:

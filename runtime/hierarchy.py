@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from runtime.errors import DiffSegError
+from runtime.errors import DiffSegError, shown
 from runtime.labels import count_pixels
 from runtime.merge.grouping import STEPS, as_sweep, group_proposals
 from runtime.stages import Clock
@@ -49,7 +49,7 @@ class Hierarchy:
     def labels(self, level: int) -> NDArray[np.int32]:
         """int32 [H, W], 0 … counts[level]−1. Level 0 is the finest. Raises IndexError where there is no such level."""
         if isinstance(level, bool) or not isinstance(level, (int, np.integer)):
-            raise IndexError(f"expected a level, which is a whole number, found {level!r}")
+            raise IndexError(f"expected a level, which is a whole number, found {shown(level)}")
         if not -self.levels <= level < self.levels:
             raise IndexError(f"expected a level from 0 to {self.levels - 1}, found {level}")
         return np.asarray(self.groups[level][self.finest])

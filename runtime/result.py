@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from runtime.errors import DiffSegError
+from runtime.errors import DiffSegError, shown
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -68,7 +68,7 @@ class Result:
     def mask(self, index: int) -> NDArray[np.bool_]:
         """bool [H, W]: the pixels of a segment, given by its label. Raises IndexError for an unknown label."""
         if isinstance(index, bool) or not isinstance(index, (int, np.integer)):
-            raise IndexError(f"expected a label, which is a whole number, found {index!r}")
+            raise IndexError(f"expected a label, which is a whole number, found {shown(index)}")
         if self.identities is not None and index not in self.identities:
             raise IndexError(f"expected an identity in sight, one of {self.identities.tolist()}, found {index}")
         if self.identities is None and not 0 <= index < self.count:

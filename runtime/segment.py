@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from runtime.starting import signals_end_at_once
+
+    signals_end_at_once()
+
 import os
 from pathlib import Path
 from typing import Annotated

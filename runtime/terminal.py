@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, BinaryIO, cast
@@ -18,8 +18,9 @@ from typing import Annotated, Any, BinaryIO, cast
 import typer
 
 from runtime.errors import DiffSegError, UsageError, one_line
+from runtime.starting import INTERRUPTED, end_at_once, signals_end_at_once
 
-FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
+FAILED, USAGE_ERROR = 1, 2
 PROGRAM = "diffseg"
 
 # Package, by the name it is imported by → the project's extras that install it.
@@ -207,15 +208,6 @@ def _handled(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _end_at_once(number: int, frame: FrameType | None) -> None:
-    """End the process without an exception: one that is raised in the middle of an import is lost, or locks it."""
-    with suppress(OSError, RuntimeError, ValueError):
-        sys.stdout.flush()
-    with suppress(OSError):
-        os.write(2, b"error: interrupted before the first input\n")
-    os._exit(INTERRUPTED)
-
-
 def run(app: typer.Typer, name: str, extra: str | None = None, *, writes_late: bool = False) -> None:
     """Run a command line, and end the process.
 
@@ -224,9 +216,12 @@ def run(app: typer.Typer, name: str, extra: str | None = None, *, writes_late: b
     `interruptions_raised`; before that both end the process at once.
     """
     open_closed_descriptors()
-    signal.signal(signal.SIGTERM, _end_at_once if writes_late else signal.default_int_handler)
-    if writes_late and signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a background job ignores it
-        signal.signal(signal.SIGINT, _end_at_once)
+    if writes_late:
+        signals_end_at_once()
+    else:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        if signal.getsignal(signal.SIGINT) is end_at_once:  # so far
+            signal.signal(signal.SIGINT, signal.default_int_handler)
     started_as = sys.argv[0]
     with errors_end_the_process(extra):
         app(prog_name=started_as if started_as.startswith(f"{PROGRAM} ") else name)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from runtime.errors import DiffSegError
+from runtime.errors import DiffSegError, shown
 from runtime.labels import count_pixels, pieces
 
 if TYPE_CHECKING:
@@ -41,9 +41,9 @@ class Naming:
     def __post_init__(self) -> None:
         number = isinstance(self.threshold, (int, float)) and not isinstance(self.threshold, bool)
         if not number or not 0 <= self.threshold <= 1:  # NaN too
-            raise DiffSegError(f"word_threshold: expected a share from 0 to 1, found {self.threshold!r}")
+            raise DiffSegError(f"word_threshold: expected a share from 0 to 1, found {shown(self.threshold)}")
         if not isinstance(self.join, bool):
-            raise DiffSegError(f"merge_words: expected True or False, found {self.join!r}")
+            raise DiffSegError(f"merge_words: expected True or False, found {shown(self.join)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ class Names:
     def _row(self, label: int) -> int:
         row = int(np.searchsorted(self.labels, label))
         if row == len(self.labels) or self.labels[row] != label:
-            raise KeyError(f"expected the label of a segment, found {label!r}")
+            raise KeyError(f"expected the label of a segment, found {shown(label)}")
         return row
 
 

@@ -34,7 +34,7 @@ RUNTIME = (
     ("gpu",),
     ("frames",),
     ("terminal", "files", "labels", "children"),
-    ("errors",),
+    ("errors", "starting"),
 )
 EXPORT = (
     ("__main__",),
@@ -108,7 +108,7 @@ def only_re_exports(tree):
         if isinstance(node, ast.Assign):
             names = {target.id for target in node.targets if isinstance(target, ast.Name)}
             plain = (ast.List, ast.Dict, ast.Constant, ast.Load)
-            known = names <= {"__all__", "__version__", "_HOME"}
+            known = names <= {"__all__", "__version__", "_HOME", "TYPE_CHECKING"}
             return known and all(isinstance(part, plain) for part in ast.walk(node.value))
         if isinstance(node, ast.Expr):
             return isinstance(node.value, ast.Constant)

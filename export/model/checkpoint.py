@@ -8,6 +8,7 @@ from pathlib import Path
 
 from export.model.families import SD, SDXL, SUPPORTED
 from runtime.errors import DiffSegError
+from runtime.files import DAMAGE
 
 AGAIN = "the download may have stopped halfway, download it again"
 
@@ -31,7 +32,7 @@ def read_header(path: Path) -> dict[str, list[int]]:
             shapes = {name: list(entry["shape"]) for name, entry in tensors.items()}
     except OSError as error:
         raise DiffSegError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, struct.error):
+    except (*DAMAGE, struct.error):
         raise DiffSegError(
             f"{path} is not a .safetensors file; expected a diffusers folder, a hub id, or an original Stable "
             "Diffusion checkpoint in that format"

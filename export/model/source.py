@@ -141,7 +141,7 @@ def read_config(location: str, name: str, revision: str | None) -> dict[str, Any
             f"{location} has no {name}; expected a diffusers pipeline folder (model_index.json, unet/, vae/, "
             f"text_encoder/, tokenizer/); if it was one, {AGAIN}"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DiffSegError(f"{path} is not JSON ({error}); {AGAIN}") from None
     if not isinstance(found, dict):
         raise DiffSegError(f"{path} contains a {type(found).__name__}; expected a JSON object; {AGAIN}")

@@ -19,7 +19,7 @@ from runtime.bulk.inputs import PARQUET, PICTURES, Columns, Entry, count_rows, r
 from runtime.bulk.places import Place
 from runtime.bulk.unique import Unique
 from runtime.errors import DiffSegError
-from runtime.files import OWN_JSON
+from runtime.files import DAMAGE, OWN_JSON
 
 try:
     import fcntl
@@ -135,6 +135,8 @@ def read_job(output: Place) -> Job | None:
     try:
         found = json.loads(place.read())
         clips = found["clips"]
+        if not isinstance(found["asked"], dict) or not isinstance(found["made"], dict):
+            raise ValueError
         return Job(
             asked=found["asked"],
             kind=found["kind"],
@@ -148,7 +150,7 @@ def read_job(output: Place) -> Job | None:
             made=found["made"],
             seals=tuple(found["seals"]),
         )
-    except (ValueError, KeyError, TypeError):
+    except DAMAGE:
         raise DiffSegError(
             f"{place.name}: expected the manifest of a job, found a damaged file; choose another --output"
         ) from None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from runtime.errors import DiffSegError
+from runtime.files import DAMAGE
 from runtime.result import Result
 
 if TYPE_CHECKING:
@@ -124,5 +125,5 @@ def about_shard(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any] | None
     try:
         found = json.loads((metadata or {})[METADATA])
         return found if isinstance(found, dict) else None
-    except (KeyError, ValueError):
+    except DAMAGE:
         return None

@@ -289,6 +289,9 @@ def _checked(data: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
     found["thresholds"] = tuple(
         checked.number("thresholds", t) for t in checked.items("thresholds", found["thresholds"])
     )
+    from runtime.pyramid.config import check_thresholds  # which imports NumPy
+
+    check_thresholds(found["thresholds"], found["thresholds"])
     if found["head"] not in HEADS:
         raise ValueError(f"head: expected {' or '.join(HEADS)}, found {found['head']!r}")
     if found.get("input", DEFAULT_INPUT.name) not in FRAME_INPUTS:
@@ -296,8 +299,8 @@ def _checked(data: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
     missing = [name for name in HEADS[found["head"]].needs if found.get(name) is None]
     if missing:
         raise ValueError(f"{missing[0]}: expected a number, which the head {found['head']} needs, found none")
-    if not found["levels"] or not found["thresholds"]:
-        raise ValueError(f"{len(found['levels'])} levels, {len(found['thresholds'])} thresholds")
+    if not found["levels"]:
+        raise ValueError("levels: expected one or more, found none")
     weights = found.get("weights", "")
     if isinstance(weights, str):
         checked.text("weights", weights)

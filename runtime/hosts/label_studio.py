@@ -35,6 +35,10 @@ SECONDS = 30  # to wait for a picture
 _LENGTHS = (3, 4, 8, 16)  # bits in which the brush format may tell the length of a run
 
 
+class NoSuchPath(DiffSegError):
+    """A request for what this backend does not have."""
+
+
 class Backend:
     """Predictions of a Segmenter, one at a time.
 
@@ -50,7 +54,7 @@ class Backend:
         self._alone = threading.Lock()
 
     def answer(self, method: str, path: str, body: Any) -> dict[str, Any]:
-        """The answer to a request; `body` is its JSON. Raises DiffSegError where it is invalid."""
+        """The answer to a request; `body` is its JSON. Raises DiffSegError where it is invalid; NoSuchPath."""
         where = urlsplit(path).path.rstrip("/") or "/health"
         if method == "GET" and where == "/health":
             return {"status": "UP", "model_class": "DiffSeg"}
@@ -60,7 +64,7 @@ class Backend:
             return {}
         if method == "POST" and where == "/predict":
             return self.predict(body)
-        raise LookupError(f"expected /health, /setup or /predict, found {method} {where}")
+        raise NoSuchPath(f"expected /health, /setup or /predict, found {method} {where}")
 
     def predict(self, body: Any) -> dict[str, Any]:
         """`tasks` and `label_config` → `results`, one for each task. Raises DiffSegError where they are invalid."""
@@ -130,7 +134,7 @@ class Backend:
             if parts.scheme in ("http", "https"):
                 request = urllib.request.Request(address)
                 if self._token and self._host and address.startswith(f"{self._host}/"):
-                    request.add_header("Authorization", f"Token {self._token}")
+                    request.add_unredirected_header("Authorization", f"Token {self._token}")
                 with urllib.request.urlopen(request, timeout=SECONDS) as answer:
                     data: bytes = answer.read(MOST_BYTES + 1)
                 if len(data) <= MOST_BYTES:
@@ -174,6 +178,8 @@ def server(backend: Backend, host: str, port: int) -> ThreadingHTTPServer:
     """A server that answers with a backend, not yet started. Raises OSError where the port is taken."""
 
     class Handler(BaseHTTPRequestHandler):
+        timeout = SECONDS  # of a client that sends nothing, or does not read
+
         def do_GET(self) -> None:
             self._answer("GET", None)
 
@@ -183,7 +189,7 @@ def server(backend: Backend, host: str, port: int) -> ThreadingHTTPServer:
                 if not 0 <= length <= MOST_BYTES:
                     raise ValueError
                 body = json.loads(self.rfile.read(length) or b"null")
-            except ValueError:
+            except (ValueError, RecursionError):
                 self.close_connection = True
                 self._send(400, {"error": f"expected JSON of at most {MOST_BYTES >> 20} MB"})
                 return
@@ -192,8 +198,8 @@ def server(backend: Backend, host: str, port: int) -> ThreadingHTTPServer:
         def _answer(self, method: str, body: Any) -> None:
             try:
                 self._send(200, backend.answer(method, self.path, body))
-            except LookupError as error:
-                self._send(404, {"error": str(error).strip("'")})
+            except NoSuchPath as error:
+                self._send(404, {"error": str(error)})
             except DiffSegError as error:
                 self._send(400, {"error": str(error)})
             except Exception as error:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from runtime.errors import shown
 from runtime.merge.divergence import divergences
 from runtime.merge.threads import one_thread
 
@@ -76,7 +77,7 @@ def as_sweep(thresholds: Iterable[float]) -> tuple[float, ...]:
         values = []
     if not values or not all(0 < value < float("inf") for value in values):
         raise ValueError(
-            f"thresholds: expected finite numbers above 0, one per level, found {thresholds!r}; give for example "
+            f"thresholds: expected finite numbers above 0, one per level, found {shown(thresholds)}; give for example "
             "(0.5, 1.0, 2.0)"
         )
     return tuple(values)

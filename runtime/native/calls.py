@@ -6,6 +6,8 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from runtime.errors import shown
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -51,7 +53,7 @@ def device_number(device: str) -> int:
     """N of "cuda:N", 0 of "cuda". Raises ValueError for anything else."""
     name, colon, number = device.partition(":") if isinstance(device, str) else ("", "", "")
     if name != "cuda" or (colon and not number.isdecimal()):
-        raise ValueError(f"device: expected 'cpu', 'cuda' or 'cuda:N', found {device!r}; choose one of them")
+        raise ValueError(f"device: expected 'cpu', 'cuda' or 'cuda:N', found {shown(device)}; choose one of them")
     return int(number or 0)
 
 

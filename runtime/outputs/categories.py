@@ -35,9 +35,19 @@ class Union:
         return tuple(self._numbers)[1:]
 
     def renumber(self, words: Iterable[str], segments: Iterable[dict[str, Any]]) -> None:
-        """Give a picture's segments the common numbers, in place: `category_id` is that of the picture's own words."""
+        """Give a picture's segments the common numbers, in place: `category_id` is that of the picture's own words.
+
+        Raises ValueError or TypeError where they are no texts, or there is no such word.
+        """
         own = (UNNAMED, *words)
+        if isinstance(words, str) or not all(isinstance(name, str) for name in own):
+            raise TypeError(f"expected words, found {words!r}")
         common = [self._numbers.setdefault(name, FIRST + len(self._numbers)) for name in own]
         for segment in segments:
+            if not isinstance(segment, dict):
+                raise TypeError(f"expected an object, found {segment!r}")
             if "category_id" in segment:
-                segment["category_id"] = common[segment["category_id"] - FIRST]
+                number = segment["category_id"]
+                if type(number) is not int or not 0 <= number - FIRST < len(common):
+                    raise ValueError(f"category_id: expected {FIRST} to {len(common)}, found {number!r}")
+                segment["category_id"] = common[number - FIRST]

@@ -8,7 +8,7 @@ import numpy as np
 
 from runtime.errors import DiffSegError
 from runtime.outputs.categories import FIRST, categories, category_of
-from runtime.outputs.listing import Listing, ListSink
+from runtime.outputs.listing import Listing, ListSink, images_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -69,7 +69,7 @@ def dataset(labels: NDArray[np.int32], name: str = "", names: Names | None = Non
     """The whole data set of one picture, as `pycocotools.coco.COCO.dataset` has it."""
     entry = {"name": name, "size": list(labels.shape), "annotations": describe(labels, names)}
     numbers = iter(range(1, len(entry["annotations"]) + 1))
-    return {"images": list(_images(entry, 1, numbers)), "annotations": list(_annotations(entry, 1, numbers))} | {
+    return {"images": list(images_of(entry, 1, numbers)), "annotations": list(_annotations(entry, 1, numbers))} | {
         "categories": categories(() if names is None else names.words, CATEGORY)
     }
 
@@ -94,11 +94,6 @@ def _entry(target: Target, labels: NDArray[np.int32], names: Names | None) -> di
     return {"name": target.name, "size": list(labels.shape), "annotations": describe(labels, names)}
 
 
-def _images(entry: dict[str, Any], number: int, numbers: Iterator[int]) -> Iterable[dict[str, Any]]:
-    height, width = entry["size"]
-    yield {"id": number, "file_name": entry["name"], "height": height, "width": width}
-
-
 def _annotations(entry: dict[str, Any], number: int, numbers: Iterator[int]) -> Iterable[dict[str, Any]]:
     for annotation in entry["annotations"]:
         yield {"id": next(numbers), "image_id": number, "category_id": FIRST, **annotation}
@@ -110,4 +105,6 @@ def _restored(name: str, size: list[int], annotations: list[dict[str, Any]]) -> 
     return {"name": name, "size": size, "annotations": found}
 
 
-LISTING = Listing("instances", {"images": _images, "annotations": _annotations}, {}, _restored, "annotations", CATEGORY)
+LISTING = Listing(
+    "instances", {"images": images_of, "annotations": _annotations}, {}, _restored, "annotations", CATEGORY
+)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import cv2
 import numpy as np
 
+from runtime.errors import shown
 from runtime.outputs.lettering import write_names
 from runtime.outputs.palette import palette
 
@@ -102,7 +103,7 @@ def draw_overlay(
     """
     for name, given, form in (("frame", frame, "uint8 [H, W, 3]"), ("labels", labels, "integers [H, W]")):
         if not isinstance(given, np.ndarray):
-            raise ValueError(f"{name}: expected {form}, found {given!r}")
+            raise ValueError(f"{name}: expected {form}, found {shown(given)}")
     if frame.shape[:2] != labels.shape:
         raise ValueError(f"labels: expected the frame's size {list(frame.shape[:2])}, found {list(labels.shape)}")
     if not 0 <= opacity <= 1:

@@ -13,12 +13,13 @@ import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from runtime.errors import NoMoreSpace
-from runtime.files import OWN_JSON, part_path
+from runtime.errors import DiffSegError, NoMoreSpace
+from runtime.files import DAMAGE, OWN_JSON, part_path
 from runtime.outputs.failures import explain
 from runtime.outputs.sinks import refuse_foreign
 
@@ -34,14 +35,17 @@ except ImportError:  # Windows: lines are still added whole, but nothing is comp
 
 
 INDEX = "resume.jsonl"  # what `--resume` goes by: see `runtime.stream.resume`
+MOST_LINE = 64 << 20  # bytes; memory for a longer one is not asked for
+Check = Callable[[dict[str, Any]], object]
 
 
 @dataclass(frozen=True, slots=True)
 class Journal:
-    """One such file. `kept`: what messages say of a line that could not be added."""
+    """One such file. `kept`: what messages say of a line that could not be added. `check`: see `scan`."""
 
     path: Path
     kept: str
+    check: Check | None = None
 
     def begin(self) -> None:
         """Raise DiffSegError where a file of that name is not this program's."""
@@ -49,7 +53,11 @@ class Journal:
             refuse_foreign(self.path)
 
     def add(self, line: bytes) -> None:
-        """Add a line, which ends with a newline. Raises DiffSegError where it cannot be written whole."""
+        """Add a line, which ends with a newline, or several. Raises DiffSegError where it cannot be written whole."""
+        if max(map(len, line.splitlines()), default=0) >= MOST_LINE:
+            raise DiffSegError(
+                f"{self.path}: expected a line of less than {MOST_LINE >> 20} MB, found more; {self.kept}"
+            )
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with _alone(self.path) as (file, _):
@@ -74,7 +82,7 @@ class Journal:
                 with _alone(self.path) as (_, locked), self.path.open("rb") as reader, part.open("wb") as out:
                     if not locked:
                         return
-                    lines = scan(reader)
+                    lines = scan(reader, self.check)
                     kept = list(chosen(lines))
                     if len(kept) == len(lines.targets) and not lines.useless:
                         return
@@ -144,23 +152,31 @@ class Lines:
         return first, len(self.targets) - 1 - behind
 
 
-def scan(file: IO[bytes]) -> Lines:
-    """Find the lines of a journal that is open to be read."""
+def scan(file: IO[bytes], check: Check | None = None) -> Lines:
+    """Find the lines of a journal that is open to be read.
+
+    `check`: raises one of DAMAGE for a line that is not to count; it may change what it gets.
+    """
     targets, names, states, offsets = array("Q"), array("Q"), array("Q"), array("Q")
     useless = False
     offset = file.seek(0)
-    for line in file:
+    whole = True
+    for line in iter(partial(file.readline, MOST_LINE), b""):
+        begins, whole = whole, line.endswith(b"\n")
         try:
-            entry = json.loads(line)
+            entry = json.loads(line if begins and len(line) < MOST_LINE else b"")
             target, name = entry["target"], entry.get("name", "")
             # Its target has the suffix only where there are others of its stem.
             same = target in (name, name.rpartition(".")[0])
             keys = key_of(target), key_of(name if same else target)
+            state = key_of(f"{entry.get('input')} {entry.get('made')}")
+            if check is not None:
+                check(entry)
             targets.append(keys[0])
             names.append(keys[1])
-            states.append(key_of(f"{entry.get('input')} {entry.get('made')}"))
+            states.append(state)
             offsets.append(offset)
-        except (ValueError, KeyError, TypeError, AttributeError):  # cut by a kill or a full disk, or the first line
+        except DAMAGE:  # cut by a kill or a full disk, or the first line
             useless |= bool(offset) and bool(line.strip())
         offset += len(line)
     one, two, three, four = (np.frombuffer(numbers, np.uint64) for numbers in (targets, names, states, offsets))

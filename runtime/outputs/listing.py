@@ -7,6 +7,7 @@ end of every run, also of one that was interrupted; after a kill the next run do
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 import json
 import os
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any
 
 from runtime.errors import DiffSegError
-from runtime.files import OWN_JSON, part_path
+from runtime.files import DAMAGE, OWN_JSON, part_path
 from runtime.outputs.categories import FIRST, Union, categories
 from runtime.outputs.failures import explain
 from runtime.outputs.journal import Journal, Lines, entries, scan
@@ -84,7 +85,7 @@ class Listing:
         """`runtime.outputs.journal.key_of` every target that is listed."""
         try:
             with self.journal(folder).open("rb") as file:
-                return scan(file).listed()
+                return scan(file, self._check).listed()
         except OSError:
             return frozenset()
 
@@ -107,6 +108,8 @@ class Listing:
                 # Another program may have added lines meanwhile.
                 if os.path.samestat(seen, now) and seen.st_size == now.st_size:
                     break
+        except (RecursionError, MemoryError):
+            raise self._damaged(journal) from None
         except OSError as error:
             kept = f"{journal.name} is whole, and the next run assembles the file from it"
             raise explain(path, error, kept) from None
@@ -133,13 +136,11 @@ class Listing:
                 found = {**({"words": words} if words else {}), **self.restored(name, size, parts[image["id"]])}
                 # The target has the suffix where there are others of its stem.
                 entries[image["id"]] = {"target": stem if stem and stems[stem] == 1 else name, **found}
+                self._check(copy.deepcopy(entries[image["id"]]))
         except OSError as error:
             raise DiffSegError(f"{path}: cannot be read ({error.strerror})") from None
-        except (ValueError, LookupError, TypeError):
-            raise DiffSegError(
-                f"{path}: expected the pictures of earlier runs, found a damaged file without its journal "
-                f"{self.journal(folder).name}; move it away, or choose another --output"
-            ) from None
+        except (*DAMAGE, MemoryError):
+            raise self._damaged(path, f" without its journal {self.journal(folder).name}") from None
         lines = [json.dumps(entry, separators=(",", ":")).encode() + b"\n" for entry in entries.values()]
         if lines:
             self.add(folder, b"".join(lines))
@@ -155,10 +156,24 @@ class Listing:
             return False
 
     def _lines(self, folder: Path) -> Journal:
-        return Journal(self.journal(folder), "this picture is not listed")
+        return Journal(self.journal(folder), "this picture is not listed", self._check)
+
+    def _check(self, entry: dict[str, Any]) -> None:
+        """Raise one of DAMAGE where nothing can be assembled from a line, whose categories it changes."""
+        if self.segments is not None:
+            Union().renumber(entry.get("words", ()), entry[self.segments])
+        for section in self.sections.values():
+            for _ in section(entry, 1, itertools.count(1)):
+                pass
+
+    def _damaged(self, path: Path, more: str = "") -> DiffSegError:
+        return DiffSegError(
+            f"{path}: expected the pictures of earlier runs, found a damaged file{more}; move it away, or choose "
+            "another --output"
+        )
 
     def _assemble(self, journal: IO[bytes], part: Path) -> None:
-        counting = scan(journal).counting()
+        counting = scan(journal, self._check).counting()
         union = Union()
         with part.open("wb") as out:
             out.write(b'{"info": ' + json.dumps(OWN_JSON | {"description": "segments of DiffSeg"}).encode())
@@ -179,6 +194,15 @@ class Listing:
             for key, value in rest.items():
                 out.write(b',\n"%s": %s' % (key.encode(), json.dumps(value).encode()))
             out.write(_END)
+
+
+def images_of(entry: dict[str, Any], number: int, numbers: Iterator[int]) -> Iterable[dict[str, Any]]:
+    """The section "images" of COCO. Raises one of DAMAGE where the entry is of another form."""
+    height, width = entry["size"]
+    name = entry["name"]
+    if not isinstance(name, str) or not type(height) is type(width) is int or min(height, width) < 1:
+        raise ValueError(f"expected a name and a size, found {name!r} and {entry['size']!r}")
+    yield {"id": number, "file_name": name, "height": height, "width": width}
 
 
 class ListSink(Sink):

@@ -132,7 +132,10 @@ class VideoSink(Sink):
             self._packets += 1
 
     def _open(self, width: int, height: int) -> None:
+        from runtime.outputs.audio import AudioCopy, Silence
+
         av = _av()
+        self._audio: AudioCopy | Silence = Silence()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._container = av.open(
@@ -159,9 +162,13 @@ class VideoSink(Sink):
         stream.codec_context.gop_size = max(1, min(250, round(self._rate)))
         if self._form.aspect != 1:
             stream.codec_context.sample_aspect_ratio = self._form.aspect
-        from runtime.outputs.audio import AudioCopy, Silence
-
-        self._audio: AudioCopy | Silence = Silence()
+        try:
+            stream.codec_context.open(strict=False)
+        except av.FFmpegError as error:
+            why = error.strerror if max(width, height) <= 16384 else "x264: sides of up to 16384"
+            what = f"{self.path}: the encoder takes no frames of {width}x{height} pixels ({why})"
+            self._broken = True
+            raise DiffSegError(f"{what}; make the clip smaller, or leave out its movies: --save labels") from None
         if self._form.audio:
             source, origin = self._form.audio
             try:

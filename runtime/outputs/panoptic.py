@@ -11,7 +11,7 @@ import numpy as np
 from runtime.files import OWN_JSON, part_path
 from runtime.outputs.categories import FIRST, categories, category_of
 from runtime.outputs.failures import explain
-from runtime.outputs.listing import Listing, ListSink
+from runtime.outputs.listing import Listing, ListSink, images_of
 from runtime.outputs.measure import measure
 from runtime.outputs.png import encode_png, write_encoded
 from runtime.outputs.sinks import FrameFolder, refuse_foreign
@@ -127,7 +127,7 @@ class PanopticClip(FrameFolder):
                 out.write('\n],\n"images": [')
                 for index, number in enumerate(self._numbers):
                     entry = {"name": f"{self._name}/{number:06d}.jpg", "size": self._size}
-                    (image,) = _images(entry, number + 1, iter(()))
+                    (image,) = images_of(entry, number + 1, iter(()))
                     out.write(f"{',' if index else ''}\n{json.dumps(image)}")
                 out.write(f'\n],\n"categories": {json.dumps(categories(self._words, CATEGORY))}\n}}\n')
             self._part.replace(self._json)
@@ -172,11 +172,6 @@ def _entry(target: Target, labels: NDArray[np.int32], names: Names | None) -> di
     return {"name": target.name, "png": png, "size": list(labels.shape), "segments_info": segments}
 
 
-def _images(entry: dict[str, Any], number: int, numbers: Iterator[int]) -> Iterable[dict[str, Any]]:
-    height, width = entry["size"]
-    yield {"id": number, "file_name": entry["name"], "height": height, "width": width}
-
-
 def _annotations(entry: dict[str, Any], number: int, numbers: Iterator[int]) -> Iterable[dict[str, Any]]:
     yield {"image_id": number, "file_name": entry["png"], "segments_info": entry["segments_info"]}
 
@@ -192,5 +187,5 @@ def _restored(name: str, size: list[int], annotations: list[dict[str, Any]]) -> 
 
 
 LISTING = Listing(
-    "panoptic", {"images": _images, "annotations": _annotations}, {}, _restored, "segments_info", CATEGORY
+    "panoptic", {"images": images_of, "annotations": _annotations}, {}, _restored, "segments_info", CATEGORY
 )

@@ -16,7 +16,7 @@ from runtime.engine.external import external_data
 from runtime.engine.inputs import DEFAULT_INPUT
 from runtime.engine.registry import EMBEDDED_NAME, open_engine
 from runtime.errors import DiffSegError
-from runtime.files import OWN_JSON, is_own_output, write_atomically
+from runtime.files import DAMAGE, OWN_JSON, is_own_output, read_small_text, write_atomically
 from runtime.merge.registry import DEFAULT
 from runtime.options import default_config
 from runtime.page.package import NAME, VERSION, files_of
@@ -35,7 +35,7 @@ HEAD = '<meta charset="utf-8">'
 POLICY = "default-src 'self'; img-src 'self' blob: data:; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self' blob:"
 SCRIPT, WASM = "ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"
 MOST_ENGINE = 512 << 20  # bytes; a tab of a telephone may have no more memory
-NOT_LOADED = ("LICENSE", "NOTICE", "ThirdPartyNotices", "sample.jpg")  # before the first picture is segmented
+NOT_LOADED = ("LICENSE", "NOTICE.txt", "ThirdPartyNotices.txt", "sample.jpg")  # before the first picture is segmented
 
 
 class Load(NamedTuple):
@@ -63,6 +63,8 @@ def read_engine(path: Path | None) -> Source:
         raise DiffSegError(f"{path.name}: a browser runs ONNX engines alone; {possible}")
     engine = open_engine(path, "cpu", "onnxruntime", threads=1)
     spec, name = engine.spec, engine.path.name
+    if not name.isprintable():  # also what is no UTF-8, which no address can have
+        raise DiffSegError(f"{name}: expected a name that the address of a file can have; rename it")
     usable = replace(spec, head="attention", precision="fp32", batch=1, input=DEFAULT_INPUT.name, solver=DEFAULT)
     remedy = rebuild_command(usable, "")
     if spec.head != "attention":
@@ -152,7 +154,7 @@ def site_files(engine: Source, package: bytes) -> tuple[dict[str, bytes], Load]:
         **{f"onnxruntime/{file}": (installed / file).read_bytes() for file in ("LICENSE", "ThirdPartyNotices.txt")},
         "NOTICE.txt": NOTICE.encode(),
     }
-    loaded = [data for path, data in files.items() if not any(word in path for word in NOT_LOADED)]
+    loaded = [data for path, data in files.items() if not path.endswith(NOT_LOADED)]
     load = Load(sum(map(len, loaded)), sum(len(gzip.compress(data, 6)) for data in loaded))
     about = describe(engine) | {
         "where": "It never leaves this browser. The first picture loads "
@@ -188,19 +190,41 @@ def write_site(folder: Path, files: Mapping[str, bytes]) -> None:
     """
     mark = folder / MARK
     try:
-        before = json.loads(mark.read_text(encoding="utf-8")).get("files", []) if mark.is_file() else []
+        before = _listed(mark)
+        for path in files:
+            if not _is_below(folder, path):
+                raise DiffSegError(
+                    f"--output {folder}: expected folders of the site's own, found a link at {Path(path).parent}; "
+                    "remove it, or choose another folder"
+                )
         # First, so that a folder that was interrupted is known to be ours.
         text = json.dumps({**OWN_JSON, "version": __version__, NAME: VERSION, "files": sorted({*before, *files})})
         write_atomically(mark, text.encode())
         for path, data in files.items():
             write_atomically(folder / path, data)
-        for path in set(before) - set(files):
-            if ".." not in Path(path).parts and not Path(path).is_absolute():
+        for path in before - set(files):
+            if _is_below(folder, path) and not (folder / path).is_dir():
                 (folder / path).unlink(missing_ok=True)
         write_atomically(mark, json.dumps(json.loads(text) | {"files": sorted(files)}).encode())
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DiffSegError(f"--output {folder}: cannot be written ({reason}); make room, or choose another") from None
+
+
+def _listed(mark: Path) -> set[str]:
+    """The files of the older site; none where the list is damaged: they then stay."""
+    try:
+        return {path for path in json.loads(read_small_text(mark))["files"] if isinstance(path, str)}
+    except (DiffSegError, *DAMAGE):
+        return set()
+
+
+def _is_below(folder: Path, path: str) -> bool:
+    """Whether a path of a site leads to a file in its folder, and to nothing elsewhere, as by links."""
+    inside = Path(path)
+    if "\0" in path or ".." in inside.parts or inside.is_absolute() or not inside.name:
+        return False
+    return Path(os.path.realpath(folder), inside.parent) == Path(os.path.realpath(folder / inside.parent))
 
 
 def megabytes(size: int) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from runtime.errors import shown
 from runtime.pyramid.weights import Shape, _sizes
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def check_pyramid(
         try:
             shapes = [(int(h), int(w)) for h, w in grids]
         except (TypeError, ValueError):
-            raise ValueError(f"grids: expected pairs (h, w), one per resolution, found {grids!r}") from None
+            raise ValueError(f"grids: expected pairs (h, w), one per resolution, found {shown(grids)}") from None
         if len(shapes) != len(maps):
             raise ValueError(
                 f"grids: expected {len(maps)} pairs (h, w), one per resolution, found {len(shapes)}; "
@@ -94,5 +95,5 @@ def as_size(size: Sequence[int]) -> tuple[int, int]:
     except (TypeError, ValueError, OverflowError):
         whole = False
     if not whole:
-        raise ValueError(f"size: expected (H, W), whole numbers from 1, found {size!r}; pass the frame's size")
+        raise ValueError(f"size: expected (H, W), whole numbers from 1, found {shown(size)}; pass the frame's size")
     return int(size[0]), int(size[1])

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from runtime.errors import DiffSegError
+from runtime.errors import DiffSegError, shown
 from runtime.pyramid.weights import Weighting, as_weights
 
+LEAST = 1e-30  # of a threshold, and 1 / LEAST the most: float32 holds 2·n times as much
 MOST_TAU = 2.0  # no cut has a larger value
 MOST_ALPHA = 1000.0  # above it next to every affinity is 0
 MOST_ITERATIONS = 100  # far beyond the iteration after which nothing merges any more
@@ -49,18 +50,14 @@ class MergeConfig:
             thresholds = () if words else tuple(float(threshold) for threshold in self.thresholds)
         except (TypeError, ValueError, OverflowError):
             thresholds = ()
-        if not thresholds or not all(np.isfinite(threshold) and threshold > 0 for threshold in thresholds):
-            raise ValueError(
-                "thresholds: expected one finite number above 0 per iteration and at least one, found "
-                f"{self.thresholds!r}; give for example (1.1, 1.1, 1.1)"
-            )
+        check_thresholds(thresholds, self.thresholds)
         if isinstance(self.grid, bool) or not isinstance(self.grid, (int, np.integer)) or self.grid < 2:
             raise ValueError(
-                f"grid: expected a whole number of anchors per axis, at least 2, found {self.grid!r}; "
+                f"grid: expected a whole number of anchors per axis, at least 2, found {shown(self.grid)}; "
                 "give for example 16"
             )
         if not isinstance(self.solver, str) or not self.solver:
-            raise ValueError(f"solver: expected a solver's name, found {self.solver!r}; give for example 'merge'")
+            raise ValueError(f"solver: expected a solver's name, found {shown(self.solver)}; give for example 'merge'")
         for name, most in (("tau", MOST_TAU), ("alpha", MOST_ALPHA)):
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), most)
@@ -76,15 +73,26 @@ def check_number(name: str, value: Any, most: float = np.inf) -> None:
         limit = "" if most == np.inf else f" and at most {most:g}"
         example = 0.5 if most <= MOST_TAU else 10
         raise ValueError(
-            f"{name}: expected a finite number above 0{limit}, found {value!r}; give for example {example}"
+            f"{name}: expected a finite number above 0{limit}, found {shown(value)}; give for example {example}"
         )
 
 
 def as_config(config: MergeConfig | None) -> MergeConfig:
     """The config itself; None: the defaults. Raises ValueError for anything else."""
     if not isinstance(config, MergeConfig | None):
-        raise ValueError(f"config: expected a MergeConfig or None, found {config!r}")
+        raise ValueError(f"config: expected a MergeConfig or None, found {shown(config)}")
     return config or MergeConfig()
+
+
+def check_thresholds(thresholds: tuple[float, ...], found: object) -> None:
+    """Raise ValueError unless these are what a merge can take. `found`: what they were read from."""
+    if not thresholds or not all(LEAST <= threshold <= 1 / LEAST for threshold in thresholds):
+        raise ValueError(
+            f"thresholds: expected one finite number above 0 ({LEAST} to {1 / LEAST:.0e}) per iteration and at least "
+            f"one, found {shown(found)}; give for example (1.1, 1.1, 1.1)"
+        )
+    if len(thresholds) > MOST_ITERATIONS:
+        raise ValueError(f"thresholds: expected at most {MOST_ITERATIONS}, found {len(thresholds)}; give fewer")
 
 
 def every_iteration(thresholds: Any, iterations: int | None, default: tuple[float, ...]) -> tuple[float, ...]:
@@ -98,7 +106,7 @@ def every_iteration(thresholds: Any, iterations: int | None, default: tuple[floa
     if isinstance(thresholds, Real) and not isinstance(thresholds, bool):
         return (float(thresholds),) * (iterations or len(default))
     if isinstance(thresholds, (str, bytes, bool)) or not isinstance(thresholds, Iterable):
-        raise DiffSegError(f"thresholds: expected a number, one per iteration, or 'auto', found {thresholds!r}")
+        raise DiffSegError(f"thresholds: expected a number, one per iteration, or 'auto', found {shown(thresholds)}")
     found = tuple(thresholds)
     if iterations not in (None, len(found)):
         raise DiffSegError(f"thresholds: expected one, or one for each of {iterations} iterations, found {len(found)}")

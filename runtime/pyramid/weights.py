@@ -7,6 +7,8 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from runtime.errors import shown
+
 Shape: TypeAlias = tuple[int, int]
 
 
@@ -19,7 +21,7 @@ def as_weights(weights: Any) -> Weighting:
         if weights not in ("proportional", "per-tensor"):
             raise ValueError(
                 "weights: expected 'proportional', 'per-tensor' or one number per resolution, found "
-                f"{weights!r}; choose one of them"
+                f"{shown(weights)}; choose one of them"
             )
         return weights  # type: ignore[return-value]
     try:
@@ -29,7 +31,7 @@ def as_weights(weights: Any) -> Weighting:
     if not values or not all(np.isfinite(value) and value >= 0 for value in values) or max(values) <= 0:
         raise ValueError(
             "weights: expected finite numbers that are not negative and not all 0, one per resolution, "
-            f"found {weights!r}; give for example (1, 0, 0, 0) for the finest resolution alone"
+            f"found {shown(weights)}; give for example (1, 0, 0, 0) for the finest resolution alone"
         )
     return values
 
@@ -54,7 +56,7 @@ def resolution_ratios(weights: Any, shapes: Sequence[Shape], layers: Sequence[in
         if len(counts) != len(shapes) or not all(isinstance(n, (int, np.integer)) and n >= 1 for n in counts):
             raise ValueError(
                 f"layers: weights 'per-tensor' expect {len(shapes)} numbers of layers, each at least 1, found "
-                f"{layers!r}; pass layers= as the engine's sidecar gives them, or use weights 'proportional'"
+                f"{shown(layers)}; pass layers= as the engine's sidecar gives them, or use weights 'proportional'"
             )
         values = [count * side for count, side in zip(counts, sides, strict=True)]
     else:

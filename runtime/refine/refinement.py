@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
+from runtime.errors import shown
 from runtime.labels import relabel
 from runtime.merge import registry as solvers
 from runtime.outputs.measure import connected_regions
@@ -50,17 +51,19 @@ class Refinement:
     def __post_init__(self) -> None:
         known = registry.refinement_names()
         if not isinstance(self.names, tuple) or not set(self.names) <= set(known):
-            raise ValueError(f"refine: expected names of {', '.join(known)}, found {self.names!r}; choose among them")
+            raise ValueError(
+                f"refine: expected names of {', '.join(known)}, found {shown(self.names)}; choose among them"
+            )
         area = self.min_area
         number = isinstance(area, Real) and not isinstance(area, bool)
         if not number or not 0 <= area < float("inf") or (area > 1 and area != int(area)):
             raise ValueError(
-                f"min_area: expected a share of the frame below 1, or whole pixels from 1, found {area!r}; give for "
-                "example 0.002 or 500"
+                f"min_area: expected a share of the frame below 1, or whole pixels from 1, found {shown(area)}; give "
+                "for example 0.002 or 500"
             )
 
         if self.pieces not in PIECES:
-            raise ValueError(f"pieces: expected one of {', '.join(PIECES)}, found {self.pieces!r}; choose one of them")
+            raise ValueError(f"pieces: expected one of {', '.join(PIECES)}, found {shown(self.pieces)}; choose one")
 
     def __call__(self, labels: NDArray[np.int32], frame: NDArray[np.uint8], tokens: Shape) -> NDArray[np.int32]:
         """Refine labels.

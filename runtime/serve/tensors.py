@@ -162,11 +162,15 @@ def _inputs(given: Any, binary: memoryview) -> dict[str, tuple[str, NDArray[Any]
 def _listed(name: str, data: Any, kind: str) -> NDArray[Any]:
     """Values in JSON, flat or nested. Raises Refused where they are not of the type."""
     try:
-        values = np.array(data)
-        if data == []:
+        # As objects first: NumPy would make each a text as long as the longest.
+        flat = np.array(data, object).ravel().tolist()
+        if not {int, float}.issuperset(map(type, flat)):
+            raise ValueError
+        if not flat:
             return np.empty(0, TYPES[kind])
+        values = np.array(flat)
         whole = values.dtype.kind in "iu"
-        if values.dtype.kind not in ("iu" if kind != "FP32" else "iuf") or data is None:
+        if values.dtype.kind not in ("iu" if kind != "FP32" else "iuf"):
             raise ValueError
         if whole and kind != "FP32":
             limits = np.iinfo(TYPES[kind])

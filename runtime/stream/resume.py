@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import IO, TYPE_CHECKING, Any
 
 from runtime.errors import DiffSegError
+from runtime.files import DAMAGE
 from runtime.frames.still import Still
 from runtime.merge.threads import usable_cores
 from runtime.outputs.journal import INDEX, Journal, entries, key_of, scan
@@ -186,13 +187,18 @@ class Ledger:
         offset = self._done.get(key_of(entry.target.key))
         if offset is None or self._file is None:
             return None
-        with self._reading:
-            (found,) = entries(self._file, [offset])
-        kinds = found.get("kinds")
+        try:
+            with self._reading:
+                (found,) = entries(self._file, [offset])
+            kinds = found.get("kinds")
+        except DAMAGE:  # changed meanwhile
+            return None
         whole = isinstance(kinds, dict) and all(isinstance(one, dict) for one in kinds.values())
         return found if whole and found["target"] == entry.target.key else None
 
     def _is_there(self, outputs: Mapping[str, list[int]]) -> bool:
+        if any(os.path.isabs(path) or ".." in path.split("/") for path in outputs):  # noqa: PTH117 - none of ours
+            return False
         try:
             return all(_extent(self._folder / path) == extent for path, extent in outputs.items())
         except (OSError, ValueError):  # the latter for what cannot be a path

@@ -162,5 +162,5 @@ def test_a_request_of_a_service_may_ask_for_what_auto_cannot(opened):
         stages = service.options(options)
         assert (stages.route.auto, stages.asked) == (auto, asked)
         assert stages.refinement.pieces == (options.pieces or "unlike")
-    with pytest.raises(DiffSegError, match="pieces: expected keep or split, found 'some'"):
+    with pytest.raises(DiffSegError, match="pieces: expected one of keep, split, unlike, found 'some'"):
         service.options(desk.Options(pieces="some"))

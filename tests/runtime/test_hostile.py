@@ -1,5 +1,6 @@
 """Inputs that are made to harm: each is one line, the others finish, and nothing is opened but what was named."""
 
+import contextlib
 import http.server
 import json
 import logging
@@ -26,6 +27,7 @@ from runtime.frames.container import ContainerClip
 from runtime.frames.find import find_sources
 from runtime.frames.source import OpenOptions, Source
 from runtime.frames.video import open_video
+from runtime.pyramid.config import MergeConfig
 from runtime.pyramid.weights import resolution_ratios
 from runtime.segment import app
 from runtime.segmenter import Segmenter
@@ -236,6 +238,10 @@ def test_small_texts_are_regular_files_of_a_size(tmp_path):
     for path in (tmp_path / "pipe", tmp_path / "link", Path("/dev/zero"), tmp_path):
         with pytest.raises(DiffSegError, match="cannot read"):
             read_small_text(path)
+    before = set(Path("/proc/self/fd").iterdir())
+    with contextlib.suppress(DiffSegError):
+        read_small_text(tmp_path)
+    assert set(Path("/proc/self/fd").iterdir()) == before
     with pytest.raises(DiffSegError, match="at most 1 bytes, found more"):
         read_small_text(tmp_path / "text", most=1)
     (tmp_path / "text").write_bytes(b"\xff")
@@ -249,7 +255,7 @@ HOSTILE_FIELDS = {
     "batch": [-1, 0, True, 1.5, "1", 10**30],
     "grid": [1, -5, None, 10**9],
     "timestep": [-1, 1e9],
-    "thresholds": [[], [0], [-1.0], ["1"], [1e999], [10**400], [True], None, "1.1", [0.5] * 5000],
+    "thresholds": [[], [0], [-1.0], ["1"], [1e999], [10**400], [True], None, "1.1", [0.5] * 101, [1e-320]],
     "latent_scaling": [0, -1, "1", None, True],
     "levels": [{}, [{}], [[1, 2, 3]], [{"height": -1, "width": 4, "layers": 1}], [None], "abc"],
     "blocks": [[1], "up", {}],
@@ -378,6 +384,15 @@ def test_numbers_that_take_for_ever(folder, stand_in, option, value):
     write_clip(folder / "a.avi", 2, codec="mpeg4")
     result = run("a.avi", option, value)
     assert result.exit_code == 2 and option in complaints(result)[0]
+
+
+@pytest.mark.parametrize("value", [1e-320, 1e-31, 1e39, 1e308])
+def test_thresholds_that_float32_does_not_hold(value):
+    """The smallest were 0 / 0, which gave one segment."""
+    with pytest.raises(ValueError, match=r"thresholds: expected .* above 0 .*1e-30 to 1e\+30"):
+        MergeConfig((value, 1.0, 1.0))
+    with pytest.raises(ValueError, match="thresholds: expected at most 100, found 101"):
+        MergeConfig((0.5,) * 101)
 
 
 def test_weights_whose_sum_is_infinite():

@@ -10,7 +10,24 @@ from runtime.outputs.draw import draw_overlay
 from runtime.result import Result
 from tests.runtime.clips import draw
 
-ODD = (None, "x", b"x", -1, 0, 1.5, float("nan"), float("inf"), True, [], {}, (1, 2), 10**30, object(), np.ones(2))
+ODD = (
+    None,
+    "x",
+    b"x",
+    -1,
+    0,
+    1.5,
+    float("nan"),
+    float("inf"),
+    True,
+    [],
+    {},
+    (1, 2),
+    10**30,
+    object(),
+    np.ones(2),
+    np.ones((2, 2)),
+)
 MAPS = [np.full((16, 16), 1 / 16, np.float32)]
 SMALL, PER_TENSOR = MergeConfig(grid=2), MergeConfig(grid=2, weights="per-tensor")
 HIERARCHY = Hierarchy((0.5,), (1,), np.zeros((1, 1), np.int32), np.zeros((4, 4), np.int32), {})

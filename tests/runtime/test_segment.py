@@ -289,7 +289,7 @@ def test_unwritable_output(photos):
         (["--backend", "onnxruntime", "--precision", "bf16"], ["error: --precision: onnxruntime: no such option"]),
         (["--threads", "0"], ["error: --threads: expected a whole number from 1"]),
         (["--min-area", "-1"], ["error: --min-area: expected a share of the frame"]),
-        (["--pieces", "some"], ["error: --pieces: expected keep or split, found 'some'"]),
+        (["--pieces", "some"], ["error: --pieces: expected one of keep, split, unlike, found 'some'"]),
         (["--save", "overlay,sound"], ["--save: expected some of overlay, labels"]),
         (["--save", ""], ["--save"]),
         (["--device", "npu"], ["expected auto, cpu"]),

@@ -55,3 +55,22 @@ def test_a_signal_ends_a_command_that_is_starting(number, when, printed, said):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     assert (ran.returncode, ran.stdout, ran.stderr) == (130, printed, said)
+
+
+@pytest.mark.parametrize("program", ["runpy.run_module('runtime.segment', run_name='__main__')", "cli.main()"])
+def test_a_signal_while_the_first_packages_are_imported(program):
+    begin = (
+        "import os, runpy, signal, sys\n"
+        "class Finder:\n"
+        "    def find_spec(name, *rest):\n"
+        "        if name == 'typer': os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Finder)\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from runtime import cli\n"
+        "sys.argv = ['diffseg', 'segment', 'x.png']\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(
+        [sys.executable, "-c", begin + program], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert (ran.returncode, ran.stderr) == (130, "error: interrupted before the first input\n")

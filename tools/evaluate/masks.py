@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from runtime.errors import DiffSegError
+from runtime.files import DAMAGE
 from runtime.frames.formats import is_cut_short
 from runtime.frames.silence import decoders_silenced
 from runtime.frames.source import IMAGE_SUFFIXES
@@ -107,7 +108,7 @@ def read_protocol(path: Path, variant: str | None = None) -> Protocol:
         )
     except OSError as error:
         raise DiffSegError(f"cannot read the class map {path}: {error.strerror or error}") from None
-    except (ValueError, TypeError, AttributeError, LookupError) as error:
+    except DAMAGE as error:
         raise DiffSegError(
             f"{path}: not a valid class map ({error}); expected JSON such as "
             '{"title": "mine", "classes": ["road", "sky"], "labels": {"7": 0, "23": 1, "255": -1}}'

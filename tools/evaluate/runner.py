@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from runtime.errors import DiffSegError
-from runtime.files import write_atomically
+from runtime.files import DAMAGE, write_atomically
 from tools.evaluate import metrics
 from tools.evaluate.datasets import DataSet, Sample
 from tools.evaluate.methods import Evaluator
@@ -211,7 +211,7 @@ class _Store:
                 entry = json.loads(line)
                 self.known[entry["record"]["image"]] = entry["record"]
                 self._stamps[entry["record"]["image"]] = entry["stamp"]
-            except (ValueError, KeyError, TypeError):
+            except DAMAGE:
                 continue
             whole += line
         if whole != path.read_bytes():

@@ -110,6 +110,7 @@ def sidecar_seeds() -> list[bytes]:
 def check_archive(data: bytes) -> None:
     """Label archives, as the evaluation reads them, and the journals of runs. The first byte chooses the reader."""
     from runtime.files import is_own_output
+    from runtime.outputs.coco import LISTING
     from runtime.outputs.journal import entries, scan
     from tools.evaluate.masks import _read
 
@@ -119,6 +120,10 @@ def check_archive(data: bytes) -> None:
         lines = scan(file)
         list(entries(file, lines.counting()))
         lines.undisputed()
+        with tempfile.TemporaryDirectory(dir=_memory()) as folder:
+            LISTING.journal(Path(folder)).write_bytes(data[1:])
+            LISTING.finish(Path(folder))
+            json.loads(LISTING.path(Path(folder)).read_bytes())
         return
     with tempfile.NamedTemporaryFile(suffix=suffix, dir=_memory()) as written:
         written.write(data[1:])
@@ -141,7 +146,9 @@ def archive_seeds() -> list[bytes]:
     np.save(array, labels)
     with zipfile.ZipFile(packed, "w") as archive:
         add_array(archive, "labels", labels)
-    line = json.dumps({"target": "a/b", "input": "0" * 64, "made": "1" * 64, "outputs": {"labels": [1, 2]}})
+    listed = {"name": "a/b.png", "size": [6, 8], "annotations": [{"label": 0, "category_id": 2}], "words": ["sky"]}
+    resumed = {"input": "0" * 64, "made": "1" * 64, "outputs": {"labels": [1, 2]}}
+    line = json.dumps({"target": "a/b"} | resumed | listed)
     journal = f'{{"software": "diffseg", "journal": "resume"}}\n{line}\n{line}\n'.encode()
     png = cv2.imencode(".png", labels)[1].tobytes()
     kinds = (array.getvalue(), png, journal, packed.getvalue())
@@ -204,7 +211,12 @@ READERS = {
     for reader in (
         Reader("images", check_image, image_seeds, ("runtime.frames",)),
         Reader("sidecars", check_sidecar, sidecar_seeds, ("runtime.engine.spec", "runtime.engine.fields", "json")),
-        Reader("archives", check_archive, archive_seeds, ("runtime.outputs.journal", "tools.evaluate.masks")),
+        Reader(
+            "archives",
+            check_archive,
+            archive_seeds,
+            ("runtime.outputs", "tools.evaluate.masks"),
+        ),
         Reader("patterns", check_pattern, pattern_seeds, ("runtime.frames", "glob", "fnmatch")),
         Reader("frames", check_frames, frame_seeds, ("runtime.frames",)),
     )

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 BACKENDS = ("auto", "python", "onnxruntime", "tensorrt")
 VERSION = "1"
 MOST = 8  # frames that Triton gives a model together
+# Parts of the names of files that Triton loads as code: its Python has the model's folder in its path, and a library
+# there goes before Triton's own backend.
+_CODE = {"py", "pyc", "pyd", "so", "dll", "dylib"}
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
 MODEL = f'''"""The model that Triton's Python backend runs. Written by diffseg {__version__}."""
 
@@ -111,7 +114,7 @@ def write_model(wish: Wish, output: Path) -> Written:
     with new_folder(output / name) as part:
         version = part / VERSION
         version.mkdir()
-        _copy_engine(path, version / engine)
+        _copy_engine(path, version / engine, {engine, sidecar_path(version / engine).name, "model.py"})
         if backend == "python":
             (version / "model.py").write_text(MODEL)
         elif backend == "onnxruntime":
@@ -216,13 +219,21 @@ def _types(spec: EngineSpec) -> dict[str, str]:
     return {"labels": labels, "segments": "int32", **dict.fromkeys(spec.word_outputs, "float32")}
 
 
-def _copy_engine(path: Path, target: Path) -> None:
-    """Copy an engine, its sidecar, and the files beside it that have its weights."""
+def _copy_engine(path: Path, target: Path, taken: set[str]) -> None:
+    """Copy an engine, its sidecar, and the files beside it that have its weights.
+
+    `taken`: names of other files. Raises DiffSegError where weights have one of them, or that of a program.
+    """
     shutil.copyfile(path, target)
     if sidecar_path(path).is_file():
         shutil.copyfile(sidecar_path(path), sidecar_path(target))
     for name in external_data(path) if path.suffix.lower() == ".onnx" else ():
         weights = target.parent / name
+        if str(Path(name)).lower() in map(str.lower, taken) or _CODE & {*name.lower().split(".")}:
+            raise DiffSegError(
+                f"{path.name} has weights in {name[:200]!r}, which Triton would take for another file or for a "
+                "program; do not use this engine unless you know who made it, or export it again"
+            )
         weights.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path.parent / name, weights)
 

@@ -109,9 +109,12 @@ def test_a_shard_of_another_job_is_refused(pictures, here):
         here("in")
     Path("out/shard-0000001.parquet").unlink()
     assert here("in")["shards"]["now"] == 1
-    Path("out/_diffseg/job.json").write_text("{")
-    with pytest.raises(DiffSegError, match=r"job.json: expected the manifest of a job, found a damaged file"):
-        here("in")
+    job = Path("out/_diffseg/job.json")
+    whole = json.loads(job.read_text())
+    for damaged in ("{", "[" * 100_000, *(json.dumps(whole | each) for each in ({"clips": []}, {"asked": []}))):
+        job.write_text(damaged)
+        with pytest.raises(DiffSegError, match=r"job.json: expected the manifest of a job, found a damaged file"):
+            here("in")
 
 
 def test_a_worker_with_another_engine_does_nothing(pictures, here, segment, monkeypatch):

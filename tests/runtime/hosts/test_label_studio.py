@@ -163,6 +163,7 @@ def test_bad_requests_are_one_line(address, body, text):
 
 def test_what_is_no_json_and_what_is_not_there(address):
     assert ask(address, "/predict", raw=b"{")[0] == 400
+    assert ask(address, "/predict", raw=b"[" * 100_000)[0] == 400
     status, answer = ask(address, "/train", {})
     assert status == 404 and answer["error"] == "expected /health, /setup or /predict, found POST /train"
 

@@ -12,7 +12,9 @@ from typer.testing import CliRunner
 from runtime import DiffSegError, Result, Segmenter
 from runtime.files import is_own_output
 from runtime.frames.source import Source
+from runtime.outputs.coco import LISTING as INSTANCES
 from runtime.outputs.coco import describe
+from runtime.outputs.journal import key_of
 from runtime.outputs.listing import Listing
 from runtime.outputs.panoptic import LISTING, encode_ids
 from runtime.outputs.registry import KINDS, listings
@@ -296,6 +298,46 @@ def test_a_listing_is_never_cut_on_a_full_disk(folder):
     LISTING.add(folder, b'{"target":"c"}\n')
     lines = LISTING.journal(folder).read_bytes().splitlines()
     assert [lines[1], lines[-1]] == [b'{"target":"a"}', b'{"target":"c"}'] and len(lines) == 4
+
+
+@pytest.mark.parametrize("listing", [LISTING, INSTANCES])
+def test_a_damaged_line_of_a_listing_is_left_out(tmp_path, listing):
+    good = {"target": "a", "name": "a.png", "size": [2, 3], "png": "a_panoptic.png", listing.segments: [{"id": 1}]}
+    bad = [
+        *({key: value for key, value in good.items() if key != gone} for gone in ("name", "size", listing.segments)),
+        *(good | {"size": size} for size in ([], [2], 7, ["2", 3], [0, 3])),
+        *(good | {"words": words} for words in ("sky", [["sky"]], 3)),
+        *(good | {listing.segments: given} for given in (None, 3, "x", ["x"], [3])),
+        *(good | {listing.segments: [{"category_id": number}]} for number in (0, -1, 2, 10**30, "1", None, True)),
+    ]
+    lines = [json.dumps({**line, "target": f"b{number}"}).encode() for number, line in enumerate(bad)]
+    deep = [b'{"target":' + b"[" * 100_000, b'{"target":"c","input":' + b'{"a":' * 100_000]
+    with listing.journal(tmp_path).open("wb") as file:
+        for line in (b'{"software": "diffseg"}', *lines, *deep, json.dumps(good).encode()):
+            file.write(line + b"\n")
+    listing.begin(tmp_path)
+    assert listing.listed(tmp_path) == {key_of("a")}
+    listing.finish(tmp_path)
+    assert [one["file_name"] for one in json.loads(listing.path(tmp_path).read_bytes())["images"]] == ["a.png"]
+    assert len(listing.journal(tmp_path).read_bytes().splitlines()) == 2
+    for wrong in (b'"images": [{"id": 1, "file_name": 3}]', b'"images": ' + b"[" * 100_000):
+        listing.journal(tmp_path).unlink(missing_ok=True)
+        listing.path(tmp_path).write_bytes(b'{"info": {"software": "diffseg"}, "annotations": [], ' + wrong + b"}")
+        with pytest.raises(DiffSegError, match="found a damaged file without its journal"):
+            listing.begin(tmp_path)
+
+
+def test_a_line_that_never_ends_is_not_read_into_memory(tmp_path, monkeypatch):
+    from runtime.outputs import journal
+
+    monkeypatch.setattr(journal, "MOST_LINE", 100)
+    kept = journal.Journal(tmp_path / "index.jsonl", "it is left out")
+    with kept.path.open("wb") as file:
+        file.write(b'{"software": "diffseg"}\n{"target": "a"}\n' + b" " * 200 + b'{"target": "b"}\n{"target": "c"}\n')
+    with kept.path.open("rb") as file:
+        assert journal.scan(file).listed() == {key_of("a"), key_of("c")}
+    with pytest.raises(DiffSegError, match=r"index\.jsonl: expected a line .* it is left out"):
+        kept.add(b'{"target": "' + b"d" * 100 + b'"}\n')
 
 
 def test_a_missing_package_is_named_before_the_work(folder, monkeypatch):

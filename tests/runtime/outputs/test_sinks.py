@@ -342,3 +342,14 @@ def test_an_error_of_the_sound_is_a_warning(tmp_path, monkeypatch):
     monkeypatch.setattr("runtime.outputs.audio.AudioCopy._write", refuse)
     lines, times = warned(tmp_path / "out" / "b.mp4", [Fraction(n, 25) for n in range(25)], form)
     assert len(times) == 25 and len(lines) == 1 and "left out of the sound" in lines[0]
+
+
+def test_frames_that_the_encoder_does_not_take(tmp_path):
+    form = ClipForm(Fraction(25), Fraction(1, 12800))
+    sink = VideoSink(tmp_path / "wide.mp4", form)
+    if sink._codec != "libx264":
+        pytest.skip("needs x264")
+    with pytest.raises(DiffSegError, match=r"no frames of 16386x16 pixels \(x264: sides of up to 16384\); make"):
+        sink.write(0, Fraction(0), np.zeros((16, 16386, 3), np.uint8))
+    sink.close()
+    assert not list(tmp_path.iterdir())

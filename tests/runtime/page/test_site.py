@@ -4,7 +4,9 @@ import base64
 import hashlib
 import io
 import json
+import os
 import re
+import shutil
 import tarfile
 from dataclasses import replace
 from types import SimpleNamespace
@@ -112,6 +114,37 @@ def test_an_older_site_is_replaced_and_what_others_added_stays(tarball, quick, t
     assert page("--output", folder, "--package", tarball)[0] == 0
     assert (folder / "CNAME").exists() and not (folder / "old.js").exists() and tarball.exists()
     assert not list(folder.rglob("*.part"))
+
+
+@pytest.mark.parametrize("files", [3, [["x"], 3, None, "\0", "", ".", "page", "/etc/nothing"]])
+def test_a_damaged_list_of_an_older_site_harms_nobody(tarball, quick, tmp_path, files):
+    folder = tmp_path / "site"
+    folder.mkdir()
+    (folder / site.MARK).write_text(json.dumps({"software": "diffseg", "files": files}))
+    assert page("--output", folder, "--package", tarball)[0] == 0
+    (folder / site.MARK).write_text('{"software": "diffseg", "files": ' + "[" * 100_000)
+    assert page("--output", folder, "--package", tarball)[0] == 0
+    assert "index.html" in json.loads((folder / site.MARK).read_text())["files"]
+
+
+def test_a_name_that_no_address_can_have_is_refused(tarball, quick, tmp_path, monkeypatch):
+    found = SimpleNamespace(spec=quick, path=tmp_path / os.fsdecode(b"\xff.onnx"))
+    monkeypatch.setattr(site, "open_engine", lambda *arguments, **options: found)
+    assert r"\udcff.onnx: expected a name that" in refused("--output", tmp_path / "site", "--package", tarball)
+
+
+def test_a_site_reaches_no_other_folder_by_links(tarball, quick, tmp_path):
+    folder, other = tmp_path / "site", tmp_path / "other"
+    other.mkdir()
+    (other / "page.js").write_text("not ours")
+    folder.mkdir()
+    (folder / "away").symlink_to(other)
+    (folder / site.MARK).write_text(json.dumps({"software": "diffseg", "files": ["away/page.js"]}))
+    assert page("--output", folder, "--package", tarball)[0] == 0
+    shutil.rmtree(folder / "page")
+    (folder / "page").symlink_to(other)
+    assert "found a link at page; remove it" in refused("--output", folder, "--package", tarball)
+    assert [(path.name, path.read_text()) for path in other.iterdir()] == [("page.js", "not ours")]
 
 
 def test_folders_that_a_site_is_not_written_to(tarball, tmp_path):

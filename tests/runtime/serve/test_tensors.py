@@ -160,3 +160,17 @@ def test_bytes_behind_the_tensors_are_refused(service):
     assert service.ask("POST", "/v2/models/bright/infer", head + bytes(3072), **length)[0] == 200
     status, answer = service.json("POST", "/v2/models/bright/infer", head + bytes(3080), **length)
     assert status == 400 and "expected 3072 bytes behind the JSON, found 3080" in answer["error"]
+
+
+def test_a_long_text_among_numbers_takes_no_memory_for_each_of_them():
+    import tracemalloc
+
+    from runtime.serve.settings import Refused
+    from runtime.serve.tensors import _listed
+
+    data = [1] * 50 + ["x" * 1_000_000]
+    tracemalloc.start()
+    with pytest.raises(Refused, match="expected data, a list of UINT8 values"):
+        _listed("frame", data, "UINT8")
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    tracemalloc.stop()

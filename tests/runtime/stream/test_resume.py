@@ -16,7 +16,9 @@ from typer.testing import CliRunner
 from runtime import Result
 from runtime.outputs.journal import INDEX, Journal, Lines, key_of, scan
 from runtime.segment import app
+from runtime.stream import resume as resume_module
 from runtime.stream.contents import content_of_engine
+from runtime.stream.resume import Ledger
 from tests.runtime.clips import StandIn, draw, small_disk, write_clip
 
 ROOT = Path(__file__).parents[3]
@@ -442,3 +444,12 @@ def test_a_full_disk_ends_the_run_with_one_line(quick, folder, monkeypatch):
         "1 of 9 images segmented into segmented",
     ]
     monkeypatch.undo()
+
+
+def test_an_index_leads_to_no_other_folder(tmp_path, monkeypatch):
+    looked = []
+    monkeypatch.setattr(resume_module, "_extent", lambda path: looked.append(path) or [1])
+    ledger = Ledger.__new__(Ledger)
+    ledger._folder = tmp_path
+    assert not any(ledger._is_there({name: [1]}) for name in ("/", "../x", "a/../../b")) and not looked
+    assert ledger._is_there({"a/b.png": [1]}) and looked == [tmp_path / "a" / "b.png"]

@@ -350,3 +350,24 @@ def test_text_format(protobuf):
     message = {"name": text, "max_batch_size": 3, "input": [{"data_type": Word("TYPE_FP16"), "dims": [1, -1]}]}
     found = text_format.Parse(to_text(message), protobuf.ModelConfig())
     assert (found.name, found.max_batch_size, list(found.input[0].dims)) == (text, 3, [1, -1])
+
+
+@pytest.mark.parametrize(
+    ("backend", "weights"),
+    [
+        *(("python", name) for name in ("model.py", "openvino.PY", "sub/x.so.1")),
+        *(("onnxruntime", name) for name in ("./model.onnx", "libtriton_onnxruntime.so")),
+    ],
+)
+def test_weights_are_no_program_and_no_other_file(tmp_path, backend, weights):
+    (tmp_path / "sub").mkdir()
+    engine = write_labels_engine(tmp_path / "e.onnx", weights="weights")
+    model = onnx.load(engine, load_external_data=False)
+    (entry,) = (each for each in model.graph.initializer[1].external_data if each.key == "location")
+    entry.value = weights
+    engine.write_bytes(model.SerializeToString())
+    (tmp_path / "weights").rename(tmp_path / weights)
+    asked = [str(engine), "--output", str(tmp_path / "models"), "--backend", backend, "--pieces", "keep"]
+    done = CliRunner().invoke(app, asked)
+    assert done.exit_code == 1 and "would take for another file or for a program" in done.output, done.output
+    assert not (tmp_path / "models").exists()
