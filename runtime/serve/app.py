@@ -47,7 +47,7 @@ THRESHOLD = Query(None, description="KL threshold, one for each iteration with c
 REFINE = Query(None, description="As of the command line: snap, pamr, kmeans, or none.")
 PIECES = Query(
     None,
-    description="Which pieces that do not touch are segments of their own: unlike (unlike others), split (all), keep (none).",
+    description="Which pieces that do not touch are segments: unlike (those unlike others), split (all), keep (none).",
 )
 MIN_AREA = Query(None, description="Smaller regions go to their neighbours: a share of the picture, or pixels from 1.")
 
