@@ -26,8 +26,8 @@ from tools.soak.long import clones, cycles, determinism, long_clip
 FRAMES, CYCLES = 20_000, 500
 PARTS = ("frames", "cycles", "clones", "determinism", "faults", "fuzzers")
 FULL = 15.0  # minutes from which the long runs have their full length
-# glibc gives each thread an arena of its own, which keeps some of what it had: with threads that come and go these are tens
-# of MB, which settle only after hundreds of Segmenters. With one arena a leak shows at once.
+# glibc gives each thread an arena of its own, which keeps some of what it had: with threads that come and go these are
+# tens of MB, which settle only after hundreds of Segmenters. With one arena a leak shows at once.
 EXACT = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
 
 # Name, function, how often at full length, and at least.
