@@ -23,7 +23,8 @@ from export.progress import Phases
 from runtime.engine.backends.tensorrt_library import build_platform, import_flavour, make_logger, start
 from runtime.engine.onnx_file import read_engine
 from runtime.engine.plan import FLAVOURS, OPTIMIZATION_LEVEL, WORKSPACE
-from runtime.engine.spec import EngineSpec, PlanInfo, sidecar_path
+from runtime.engine.plan_info import PlanInfo
+from runtime.engine.spec import EngineSpec, sidecar_path
 from runtime.errors import DiffSegError
 from runtime.files import cache_folder, write_atomically
 from runtime.gpu.probe import check_driver

@@ -11,7 +11,8 @@ import os
 import shlex
 from pathlib import Path
 
-from runtime.engine.spec import EngineSpec, PlanInfo, sidecar_path
+from runtime.engine.plan_info import PlanInfo
+from runtime.engine.spec import EngineSpec, sidecar_path
 from runtime.errors import DiffSegError
 from runtime.files import read_small_text
 

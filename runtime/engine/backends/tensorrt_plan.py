@@ -7,7 +7,8 @@ from typing import Any
 
 from runtime.engine.backends.tensorrt_library import make_logger, start, tensor_shapes
 from runtime.engine.plan import FLAVOURS, check_content, rebuild
-from runtime.engine.spec import EngineSpec, PlanInfo
+from runtime.engine.plan_info import PlanInfo
+from runtime.engine.spec import EngineSpec
 from runtime.errors import DiffSegError
 
 

@@ -14,7 +14,8 @@ import numpy as np
 from runtime.engine.backends.tensorrt_plan import LoadedPlan
 from runtime.engine.heads import HEADS
 from runtime.engine.plan import rebuild
-from runtime.engine.spec import EngineSpec, PlanInfo
+from runtime.engine.plan_info import PlanInfo
+from runtime.engine.spec import EngineSpec
 from runtime.errors import DiffSegError
 from runtime.files import cache_folder, write_atomically
 from runtime.gpu import driver as cuda

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from runtime.engine.backends.tensorrt_library import build_platform, tensor_shapes
+from runtime.engine.plan_info import PlanInfo
 from runtime.engine.registry import EMBEDDED
-from runtime.engine.spec import EngineSpec, Level, PlanInfo, sidecar_path
+from runtime.engine.spec import EngineSpec, Level, sidecar_path
 from runtime.gpu import driver as cuda
 from runtime.gpu import probe
 
