@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PIECE = 1 << 20  # pixels
+LEAST_PIECE = 0.004  # share of the frame that a piece has at least, to be a segment of its own: so 250 fit a byte
 
 
 def pieces(labels: NDArray[Any]) -> Iterator[slice]:

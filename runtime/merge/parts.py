@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from runtime.labels import LEAST_PIECE
 from runtime.merge.aggregate import Aggregation
 from runtime.merge.divergence import divergences, logarithm, negative_entropy
 from runtime.merge.grouping import unions
@@ -32,7 +33,6 @@ ROUNDS = 5  # at most; each halves the thresholds
 KL_SHARE = 0.25
 LEAST = 0.2  # by which a cut must be better than one segment; networks with communities have a modularity above 0.3
 ALIKE = 0.6  # of the usual threshold: pieces of a segment whose mean maps are nearer stay one segment
-SPECK = 0.004  # share of the tokens; smaller pieces are not compared
 TIE = 1e-6  # a union that changes the criterion by less is made
 
 
@@ -136,7 +136,7 @@ def alike_pieces(segments: NDArray[np.intp], maps: Maps, apart: float) -> NDArra
             others connect them.
 
     Returns:
-        int [n], from 0 without gaps.
+        int [h, w], from 0 without gaps.
     """
     regions, owners = connected_regions(segments.astype(np.int32))
     pieces, owner, sizes = regions.ravel(), np.array(owners), np.bincount(regions.ravel())
@@ -145,7 +145,7 @@ def alike_pieces(segments: NDArray[np.intp], maps: Maps, apart: float) -> NDArra
     for segment in np.flatnonzero(np.bincount(owner) > 1):
         own = np.flatnonzero(owner == segment)
         own = own[np.argsort(-sizes[own], kind="stable")]
-        large = own[sizes[own] >= SPECK * len(pieces)]
+        large = own[sizes[own] >= LEAST_PIECE * len(pieces)]
         number[own] = own[0]  # that of small ones does not count
         if len(large) > 1:
             several.append(large)
@@ -160,7 +160,7 @@ def alike_pieces(segments: NDArray[np.intp], maps: Maps, apart: float) -> NDArra
             for _ in large:  # pieces that others connect
                 near = np.matmul(near, near)
             number[large] = large[near.argmax(axis=1)]
-    return np.unique(number[pieces], return_inverse=True)[1]
+    return np.unique(number[pieces], return_inverse=True)[1].reshape(segments.shape)
 
 
 def cut_hierarchy(means: NDArray[np.float32], part: NDArray[np.intp]) -> NDArray[np.intp]:

@@ -28,7 +28,7 @@ class Found(NamedTuple):
     Attributes:
         proposals: float32 [P, n], each sums to 1.
         scores: float32 [P, n]; a pixel belongs to the proposal with the largest one. For most solvers the proposals.
-        alike: int [n]; pieces of one segment that the network sees as one have one number. None: not known.
+        alike: int [h, w]; pieces of one segment that the network sees as one have one number. None: not known.
     """
 
     proposals: NDArray[np.float32]

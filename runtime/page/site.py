@@ -17,11 +17,11 @@ from runtime.engine.inputs import DEFAULT_INPUT
 from runtime.engine.registry import EMBEDDED_NAME, open_engine
 from runtime.errors import DiffSegError
 from runtime.files import DAMAGE, OWN_JSON, is_own_output, read_small_text, write_atomically
+from runtime.labels import LEAST_PIECE
 from runtime.merge.registry import DEFAULT
 from runtime.options import default_config
 from runtime.page.package import NAME, VERSION, files_of
 from runtime.page.shared import FILES, HEAT, MOST_BYTES, MOST_PIXELS, VIEW
-from runtime.refine.refinement import LEAST_PIECE
 
 if TYPE_CHECKING:
     from runtime.engine.spec import EngineSpec

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from runtime.errors import shown
-from runtime.labels import relabel
+from runtime.labels import LEAST_PIECE, relabel
 from runtime.merge import registry as solvers
 from runtime.outputs.measure import connected_regions
 from runtime.refine import registry
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 LARGEST = 2048 * 2048  # pixels; a larger frame is refined at this size, which bounds time and memory
 PIECES = ("keep", "split", "unlike")
 SAMPLES = 2  # per token and axis, that say which tokens a piece consists of
-LEAST_PIECE = 0.004  # share of the frame that a piece has at least, to be a segment of its own: so 250 fit a byte
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,8 +65,7 @@ class DeviceRoute(Route):
                 maps = DeviceMaps(output, self.config, profile_cells(self.tokens[0]), *where)
                 parts = choose_parts(maps, self.tokens[0], self.config.thresholds)
                 raw = suppress(parts.scores, self.tokens[0], size)
-                alike = None if parts.alike is None else parts.alike.reshape(self.tokens[0])
-                return Merged(raw, parts.proposals, maps.whole() if details else None, words, alike)
+                return Merged(raw, parts.proposals, maps.whole() if details else None, words, parts.alike)
             found = native.run(output, config or self.config, size, *where, proposals=proposals, details=details)
         except ValueError as error:  # as for instance a map with a NaN
             raise self.fault(f"maps that are no probabilities: {error}") from None

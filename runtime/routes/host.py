@@ -104,5 +104,4 @@ class HostRoute(Route):
             found = find(output, config, **shapes)
         spec = self.engine.spec
         raw = suppress(found.scores, self.tokens[0], (spec.height, spec.width))
-        alike = None if found.alike is None else found.alike.reshape(self.tokens[0])
-        return Merged(raw, found.proposals, attention, alike=alike)
+        return Merged(raw, found.proposals, attention, alike=found.alike)

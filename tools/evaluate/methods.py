@@ -171,7 +171,7 @@ def _merge(
         from runtime.merge.parts import find_parts
 
         found = find_parts(pyramid, config, **shapes)
-        return suppress(found.scores, shape, size), None if found.alike is None else found.alike.reshape(shape)
+        return suppress(found.scores, shape, size), found.alike
     return segment_attention(pyramid, config, size=size, **shapes), None
 
 

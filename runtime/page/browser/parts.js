@@ -4,7 +4,8 @@
 import { blocksPerAxis, sumBlocks } from "./aggregate.js";
 import { connected } from "./pieces.js";
 
-const FINEST = 0.7, ROUNDS = 5, KL_SHARE = 0.25, LEAST = 0.2, ALIKE = 0.6, SPECK = 0.004, TIE = 1e-6; // of runtime.merge.parts
+const FINEST = 0.7, ROUNDS = 5, KL_SHARE = 0.25, LEAST = 0.2, ALIKE = 0.6, TIE = 1e-6; // of runtime.merge.parts
+const LEAST_PIECE = 0.004; // of runtime.labels
 const CELLS = 16; // of runtime.merge.likeness
 
 /** Square roots of maps [count, n] summed in blocks, as rows of unit length: { rows, cells }. */
@@ -127,7 +128,7 @@ function alikePieces(segments, maps, width, n, apart) {
   for (const segment of new Set(owner)) {
     const own = [...owner.keys()].filter((region) => owner[region] === segment).sort((one, other) => sizes[other] - sizes[one] || one - other);
     for (const region of own) number[region] = own[0]; // that of small ones does not count
-    const large = own.filter((region) => sizes[region] >= SPECK * n);
+    const large = own.filter((region) => sizes[region] >= LEAST_PIECE * n);
     if (large.length < 2) continue;
     const part = regions.map((region) => large.indexOf(region)), means = meansOf(maps, part, large.map((region) => sizes[region]), n);
     const logs = logarithms(means, n), waiting = [...large.keys()];

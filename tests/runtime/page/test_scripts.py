@@ -104,7 +104,7 @@ def test_what_is_seen_as_one_is_that_of_the_package(tmp_path):
     expected = find_parts(pyramid, MergeConfig((0.5,), 7), grids=[(12, 20)]).alike
     given = {"maps": pyramid[0].ravel(), "shape": (12, 20), "anchors": anchor_queries((12, 20), 7).tolist()}
     found = run_script(tmp_path, ALIKE, **given)["alike"]
-    assert np.array_equal(np.unique(found, return_inverse=True)[1], expected)
+    assert np.array_equal(np.unique(found, return_inverse=True)[1], expected.ravel())
 
 
 AGGREGATE = """

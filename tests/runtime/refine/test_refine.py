@@ -9,9 +9,10 @@ import pytest
 from skimage import data
 
 from runtime import DiffSegError, Segmenter
+from runtime.labels import LEAST_PIECE
 from runtime.outputs.measure import connected_regions
 from runtime.refine.absorb import absorb, cells_of
-from runtime.refine.refinement import LARGEST, LEAST_PIECE, Refinement, split_refine
+from runtime.refine.refinement import LARGEST, Refinement, split_refine
 from runtime.refine.registry import REFINEMENTS, Step
 from runtime.refine.snap import EPSILON, snap
 
