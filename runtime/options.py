@@ -11,6 +11,7 @@ from runtime.merge.registry import DEFAULT
 from runtime.pyramid.config import MergeConfig, every_iteration
 from runtime.pyramid.weights import as_weights
 from runtime.refine.refinement import Refinement, split_refine
+from runtime.refine.registry import DEFAULT_PIECES
 
 if TYPE_CHECKING:
     from runtime.engine.spec import EngineSpec
@@ -58,7 +59,7 @@ def settle_options(
     alpha: float | None = None,
     refine: str = "none",
     min_area: float = 0,
-    pieces: str = "unlike",
+    pieces: str = DEFAULT_PIECES,
     auto: bool = False,
 ) -> tuple[MergeConfig, Refinement, bool]:
     """Options of `Segmenter.open` as parameters of the merge, a refinement, and whether segments are chosen by "auto".

@@ -18,7 +18,7 @@ from runtime.errors import DiffSegError
 from runtime.frames.limits import MOST_PIXELS
 from runtime.merge.registry import DEFAULT, SOLVERS
 from runtime.outputs.registry import KINDS
-from runtime.refine.registry import REFINEMENTS
+from runtime.refine.registry import DEFAULT_PIECES, REFINEMENTS
 from runtime.terminal import (
     FAILED,
     USAGE_ERROR,
@@ -99,7 +99,7 @@ def main(
             metavar="unlike|split|keep",
             help="Pieces that do not touch become segments: those unlike the others, all, or none.",
         ),
-    ] = "unlike",
+    ] = DEFAULT_PIECES,
     flip: Annotated[
         bool,
         typer.Option(

@@ -13,6 +13,7 @@ from runtime.engine.registry import open_engine
 from runtime.errors import DiffSegError, check_iterable
 from runtime.options import default_config, settle_options
 from runtime.refine.refinement import Refinement
+from runtime.refine.registry import DEFAULT_PIECES
 from runtime.routes.registry import open_route
 from runtime.stages import Stages, naming_of
 
@@ -98,7 +99,7 @@ class Segmenter:
         alpha: float | None = None,
         refine: str = "none",
         min_area: float = 0,
-        pieces: str = "unlike",
+        pieces: str = DEFAULT_PIECES,
         flip: bool = False,
         word_threshold: float | None = None,
         merge_words: bool = False,

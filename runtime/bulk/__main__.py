@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from runtime.errors import DiffSegError, one_line
+from runtime.refine.registry import DEFAULT_PIECES
 from runtime.terminal import (
     FAILED,
     USAGE_ERROR,
@@ -71,7 +72,7 @@ def main(
     solver: Annotated[str | None, typer.Option(metavar="NAME", help="As of diffseg segment.")] = None,
     refine: Annotated[str, typer.Option(metavar="WORDS", help="As of diffseg segment.")] = "none",
     min_area: Annotated[float, typer.Option(metavar="A", help="As of diffseg segment.")] = 0,
-    pieces: Annotated[str, typer.Option(metavar="unlike|split|keep", help="As of diffseg segment.")] = "unlike",
+    pieces: Annotated[str, typer.Option(metavar="unlike|split|keep", help="As of diffseg segment.")] = DEFAULT_PIECES,
     flip: Annotated[bool, typer.Option("--flip", help="As of diffseg segment.")] = False,
     device: Annotated[
         str | None, typer.Option(metavar="auto|cpu|cuda", help="Of the workers; with GPUs cuda, else auto.")

@@ -13,6 +13,7 @@ import numpy as np
 from cvat_sdk.masks import encode_mask
 
 from runtime.outputs.yolo import bridged
+from runtime.refine.registry import DEFAULT_PIECES
 from runtime.segmenter import Segmenter
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def create(
     threshold: float | None = None,
     refine: str = "none",
     min_area: float = 0,
-    pieces: str = "unlike",
+    pieces: str = DEFAULT_PIECES,
     label: str = "segment",
 ) -> SegmentFunction:
     """What CVAT calls with the options `-p NAME=TYPE:VALUE`; they are those of the command line.

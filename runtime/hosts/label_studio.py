@@ -21,6 +21,7 @@ import typer
 
 from runtime import __version__
 from runtime.errors import DiffSegError, as_one_line
+from runtime.refine.registry import DEFAULT_PIECES
 from runtime.terminal import one_line_errors, run
 
 if TYPE_CHECKING:
@@ -229,7 +230,7 @@ def main(
     threshold: Annotated[float | None, typer.Option(help="KL threshold; the engine's own if left out.")] = None,
     refine: Annotated[str, typer.Option(help="As of diffseg segment.")] = "none",
     min_area: Annotated[float, typer.Option(help="As of diffseg segment.")] = 0,
-    pieces: Annotated[str, typer.Option(help="As of diffseg segment.")] = "unlike",
+    pieces: Annotated[str, typer.Option(help="As of diffseg segment.")] = DEFAULT_PIECES,
     label: Annotated[str, typer.Option(help="The brush's label to use; its first one if it has none of that name.")] = (
         "segment"
     ),

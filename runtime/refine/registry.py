@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+DEFAULT_PIECES = "unlike"  # what becomes of the pieces of photographs' segments: see `refinement.Refinement.split`
+
 
 @dataclass(frozen=True, slots=True)
 class Step:

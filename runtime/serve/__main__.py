@@ -10,6 +10,7 @@ import typer
 
 from runtime.errors import DiffSegError
 from runtime.page.shared import MOST_BYTES, MOST_PIXELS
+from runtime.refine.registry import DEFAULT_PIECES
 from runtime.terminal import Version, check_extra, one_line_errors, options_named, run, warnings_said
 
 if TYPE_CHECKING:
@@ -47,7 +48,9 @@ def main(
     ] = None,
     refine: Annotated[str, typer.Option(metavar="WORDS", help="Where a request names none.")] = "none",
     min_area: Annotated[float, typer.Option(metavar="A", help="Where a request names none.")] = 0,
-    pieces: Annotated[str, typer.Option(metavar="unlike|split|keep", help="Where a request names none.")] = "unlike",
+    pieces: Annotated[
+        str, typer.Option(metavar="unlike|split|keep", help="Where a request names none.")
+    ] = DEFAULT_PIECES,
     flip: Annotated[bool, typer.Option("--flip", help="As of diffseg segment, for every request.")] = False,
     queue: Annotated[
         int, typer.Option(min=1, metavar="N", help="Frames inside at once; further ones are answered with 503.")

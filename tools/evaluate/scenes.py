@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
+from runtime.refine.registry import DEFAULT_PIECES
 from tools.evaluate import metrics
 from tools.evaluate.classical import METHODS, ClassicalMethod
 from tools.scenes.draw import Split, draw_scene
@@ -68,7 +69,7 @@ def scenes(
         str | None, typer.Option(help="KL threshold, one per iteration, or auto; default: the engine's own.")
     ] = None,
     refine: Annotated[str, typer.Option(help="As of diffseg segment.")] = "none",
-    pieces: Annotated[str, typer.Option(help="As of diffseg segment.")] = "unlike",
+    pieces: Annotated[str, typer.Option(help="As of diffseg segment.")] = DEFAULT_PIECES,
     worst: Annotated[Path | None, typer.Option(help="Write DiffSeg's six worst scenes as a picture (.png).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout instead of a table.")] = False,
 ) -> None:

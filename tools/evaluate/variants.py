@@ -12,6 +12,7 @@ from runtime.merge.registry import DEFAULT, solver_of
 from runtime.pyramid.config import MergeConfig
 from runtime.pyramid.weights import Weighting, as_weights, resolution_ratios
 from runtime.refine.refinement import Refinement, split_refine
+from runtime.refine.registry import DEFAULT_PIECES
 from tools.evaluate.divergence import KL_PER_JS
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def settle(method: str, engine: str, spec: EngineSpec, protocol: Protocol, wish:
     plain = wish.threshold is None and wish.iterations is None and wish.similarity == "kl" and solver == DEFAULT
     auto = wish.threshold == "auto" or (spec.auto and plain)
     # The protocols of papers compare what a merge gives; they alone have a crop.
-    pieces = wish.pieces or ("keep" if protocol.crop else "unlike")
+    pieces = wish.pieces or ("keep" if protocol.crop else DEFAULT_PIECES)
     refine = None if wish.refine in (None, "none") else wish.refine
     if wish.similarity == "js" and (auto or solver != DEFAULT):
         raise DiffSegError(

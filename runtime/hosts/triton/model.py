@@ -16,6 +16,7 @@ import numpy as np
 
 from runtime.errors import DiffSegError, as_one_line
 from runtime.options import label_type, thresholds_of
+from runtime.refine.registry import DEFAULT_PIECES
 from runtime.segmenter import Segmenter
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class Model:
                 thresholds=thresholds_of(told.get("threshold")),
                 refine=told.get("refine", "none"),
                 min_area=float(told.get("min_area", 0)),
-                pieces=told.get("pieces", "unlike"),
+                pieces=told.get("pieces", DEFAULT_PIECES),
                 options={"threads": int(told["threads"]) if "threads" in told else None},
             )
         except (DiffSegError, ValueError) as error:

@@ -22,6 +22,7 @@ from runtime.files import new_folder
 from runtime.hosts.triton.config import THRESHOLDS, graph_config, python_config
 from runtime.hosts.triton.pbtxt import to_text
 from runtime.options import default_config, label_type, settle_options, thresholds_of
+from runtime.refine.registry import DEFAULT_PIECES
 from runtime.segmenter import Segmenter
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ def _read(path: Path, wish: Wish) -> tuple[EngineSpec, MergeConfig, Refinement]:
         "thresholds": thresholds_of(wish.threshold),
         "refine": wish.refine,
         "min_area": wish.min_area,
-        "pieces": wish.pieces or "unlike",
+        "pieces": wish.pieces or DEFAULT_PIECES,
     }
     if path.suffix.lower() != ".plan" or not path.is_file():
         options = {"threads": wish.threads}
