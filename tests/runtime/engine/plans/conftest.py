@@ -128,7 +128,8 @@ class Context(Noting):
         assert isinstance(stream, int) and stream
         self.library.note(b"execute")
         if "segments" in self.addresses:  # all labels are 0
-            ctypes.memmove(self.addresses["segments"], np.ones(self.frames, np.int32).ctypes.data, 4 * self.frames)
+            counts = np.ones(self.frames, np.int32)  # which must live while it is copied: other threads run meanwhile
+            ctypes.memmove(self.addresses["segments"], counts.ctypes.data, counts.nbytes)
         return self.works
 
 
