@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from runtime.tiles.layout import AUTO, Axis, place_tiles
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+FINER = 0.9  # of the usual thresholds: small things are what tiles are for, and "auto" gives few segments to a tile
 LEAST_REGION = 2  # tokens; smaller regions of a tile go to their neighbours
 LEAST_SEEN = 4  # tokens of the view of the whole picture, from which a segment is seen in it
 
@@ -47,7 +48,7 @@ class _Tile:
 class TiledStages(Stages):
     """The stages for photographs in tiles. One photograph is in the network at a time, tile after tile.
 
-    Where "auto" is only the engine's default, tiles have its thresholds.
+    Where "auto" is only the engine's default, tiles have 0.9 of its thresholds.
     """
 
     def __init__(self, stages: Stages, tiles: str | tuple[int, int]) -> None:
@@ -58,8 +59,10 @@ class TiledStages(Stages):
             raise DiffSegError(f"tiles: expected 'auto', or rows and columns such as (3, 4), found {tiles!r}")
         if min(given) < 1:
             raise DiffSegError(f"tiles: expected at least one row and one column, found {tiles!r}")
-        # "auto" gives few segments to a tile, and small things are what tiles are for.
-        super().__init__(stages.fixed(), stages.refinement, stages.naming)
+        route = stages.fixed()
+        if stages.route.auto and not route.auto:
+            route.config = replace(route.config, thresholds=tuple(FINER * each for each in route.config.thresholds))
+        super().__init__(route, stages.refinement, stages.naming)
         self.frames, self.tiles = 1, tiles
         self._stopping = Event()
 
