@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runtime.errors import UsageError
+
 if TYPE_CHECKING:
     import torch
 
@@ -122,6 +124,14 @@ def empty_prompt(text_encoder: Any, tokenizer: Any) -> torch.Tensor:
     )
     with torch.no_grad():
         return text_encoder(tokens.input_ids)[0]
+
+
+def check_pipeline(folder: Path) -> None:
+    """Raise UsageError where `folder` is no pipeline as `save_pipeline` writes them."""
+    if not (folder / "model_index.json").is_file():
+        raise UsageError(
+            f"{folder}: expected a diffusers folder with model_index.json, as 'tools.tiny train' and 'tune' write"
+        )
 
 
 def save_pipeline(folder: Path, vae: Any, unet: Any, text_encoder: Any, tokenizer: Any) -> None:

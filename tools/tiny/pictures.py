@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
+from runtime.errors import DiffSegError
+from runtime.files import write_atomically
 from tools.scenes.draw import Scene, draw_scene
 from tools.scenes.noise import draw_noise_scene
 from tools.tiny import data as tiny_data
@@ -45,7 +47,7 @@ class TuneRecipe:
 def segment_photos(
     recipe: TuneRecipe, photos: list[NDArray[np.uint8]], work: Path, progress: Any, processes: int = 1
 ) -> int:
-    """Write views uint8 [N, 256, 256, 3] and their segmentations uint16 [N, 22, 64, 64] to `work`; return N."""
+    """Write views uint8 [N, 256, 256, 3] and their segmentations uint16 [N, 34, 64, 64] to `work`; return N."""
     order = np.random.default_rng(recipe.seed).permutation(len(photos))
     count = recipe.views
     views, labels = (work / f"{name}_{count}.npy" for name in ("views", "labels"))
@@ -53,6 +55,11 @@ def segment_photos(
     mode = "r+" if done.exists() else "w+"
     frames = np.lib.format.open_memmap(views, mode, np.uint8, (count, SIDE, SIDE, 3))
     taught = np.lib.format.open_memmap(labels, mode, np.uint16, (count, tiny_teacher.MEMBERS, CELLS, CELLS))
+    if taught.shape[1] != tiny_teacher.MEMBERS:
+        raise DiffSegError(
+            f"{labels}: expected {tiny_teacher.MEMBERS} segmentations of each view, found {taught.shape[1]}: another "
+            "version made it; remove the folder, or choose another output"
+        )
     first = int(done.read_text()) if done.exists() else 0
     task = progress.add_task("segmentations", total=count, completed=first)
     jobs = ((recipe.seed, index, photos[order[index % len(photos)]]) for index in range(first, count))
@@ -62,7 +69,7 @@ def segment_photos(
             if index % 50 == 49 or index == count - 1:
                 frames.flush()
                 taught.flush()
-                done.write_text(str(index + 1))
+                write_atomically(done, str(index + 1).encode())
             progress.update(task, completed=index + 1)
     return count
 

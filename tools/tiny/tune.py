@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import json
 import os
-import queue
-import threading
 import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
 
-from runtime.errors import UsageError
 from tools.tiny import attention as tiny_attention
 from tools.tiny import data as tiny_data
 from tools.tiny import losses as tiny_losses
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 DEFAULT = TuneRecipe()
+AHEAD = 6  # batches that wait for their step
 
 
 class Tuner:
@@ -165,39 +165,34 @@ def _with_mirror_images(
     return np.concatenate([pictures, mirrored[0]]), np.concatenate([targets, mirrored[1]])
 
 
-def run_schedule(tuner: Tuner, work: Path, output: Path, minutes: float | None, progress: Any) -> None:
-    """Train until the schedule or `minutes` are over; write `output` every four minutes and at the end."""
+def run_schedule(tuner: Tuner, segmented: Path, work: Path, output: Path, minutes: float | None, progress: Any) -> None:
+    """Train until the schedule or `minutes` are over; write `output` every four minutes and at the end.
+
+    `segmented`: the folder of the views and their segmentations; `work`: that of the state and the log.
+    """
     recipe = tuner.recipe
     checkpoint = work / "tuned.pt"
     if checkpoint.exists():
         tuner.load(checkpoint)
     first = tuner.step
-    pictures = Pictures(recipe, work, first)
-    batches: queue.Queue[tuple[NDArray[np.uint8], NDArray[np.float32]]] = queue.Queue(6)
-    stop = threading.Event()
+    pictures = Pictures(recipe, segmented, first)
 
-    def feed() -> None:
-        for step in range(first, recipe.steps):
-            whole = step >= recipe.whole_after * recipe.steps
-            tokens, batch = (32, max(2, recipe.batch // 2)) if whole else (24, recipe.batch)
-            samples = [pictures.sample(tokens) for _ in range(batch)]
-            item = np.stack([s[0] for s in samples]), np.stack([s[1] for s in samples])
-            while not stop.is_set():
-                try:
-                    batches.put(item, timeout=0.5)
-                    break
-                except queue.Full:
-                    continue
-            if stop.is_set():
-                return
+    def draw(step: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        whole = step >= recipe.whole_after * recipe.steps
+        tokens, batch = (32, max(2, recipe.batch // 2)) if whole else (24, recipe.batch)
+        samples = [pictures.sample(tokens) for _ in range(batch)]
+        return np.stack([s[0] for s in samples]), np.stack([s[1] for s in samples])
 
-    feeder = threading.Thread(target=feed, daemon=True)
-    feeder.start()
+    feeder = ThreadPoolExecutor(1)  # one thread, so that pictures are drawn in the order of the steps
+    batches = deque(feeder.submit(draw, step) for step in range(first, min(first + AHEAD, recipe.steps)))
     started = saved = time.monotonic()
     task = progress.add_task("attention", total=recipe.steps, completed=first)
     try:
         while tuner.step < recipe.steps and (minutes is None or time.monotonic() - started < minutes * 60):
-            losses = tuner.train_on(*batches.get())
+            batch = batches.popleft().result()
+            if tuner.step + AHEAD < recipe.steps:
+                batches.append(feeder.submit(draw, tuner.step + AHEAD))
+            losses = tuner.train_on(*batch)
             progress.update(task, completed=tuner.step, description=f"attention {losses['attention']:.3f}")
             if tuner.step % 50 == 0:
                 with (work / "log.jsonl").open("a") as file:
@@ -206,8 +201,7 @@ def run_schedule(tuner: Tuner, work: Path, output: Path, minutes: float | None, 
                 tuner.save(output, checkpoint)
                 saved = time.monotonic()
     finally:
-        stop.set()
-        feeder.join()
+        feeder.shutdown(cancel_futures=True)
     tuner.save(output, checkpoint)
 
 
@@ -225,10 +219,12 @@ def tune(
     ] = DEFAULT.rate,
     seed: Annotated[int, typer.Option(help="Of all random numbers.")] = DEFAULT.seed,
     threads: Annotated[int, typer.Option(help="CPU threads; processes that segment.")] = 1,
+    views_of: Annotated[
+        Path | None, typer.Option(help="OUTPUT of an earlier tuning, whose segmented views are taken.")
+    ] = None,
 ) -> None:
     """Tune the attention of a trained model. Run it again to continue after an interruption."""
-    if not (model / "model_index.json").is_file():
-        raise UsageError(f"{model}: expected a diffusers folder with model_index.json, as 'tools.tiny train' writes")
+    tiny_model.check_pipeline(model)
     pictures = tiny_data.load_photos(photos)
     import torch
     from rich.console import Console
@@ -237,8 +233,9 @@ def tune(
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     recipe = TuneRecipe(seed=seed, views=views, steps=steps, batch=batch, whole_after=whole_after, rate=rate)
-    work = output.with_name(output.name + ".work")
-    work.mkdir(parents=True, exist_ok=True)
+    work, segmented = (folder.with_name(folder.name + ".work") for folder in (output, views_of or output))
+    for folder in (work, segmented):
+        folder.mkdir(parents=True, exist_ok=True)
     with Progress(console=Console(stderr=True)) as progress:
-        segment_photos(recipe, pictures, work, progress, threads)
-        run_schedule(Tuner(recipe, model), work, output, minutes, progress)
+        segment_photos(recipe, pictures, segmented, progress, threads)
+        run_schedule(Tuner(recipe, model), segmented, work, output, minutes, progress)

@@ -19,6 +19,7 @@ def test_one_command_makes_the_engine_and_goes_on_where_it_was(tmp_path):
         cv2.imwrite(str(photos / f"{number}.png"), pixels)
     words = ["engine", "--photos", str(photos), "--output", str(output), "--rehearse"]
     assert CliRunner().invoke(app, words).exit_code == 0
+    output = output / "rehearsal"
     with Segmenter.open(output / "tiny.onnx", device="cpu") as segmenter:
         assert segmenter(np.zeros((64, 96, 3), np.uint8)).labels.shape == (64, 96)
     weights = output / "tiny" / "unet" / "diffusion_pytorch_model.safetensors"

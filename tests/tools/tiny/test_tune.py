@@ -154,8 +154,20 @@ def test_tuning_moves_the_weights_and_goes_on(model, tmp_path):
         assert result.exit_code == 0, result.output
         state = torch.load(tmp_path / "tuned.work" / "tuned.pt", weights_only=True)
         assert state["step"] == steps
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiny_pictures.Pictures, "sample", lambda *_: 1 / 0)
+        result = CliRunner().invoke(app, [*few, "--steps", "4"])
+        assert isinstance(result.exception, ZeroDivisionError)  # and no training that waits for ever
+    labels = np.load(tmp_path / "tuned.work" / "labels_2.npy")
+    np.save(tmp_path / "tuned.work" / "labels_2.npy", labels[:, :22])
+    result = CliRunner().invoke(app, [*few, "--steps", "4"])
+    assert result.exit_code == 1 and "found 22: another version" in " ".join(result.output.split())
     from diffusers import UNet2DConditionModel
 
     before, after = (UNet2DConditionModel.from_pretrained(folder / "unet") for folder in (model, output))
     assert not torch.equal(before.conv_in.weight, after.conv_in.weight)
+    assert CliRunner().invoke(app, ["mean", str(model), str(output), "--output", str(tmp_path / "mean")]).exit_code == 0
+    between = UNet2DConditionModel.from_pretrained(tmp_path / "mean" / "unet")
+    assert torch.allclose(between.conv_in.weight, (before.conv_in.weight + after.conv_in.weight) / 2)
+    assert CliRunner().invoke(app, ["mean", str(photos), str(output), "--output", str(tmp_path / "no")]).exit_code != 0
     assert json.loads((output / "model_index.json").read_text())["_class_name"] == "StableDiffusionPipeline"
