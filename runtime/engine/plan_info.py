@@ -1,4 +1,4 @@
-"""What the description of a plan has besides that of its engine, and the check of these fields from untrusted JSON."""
+"""The fields that only a plan's description has, and the checks they must pass when they come from untrusted JSON."""
 
 import re
 from collections.abc import Mapping

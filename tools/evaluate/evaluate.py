@@ -98,7 +98,7 @@ def evaluate(
     pieces: Annotated[
         list[str] | None,
         typer.Option(
-            help="split: pieces that do not touch are segments; or keep, the default in papers' protocols. Repeat to "
+            help="unlike, split or keep, as of diffseg segment; keep is the default in papers' protocols. Repeat to "
             "compare."
         ),
     ] = None,

@@ -107,6 +107,7 @@ def test_the_command_on_a_cluster_of_its_own(pictures):
     assert again["shards"] == {"all": 3, "before": 3, "now": 0}
     other = bulk(*command, "--threshold", "0.9")
     assert other.returncode == 1 and "has a job with auto True, found False; thresholds" in other.stderr
+    assert "Traceback" not in other.stderr
 
 
 @pytest.mark.proof
