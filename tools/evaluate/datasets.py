@@ -129,6 +129,7 @@ def open_dataset(
     mask_ending: str | None = None,
     classes: Path | None = None,
     ignore: frozenset[int] = frozenset(),
+    only: Path | None = None,
     every: int = 1,
     limit: int | None = None,
     partial: bool = False,
@@ -137,8 +138,9 @@ def open_dataset(
     """Find a data set's files below `root`.
 
     `split`: None for the usual one. `images`, `masks`, `mask_ending`: other folders and another ending than the
-    layout's. `classes`: another class map. `ignore`: further values that mean unlabelled. `every`, `limit`: take every
-    n-th image, and at most this number. `partial`: leave out images whose picture or mask is missing; otherwise that is
+    layout's. `classes`: another class map. `ignore`: further values that mean unlabelled. `only`: a text
+    file with the name of one image per line, for those alone. `every`, `limit`: take every n-th image, and at most this
+    number. `partial`: leave out images whose picture or mask is missing; otherwise that is
     an error. `protocol`: "diffcut" for that of DiffCut's code, None for the data set's own.
     Raises DiffSegError when `root` is not such a data set.
     """
@@ -175,12 +177,32 @@ def open_dataset(
         )
     if not samples:
         raise DiffSegError(f"{root}: expected images with masks; all {total} images lack one, the first {missing[0]}")
+    if only is not None:
+        samples = _named(samples, only)
     chosen = tuple(samples[::every][:limit])
     names = [sample.name for sample in samples]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise DiffSegError(f"{root}: expected one image per name, found two called {twice}; rename one of them")
     return DataSet(name, meaning, chosen, ignore, len(missing))
+
+
+def _named(samples: list[Sample], only: Path) -> list[Sample]:
+    """The samples that a list names, in their own order."""
+    try:
+        names = {line.strip() for line in only.read_text(encoding="utf-8-sig").splitlines()} - {""}
+    except (OSError, UnicodeDecodeError) as error:
+        raise DiffSegError(
+            f"{only}: expected a text file with one image per line, found none that can be read"
+        ) from error
+    if not names:
+        raise DiffSegError(f"{only}: expected the names of images, one per line, found none")
+    if absent := sorted(names - {sample.name for sample in samples}):
+        raise DiffSegError(
+            f"{only}: {len(absent)} of {len(names)} images are not there, first {absent[0]}; choose the --split that "
+            "has them, or write their paths below the image folder, without suffix"
+        )
+    return [sample for sample in samples if sample.name in names]
 
 
 def _pairs(

@@ -113,6 +113,7 @@ def evaluate(
         Path | None, typer.Option("--output", "-o", help="Folder for results; default: evaluated/DATASET.")
     ] = None,
     split: Annotated[str | None, typer.Option(help="Such as train, val or test; default: the usual one.")] = None,
+    only: Annotated[Path | None, typer.Option(help="Text file that names the images to take, one per line.")] = None,
     every: Annotated[int, typer.Option(min=1, help="Take every n-th image.")] = 1,
     limit: Annotated[int | None, typer.Option(min=1, help="Take the first n images.")] = None,
     partial: Annotated[bool, typer.Option("--partial", help="Leave out images without picture or mask.")] = False,
@@ -156,6 +157,7 @@ def evaluate(
         mask_ending=mask_ending,
         classes=classes,
         ignore=frozenset(ignore or ()),
+        only=only,
         every=every,
         limit=limit,
         partial=partial,

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     Picture = tuple[NDArray[np.uint8], list[NDArray[np.int32]]]  # a frame, and what annotators drew
 
+LISTS = Path(__file__).with_name("lists")  # the images of the tables in tools/README.md
 GRIDS: dict[str, dict[str, Sequence[float]]] = {
     "felzenszwalb": {"scale": (100, 200, 400, 700, 1000, 1500), "min_size": (20, 250, 500, 1000, 2000)},
     "mean-shift": {"space": (8, 16, 24), "colour": (16, 24, 32), "smallest": (150, 600, 1500)},
@@ -54,8 +55,8 @@ def sweep(method: str, picture: Picture) -> list[float]:
 
 
 def tune(
-    bsds500: Annotated[Path | None, typer.Option(help="BSDS500, of which the training images are taken.")] = None,
-    camvid: Annotated[Path | None, typer.Option(help="CamVid, of which every second frame is taken.")] = None,
+    bsds500: Annotated[Path | None, typer.Option(help="BSDS500, of which 40 training images are taken.")] = None,
+    camvid: Annotated[Path | None, typer.Option(help="CamVid, of which 11 validation frames are taken.")] = None,
     scenes: Annotated[int, typer.Option(min=0, help="Drawn scenes for choosing settings.")] = 50,
     method: Annotated[list[str] | None, typer.Option(help=f"{', '.join(GRIDS)}; all by default.")] = None,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes.")] = 1,
@@ -106,10 +107,10 @@ def _pictures(bsds500: Path | None, camvid: Path | None, scenes: int) -> dict[st
 
     found: dict[str, list[Picture]] = {}
     if bsds500 is not None:
-        data = open_dataset("bsds500", bsds500, split="train")
+        data = open_dataset("bsds500", bsds500, split="train", only=LISTS / "bsds500-development.txt")
         found["BSDS500"] = [data.load(sample) for sample in data.samples]
     if camvid is not None:
-        data = open_dataset("camvid", camvid, every=2, partial=True)
+        data = open_dataset("camvid", camvid, split="val", only=LISTS / "camvid.txt", every=2)
         found["CamVid"] = [data.load(sample) for sample in data.samples]
     if scenes:
         drawn = [draw_scene(seed, (256, 256), share=0.5, split="development") for seed in range(scenes)]

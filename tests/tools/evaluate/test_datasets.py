@@ -53,6 +53,17 @@ def test_protocols_are_complete():
     assert len(shipped_protocol("camvid").colours) == 32
 
 
+def test_a_list_chooses_images_and_must_name_some_that_exist(tmp_path):
+    root, chosen = drawn.bsds(tmp_path / "bsds"), tmp_path / "list.txt"
+    chosen.write_text("2\n\n0 \n", encoding="utf-8-sig")
+    assert [sample.name for sample in open_dataset("bsds500", root, only=chosen).samples] == ["0", "2"]
+    assert [sample.name for sample in open_dataset("bsds500", root, only=chosen, every=2).samples] == ["0"]
+    for content, named in ((b"0\n7", "1 of 2 images"), (b"\xff", "text file"), (b"", "expected the names")):
+        chosen.write_bytes(content)
+        with pytest.raises(DiffSegError, match=named):
+            open_dataset("bsds500", root, only=chosen)
+
+
 LAYOUTS = {
     "voc": ("JPEGImages", "SegmentationClass", (0, 1, 20, 255), drawn.save_palette, "ImageSets/Segmentation/val.txt"),
     "context": (
