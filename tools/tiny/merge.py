@@ -21,7 +21,7 @@ def merge(
     engine: Annotated[Path, typer.Argument(metavar="ENGINE.onnx", help="Whose shape of maps it is for.")] = EMBEDDED,
     output: Annotated[Path, typer.Option(metavar="FILE", help="Where to write it.")] = MERGE,
 ) -> None:
-    """Trace the merge for the maps of an engine. Needed where these change; other weights need no other merge."""
+    """Trace the merge for the maps of an engine. With other weights only its description changes."""
     from export.graph.onnx_file import write_engine
     from export.graph.trace import trace_merge
 
