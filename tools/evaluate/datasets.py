@@ -138,10 +138,10 @@ def open_dataset(
     """Find a data set's files below `root`.
 
     `split`: None for the usual one. `images`, `masks`, `mask_ending`: other folders and another ending than the
-    layout's. `classes`: another class map. `ignore`: further values that mean unlabelled. `only`: a text
-    file with the name of one image per line, for those alone. `every`, `limit`: take every n-th image, and at most this
-    number. `partial`: leave out images whose picture or mask is missing; otherwise that is
-    an error. `protocol`: "diffcut" for that of DiffCut's code, None for the data set's own.
+    layout's. `classes`: another class map. `ignore`: further values that mean unlabelled. `only`: a text file
+    with the name of one image per line, for those alone. `every`, `limit`: take every n-th image, and at most this
+    number. `partial`: leave out images whose picture or mask is missing; otherwise that is an error.
+    `protocol`: "diffcut" for that of DiffCut's code, None for the data set's own.
     Raises DiffSegError when `root` is not such a data set.
     """
     name = ALIASES.get(name, name)

@@ -110,7 +110,7 @@ def _pictures(bsds500: Path | None, camvid: Path | None, scenes: int) -> dict[st
         data = open_dataset("bsds500", bsds500, split="train", only=LISTS / "bsds500-development.txt")
         found["BSDS500"] = [data.load(sample) for sample in data.samples]
     if camvid is not None:
-        data = open_dataset("camvid", camvid, split="val", only=LISTS / "camvid.txt", every=2)
+        data = open_dataset("camvid", camvid, split="val", only=LISTS / "camvid.txt", every=2, partial=True)
         found["CamVid"] = [data.load(sample) for sample in data.samples]
     if scenes:
         drawn = [draw_scene(seed, (256, 256), share=0.5, split="development") for seed in range(scenes)]
