@@ -70,16 +70,18 @@ def link(one: Part, other: Part, threshold: float) -> Links:
     )
 
 
-def group(links: Links, seen: NDArray[np.int64], least: float) -> NDArray[np.int32]:
+def group(links: Links, seen: NDArray[np.int64], least: float, large: float) -> NDArray[np.int32]:
     """The segment of every node, by its links, the strongest first, and by the view of the whole picture.
 
     A doubtful link unites two groups that the view sees in one segment; a sure one those that it does not see in
-    different ones, and a strong one these, too: near a border the view errs by more than the tiles.
+    different ones, and a strong one these, too, unless both are large: near a border the view errs by more than the
+    tiles, but what is large is not only near a border.
 
     Args:
         links: of all overlaps.
         seen: int64 [nodes, V]: pixels of each node in each segment of the view, far from the view's own borders.
         least: pixels that a group needs there for the view to see it.
+        large: pixels there above which a group is large.
 
     Returns:
         int32 [nodes]: groups, numbered without gaps by their first nodes.
@@ -104,7 +106,8 @@ def group(links: Links, seen: NDArray[np.int64], least: float) -> NDArray[np.int
             continue
         one, other = verdict(a), verdict(b)
         agree = one == other != -1
-        certain = links.sure[index] and (-1 in (one, other) or links.strength[index] > STRONG)
+        strong = links.strength[index] > STRONG and min(seen[a].sum(), seen[b].sum()) <= large
+        certain = links.sure[index] and (-1 in (one, other) or strong)
         if agree or certain:
             first, last = min(a, b), max(a, b)
             parent[last] = first

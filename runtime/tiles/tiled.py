@@ -21,9 +21,10 @@ from runtime.tiles.layout import AUTO, Axis, place_tiles
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-FINER = 0.9  # of the usual thresholds: small things are what tiles are for, and "auto" gives few segments to a tile
+FINER = 0.85  # of the usual thresholds: small things are what tiles are for, and "auto" gives few segments to a tile
 LEAST_REGION = 2  # tokens; smaller regions of a tile go to their neighbours
 LEAST_SEEN = 4  # tokens of the view of the whole picture, from which a segment is seen in it
+LARGE = 0.25  # of a tile, from which two segments stay apart that the view tells apart
 
 
 @dataclass(slots=True)
@@ -48,7 +49,7 @@ class _Tile:
 class TiledStages(Stages):
     """The stages for photographs in tiles. One photograph is in the network at a time, tile after tile.
 
-    Where "auto" is only the engine's default, tiles have 0.9 of its thresholds.
+    Where "auto" is only the engine's default, tiles have 0.85 of its thresholds.
     """
 
     def __init__(self, stages: Stages, tiles: str | tuple[int, int]) -> None:
@@ -171,7 +172,7 @@ class TiledStages(Stages):
                 current.append(tile)
             current[-1].keep_from(below)
             above = current
-        groups = group(join_links(links), np.concatenate(seen), least)
+        groups = group(join_links(links), np.concatenate(seen), least, LARGE * rows.side * columns.side)
         pieces = [whole[top : top + rows.side] for top in range(0, len(whole), rows.side)]
         there = np.zeros(len(groups), bool)
         for piece in pieces:  # one after the other: the labels are in memory once
