@@ -60,8 +60,8 @@ def test_int8_engine(photographs, tmp_path, monkeypatch):
 def test_refusals(photographs, tmp_path, monkeypatch):
     one = quantize(photographs / "cat_0.png", tmp_path / "x")
     assert one.exit_code == 1 and "expected at least 3 photographs, found 1" in one.stderr
-    shares = iter((0.93, 0.92, 0.94))
-    monkeypatch.setattr(export.quantize, "_judge", lambda *_: (3, next(shares)))
+    shares = iter(([0.9, 1.0], [0.92, 0.99], [0.93, 0.95]))
+    monkeypatch.setattr(export.quantize, "_judge", lambda *_: next(shares))
     monkeypatch.setattr(export.quantize, "write_quantized", lambda *_: 0)
     worse = quantize(photographs, tmp_path / "x")
     assert worse.exit_code == 1 and "agree on 94.0% of the pixels, expected 95%, even with half" in worse.stderr
@@ -70,13 +70,16 @@ def test_refusals(photographs, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_fewer_layers_where_all_lose_too_much(photographs, tmp_path, monkeypatch):
-    """The layers at the end, which make the maps, stay float: what is judged second is what is kept."""
-    shares = iter((0.94, 0.96))
-    monkeypatch.setattr(export.quantize, "_judge", lambda *_: (2, next(shares)))
+    """The first layers, which read the picture, stay float: what is judged second is what is kept.
+
+    Of the first attempt the mean is high enough, but not without doubt.
+    """
+    shares = iter(([0.92, 0.99], [0.96, 0.96]))
+    monkeypatch.setattr(export.quantize, "_judge", lambda *_: next(shares))
     monkeypatch.setattr(export.quantize, "_gain", lambda *_: ("openvino", 1.0))
     done = quantize(photographs, tmp_path / "small")
     assert done.exit_code == 0 and "90 layers in int8; 96.0% of the pixels of 2 photographs" in done.stderr, done.stderr
     products = [node for node in onnx.load(tmp_path / "small.onnx").graph.node if node.op_type in ("Conv", "MatMul")]
     makers = {name: node for node in onnx.load(tmp_path / "small.onnx").graph.node for name in node.output}
     quantised = [makers.get(node.input[1], node).op_type == "DequantizeLinear" for node in products]
-    assert sum(quantised) == 90 and not any(quantised[-len(products) // 5 :])
+    assert sum(quantised) == 90 and not any(quantised[: len(products) // 5])

@@ -224,7 +224,13 @@ def links(*rows):
 def test_the_view_of_the_whole_picture_decides():
     seen = np.array([[50, 0], [40, 10], [0, 60], [1, 0], [55, 0]])
     chain = links(((0, 1), True, 0.9), ((1, 2), True, 0.79), ((2, 3), True, 0.5), ((3, 4), False, 0.9))
-    assert group(chain, seen, 20, 90).tolist() == [0, 0, 1, 1, 2]  # 0 and 2 are told apart; 3 is not seen, and 4 in doubt
+    assert group(chain, seen, 20, 90).tolist() == [
+        0,
+        0,
+        1,
+        1,
+        2,
+    ]  # 0 and 2 are told apart; 3 is not seen, and 4 in doubt
     strong = links(((0, 1), True, 0.9), ((1, 2), True, 0.81))
     assert group(strong, seen, 20, 90).tolist() == [0, 0, 0, 1, 2]
     assert group(strong, seen, 20, 59).tolist() == [0, 0, 1, 2, 3]  # 0 with 1, and 2, are large
