@@ -32,7 +32,7 @@ class Hierarchy:
         milliseconds: wall time of the stages of that call, and of the grouping as "hierarchy".
 
     Only level 0 has the segments that a call with its threshold gives. A coarser level consists of unions of them, and
-    often has more segments than a call with its threshold: 31 and 22 for a photograph at 0.5, for example.
+    often has more segments than a call with its threshold: 23 and 11 for a photograph at 0.6, for example.
     """
 
     thresholds: tuple[float, ...]
