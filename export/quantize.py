@@ -55,6 +55,7 @@ class Quantized:
 def quantize_engine(engine: Path, images: Sequence[str], output: Path, *, threshold: float | None = None) -> Quantized:
     """Quantise `engine` to `output`, calibrated and judged on the photographs in `images` (files, folders, globs).
 
+    Where the photographs leave in doubt whether 95 % of the pixels keep their segment, fewer layers are quantised.
     `threshold`: KL threshold at which the labels are compared, None for the engine's own.
     Raises DiffSegError when the engine is not float32, there are too few photographs, none has enough segments, or
     fewer than 95 % of the pixels keep their segment; nothing is left at `output` then.
@@ -85,7 +86,8 @@ def quantize_engine(engine: Path, images: Sequence[str], output: Path, *, thresh
             )
             layers = write_quantized(engine, spec, frames, part, span)
             shares = _judge(original, part, (read_frame(path) for path in judges), threshold)
-            agreement, doubt = float(np.mean(shares)), 1.96 * float(np.std(shares)) / math.sqrt(len(shares))
+            agreement = statistics.mean(shares)
+            doubt = 1.96 * statistics.stdev(shares) / math.sqrt(len(shares)) if len(shares) > 1 else math.inf
             if agreement - doubt >= LEAST:
                 break
         if agreement < LEAST:

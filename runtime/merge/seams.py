@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 LEAST_SHARE = 0.5  # of the smaller node's pixels in the overlap
 CONFIDENT = 0.75  # share of a group's pixels in one segment of the view from which it is that segment's
 STRONG = 0.8  # strength of a sure link that the view does not overrule
+LARGE = 4  # times the pixels that a group needs for the view to see it; at least a tile
 MIDDLE = 0.8  # part of an overlap, around its middle, in which the seam may run: tiles know least at their edges
 
 
@@ -70,7 +71,7 @@ def link(one: Part, other: Part, threshold: float) -> Links:
     )
 
 
-def group(links: Links, seen: NDArray[np.int64], least: float, large: float) -> NDArray[np.int32]:
+def group(links: Links, seen: NDArray[np.int64], least: float, tile: float) -> NDArray[np.int32]:
     """The segment of every node, by its links, the strongest first, and by the view of the whole picture.
 
     A doubtful link unites two groups that the view sees in one segment; a sure one those that it does not see in
@@ -81,7 +82,7 @@ def group(links: Links, seen: NDArray[np.int64], least: float, large: float) -> 
         links: of all overlaps.
         seen: int64 [nodes, V]: pixels of each node in each segment of the view, far from the view's own borders.
         least: pixels that a group needs there for the view to see it.
-        large: pixels there above which a group is large.
+        tile: pixels of a tile; a group with more of them there, and more than four times `least`, is large.
 
     Returns:
         int32 [nodes]: groups, numbered without gaps by their first nodes.
@@ -106,7 +107,7 @@ def group(links: Links, seen: NDArray[np.int64], least: float, large: float) -> 
             continue
         one, other = verdict(a), verdict(b)
         agree = one == other != -1
-        strong = links.strength[index] > STRONG and min(seen[a].sum(), seen[b].sum()) <= large
+        strong = links.strength[index] > STRONG and min(seen[a].sum(), seen[b].sum()) <= max(LARGE * least, tile)
         certain = links.sure[index] and (-1 in (one, other) or strong)
         if agree or certain:
             first, last = min(a, b), max(a, b)

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 FINER = 0.85  # of the usual thresholds: small things are what tiles are for, and "auto" gives few segments to a tile
 LEAST_REGION = 2  # tokens; smaller regions of a tile go to their neighbours
 LEAST_SEEN = 4  # tokens of the view of the whole picture, from which a segment is seen in it
-LARGE = 0.25  # of a tile, from which two segments stay apart that the view tells apart
 
 
 @dataclass(slots=True)
@@ -172,7 +171,7 @@ class TiledStages(Stages):
                 current.append(tile)
             current[-1].keep_from(below)
             above = current
-        groups = group(join_links(links), np.concatenate(seen), least, LARGE * rows.side * columns.side)
+        groups = group(join_links(links), np.concatenate(seen), least, rows.side * columns.side)
         pieces = [whole[top : top + rows.side] for top in range(0, len(whole), rows.side)]
         there = np.zeros(len(groups), bool)
         for piece in pieces:  # one after the other: the labels are in memory once

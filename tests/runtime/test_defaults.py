@@ -111,10 +111,10 @@ def test_tiles_have_fixed_thresholds(opened, frame):
     assert not tiled.route.auto and tiled.refinement.pieces == "unlike" and not tiled.clone().route.auto
     assert in_tiles(opened(thresholds="auto").stages, (2, 2)).route.auto
     for given in (tiled, tiled.clone()):
-        assert given.route.config.thresholds == pytest.approx((0.45, 0.45))
+        assert given.route.config.thresholds == pytest.approx((0.425, 0.425))
     assert in_tiles(opened(thresholds=0.5).stages, (2, 2)).route.config.thresholds == (0.5, 0.5)
     labels = opened()(frame, tiles=(1, 1)).labels
-    assert np.array_equal(labels, opened(thresholds=0.45)(frame, tiles=(1, 1)).labels)
+    assert np.array_equal(labels, opened(thresholds=0.425)(frame, tiles=(1, 1)).labels)
 
 
 def test_levels_have_fixed_thresholds_and_keep_their_pieces(opened, frame):

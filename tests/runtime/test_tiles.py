@@ -224,16 +224,13 @@ def links(*rows):
 def test_the_view_of_the_whole_picture_decides():
     seen = np.array([[50, 0], [40, 10], [0, 60], [1, 0], [55, 0]])
     chain = links(((0, 1), True, 0.9), ((1, 2), True, 0.79), ((2, 3), True, 0.5), ((3, 4), False, 0.9))
-    assert group(chain, seen, 20, 90).tolist() == [
-        0,
-        0,
-        1,
-        1,
-        2,
-    ]  # 0 and 2 are told apart; 3 is not seen, and 4 in doubt
+    # 0 and 2 are told apart; 3 is not seen, and 4 in doubt.
+    assert group(chain, seen, 20, 90).tolist() == [0, 0, 1, 1, 2]
     strong = links(((0, 1), True, 0.9), ((1, 2), True, 0.81))
     assert group(strong, seen, 20, 90).tolist() == [0, 0, 0, 1, 2]
-    assert group(strong, seen, 20, 59).tolist() == [0, 0, 1, 2, 3]  # 0 with 1, and 2, are large
+    # Two large groups stay apart, 0 with 1, and 2: 60 pixels are more than a tile, and than four times the least.
+    assert group(strong, seen, 14, 59).tolist() == [0, 0, 1, 2, 3]
+    assert group(strong, seen, 14, 60).tolist() == group(strong, seen, 15, 59).tolist() == [0, 0, 0, 1, 2]
     assert group(links(((0, 4), False, 0.1)), seen, 20, 90).tolist() == [0, 1, 2, 3, 0]
     assert group(links(((0, 4), False, 0.1)), seen, 200, 90).tolist() == [0, 1, 2, 3, 4]
 
