@@ -30,9 +30,9 @@ HELD_OUT = 3  # one photograph in so many judges the engine, the others calibrat
 MOST_CALIBRATION = 48  # more photographs change the ranges little
 LAYERS = ["Conv", "MatMul", "Gemm"]  # operators of convolutions and linear layers
 TIMED = 7  # runs of each engine, in turns
-# Ranges of the layers, in order of execution, as shares; they are tried in turn until the labels agree beyond doubt: by
-# the lower end of a 95 % interval of the mean over photographs. The last one is kept if the mean is high enough. Errors
-# cost most in the first layers, which read the picture, and then in the last ones, which make the maps.
+# Ranges of the layers, in order of execution, as shares. They are tried in turn until the lower end of a 95 % interval
+# of the mean over photographs is high enough; for the last one the mean is enough. In the tiny engine errors cost most
+# in the first layers, which read the picture, and then in the last ones, which make the maps.
 SPANS = ((0.0, 1.0), (0.25, 1.0), (0.25, 0.75))
 
 

@@ -2,7 +2,8 @@
 
 Every segment of every tile is a node. Two nodes of neighbouring tiles are one segment if they share pixels of the
 overlap and their attention maps, cut to the overlap and normalised again, diverge little there (D of the paper's
-equation 5). One view of the whole picture decides what is doubtful, and overrules what is weak.
+equation 5). One view of the whole picture decides what is doubtful, overrules what is weak, and keeps large segments
+apart.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 
 LEAST_SHARE = 0.5  # of the smaller node's pixels in the overlap
 CONFIDENT = 0.75  # share of a group's pixels in one segment of the view from which it is that segment's
-STRONG = 0.8  # strength of a sure link that the view does not overrule
-LARGE = 4  # times the pixels that a group needs for the view to see it; at least a tile
+STRONG = 0.8  # strength of a sure link that the view does not overrule, unless it joins two large groups
+LARGE = 4  # a large group has so many times the pixels that the view needs to see it
 MIDDLE = 0.8  # part of an overlap, around its middle, in which the seam may run: tiles know least at their edges
 
 
@@ -82,11 +83,12 @@ def group(links: Links, seen: NDArray[np.int64], least: float, tile: float) -> N
         links: of all overlaps.
         seen: int64 [nodes, V]: pixels of each node in each segment of the view, far from the view's own borders.
         least: pixels that a group needs there for the view to see it.
-        tile: pixels of a tile; a group with more of them there, and more than four times `least`, is large.
+        tile: pixels of a tile. A group is large if it has more pixels there than a tile, and than four times `least`.
 
     Returns:
         int32 [nodes]: groups, numbered without gaps by their first nodes.
     """
+    large = max(LARGE * least, tile)
     parent = np.arange(len(seen))
     seen = seen.copy()
 
@@ -107,7 +109,7 @@ def group(links: Links, seen: NDArray[np.int64], least: float, tile: float) -> N
             continue
         one, other = verdict(a), verdict(b)
         agree = one == other != -1
-        strong = links.strength[index] > STRONG and min(seen[a].sum(), seen[b].sum()) <= max(LARGE * least, tile)
+        strong = links.strength[index] > STRONG and min(seen[a].sum(), seen[b].sum()) <= large
         certain = links.sure[index] and (-1 in (one, other) or strong)
         if agree or certain:
             first, last = min(a, b), max(a, b)

@@ -189,12 +189,7 @@ def open_dataset(
 
 def _named(samples: list[Sample], only: Path) -> list[Sample]:
     """The samples that a list names, in their own order."""
-    try:
-        names = {line.strip() for line in only.read_text(encoding="utf-8-sig").splitlines()} - {""}
-    except (OSError, UnicodeDecodeError) as error:
-        raise DiffSegError(
-            f"{only}: expected a text file with one image per line, found none that can be read"
-        ) from error
+    names = set(_lines(only))
     if not names:
         raise DiffSegError(f"{only}: expected the names of images, one per line, found none")
     if absent := sorted(names - {sample.name for sample in samples}):
@@ -203,6 +198,17 @@ def _named(samples: list[Sample], only: Path) -> list[Sample]:
             "has them, or write their paths below the image folder, without suffix"
         )
     return [sample for sample in samples if sample.name in names]
+
+
+def _lines(path: Path) -> list[str]:
+    """Lines of a list of images, without empty ones. Raises DiffSegError when it cannot be read."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DiffSegError(
+            f"{path}: expected a text file with one image per line, found none that can be read"
+        ) from error
+    return [line.strip() for line in lines if line.strip()]
 
 
 def _pairs(
@@ -239,7 +245,7 @@ def _pairs(
 def _stems(images: Path, layout: Layout, lists: list[Path], listed: tuple[str, ...]) -> list[tuple[str, Path]]:
     """Name and path of every image: those of the protocol, else of the split's list, else of the folder."""
     for path in lists:
-        listed = tuple(line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+        listed = tuple(line.split()[0] for line in _lines(path))
     if listed:
         return [(stem, images / f"{stem}{layout.image_ending}") for stem in listed]
     ending = layout.image_ending
